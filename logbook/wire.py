@@ -1,0 +1,330 @@
+"""What an agent and a worker say to each other.
+
+A worker is born with one WorkerStart and three inherited file descriptors: a pipe on which it
+writes WorkerMessages, a pipe from which it reads Commands, and a small shared page (ProgressPage)
+in which it notes where it is. The training loop makes no Ray call and never waits for the agent.
+Frames are a 4-byte little-endian length followed by msgpack; one message is at most MAX_FRAME_BYTES.
+These types stand in logbook/ because both the trainer and the operator speak them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from enum import IntEnum
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+MAX_FRAME_BYTES = 1 << 20
+
+
+class Mesh(msgspec.Struct, frozen=True):
+    """Device mesh: world_size = dp_shard * tp; rank = dp_index * tp + tp_index."""
+
+    dp_shard: int
+    tp: int
+
+    @property
+    def world_size(self) -> int:
+        return self.dp_shard * self.tp
+
+
+class LrChange(msgspec.Struct, frozen=True):
+    """From from_step on (the first step that uses it) the remaining schedule is multiplied by factor.
+
+    cause is the id of the intervention or decision that made the change.
+    """
+
+    from_step: int
+    factor: float
+    cause: str
+
+
+class Hyper(msgspec.Struct, frozen=True):
+    """Every change made to a run since it was submitted; goes into every start command.
+
+    skipped: half-open ranges [first, last) of data steps that the sampler leaves out.
+    grad_clip: None keeps the value of the trainer's configuration.
+    loss_scale: None keeps the scaler state of the checkpoint; a value resets the scaler at start.
+    """
+
+    lr_changes: tuple[LrChange, ...] = ()
+    grad_clip: float | None = None
+    skipped: tuple[tuple[int, int], ...] = ()
+    loss_scale: float | None = None
+
+
+class WorkerStart(msgspec.Struct, frozen=True):
+    """Everything a worker process needs to begin; sent once, before its first instruction.
+
+    checkpoints: ids of checkpoints to resume from, best first; empty means a fresh start. A worker
+        verifies before it trusts and falls back along the list.
+    rendezvous_host/port: of the attempt's TCP store. Rank 0 serves it, on the already listening
+        socket listen_fd when that is not None, so no port can be lost to a race.
+    trainer: the trainer's own configuration, as plain data; the agent does not read it.
+    until_step: train until this many steps are completed; None leaves it to the configuration.
+    first_command: commands with a lower seq are already folded into hyper and must be ignored.
+    """
+
+    run: str
+    run_dir: str
+    attempt: int
+    rank: int
+    local_rank: int
+    world_size: int
+    node: str
+    mesh: Mesh
+    rendezvous_host: str
+    rendezvous_port: int
+    trainer: dict[str, Any]
+    hyper: Hyper = Hyper()
+    checkpoints: tuple[str, ...] = ()
+    first_command: int = 1
+    listen_fd: int | None = None
+    report_fd: int | None = None
+    command_fd: int | None = None
+    progress_fd: int | None = None
+
+
+# --- worker -> agent -----------------------------------------------------------------------------
+
+
+class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
+    """A rank holds its state and is about to train. checkpoint "" means a fresh start.
+
+    passed_over: (checkpoint id, error code: reason) of every candidate that failed to load.
+    """
+
+    rank: int
+    step: int
+    checkpoint: str
+    load_s: float = 0.0
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+class StepSample(msgspec.Struct, frozen=True, tag="step"):
+    """One completed step as every rank agrees on it; sent by rank 0.
+
+    Units: loss nats/token; grad_norm before clipping (NaN allowed); loss_scale None outside fp16;
+    activation_norm L2 of the final layer's output, mean over tokens; *_s seconds.
+    skipped: the optimizer step was skipped on all ranks because found_inf was set on at least one.
+    data_step: the sampler position that this step consumed.
+    """
+
+    step: int
+    time_s: float
+    loss: float
+    grad_norm: float
+    lr: float
+    activation_norm: float
+    found_inf: bool
+    skipped: bool
+    loss_scale: float | None
+    tokens: int
+    data_step: int
+    step_s: float
+    tokens_per_s: float
+    model_tflops_per_device: float
+
+
+class RankSample(msgspec.Struct, frozen=True, tag="rank"):
+    """One rank's own share of a step: where its time went and what only it saw.
+
+    compute_s excludes waiting for other ranks, so stragglers show. local_* are before any
+    cross-rank reduction, so one rank's corruption shows.
+    """
+
+    rank: int
+    step: int
+    step_s: float
+    data_s: float
+    forward_s: float
+    backward_s: float
+    comm_s: float
+    optimizer_s: float
+    local_loss: float
+    local_grad_norm: float
+    found_inf: bool
+
+
+class CheckpointTags(msgspec.Struct, frozen=True):
+    """The health of the run at the step of a checkpoint."""
+
+    loss: float
+    grad_norm: float
+    activation_norm: float
+    loss_scale: float | None
+    lr: float
+
+
+class CheckpointStage(msgspec.Struct, frozen=True, tag="checkpoint"):
+    """Progress of one save; sent by rank 0. stage: "staged" | "committed" | "failed".
+
+    blocked_s: how long the training loop stood still; save_s: until the commit.
+    """
+
+    checkpoint: str
+    step: int
+    stage: str
+    bytes: int = 0
+    blocked_s: float = 0.0
+    save_s: float = 0.0
+    tags: CheckpointTags | None = None
+    error: str = ""
+
+
+class Applied(msgspec.Struct, frozen=True, tag="applied"):
+    """A command took effect on this rank. readback holds values read from the live optimizer.
+
+    at_step is the first step that runs under the new values and is the same on every rank.
+    """
+
+    rank: int
+    seq: int
+    at_step: int
+    readback: dict[str, float]
+    previous: dict[str, float] = {}
+    error: str = ""
+
+
+class WorkerFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """The worker's last words before it exits with a non-zero status."""
+
+    rank: int
+    code: str
+    message: str
+    traceback: str = ""
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """The rank has completed the run (or was told to stop, when stopped is set)."""
+
+    rank: int
+    step: int
+    stopped: bool = False
+
+
+WorkerMessage = (
+    Resumed | StepSample | RankSample | CheckpointStage | Applied | WorkerFailed | Finished
+)
+
+# --- agent -> worker -----------------------------------------------------------------------------
+
+
+class Command(msgspec.Struct, frozen=True):
+    """An order to every rank of a run; seq is run-wide, starts at 1 and never repeats.
+
+    Ranks take a command at the first step boundary at which all of them have received it (the
+    highest seq received is agreed in the same all-reduce that votes on non-finite gradients).
+    kind and value:
+        "lr-factor"   multiply the remaining schedule by value
+        "lr"          make the learning rate of the next step equal value, as a factor of the
+                      remaining schedule
+        "grad-clip"   clip at value from the next step on
+        "checkpoint"  save now; value unused
+        "stop"        finish the current step, save, exit 0; value unused
+    """
+
+    seq: int
+    kind: str
+    value: float = 0.0
+    cause: str = ""
+
+
+# --- frames --------------------------------------------------------------------------------------
+
+_LENGTH = struct.Struct("<I")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(message: WorkerMessage | Command) -> bytes:
+    """Return one length-prefixed frame. Raises ValueError past MAX_FRAME_BYTES (a bug of ours)."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"frame of {len(body)} bytes exceeds {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+M = TypeVar("M")
+
+
+class FrameReader(Generic[M]):
+    """Cut a byte stream back into messages, however the pipe split it."""
+
+    def __init__(self, message_type: Any) -> None:
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(message_type)
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> list[M]:
+        """Return the messages completed by data. Raises ValueError on an impossible frame."""
+        self._pending += data
+        messages: list[M] = []
+        while len(self._pending) >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(self._pending)
+            if size > MAX_FRAME_BYTES:
+                raise ValueError(f"frame of {size} bytes exceeds {MAX_FRAME_BYTES}")
+            end = _LENGTH.size + size
+            if len(self._pending) < end:
+                break
+            messages.append(self._decoder.decode(bytes(self._pending[_LENGTH.size : end])))
+            del self._pending[:end]
+        return messages
+
+
+def worker_message_reader() -> FrameReader[WorkerMessage]:
+    """Return the reader an agent uses on a worker's report pipe."""
+    return FrameReader(WorkerMessage)
+
+
+def command_reader() -> FrameReader[Command]:
+    """Return the reader a worker uses on its command pipe."""
+    return FrameReader(Command)
+
+
+# --- progress ------------------------------------------------------------------------------------
+
+
+class Phase(IntEnum):
+    """Where a worker is. Everything below TRAINING is start-up, when no hang deadline is armed."""
+
+    BORN = 0
+    RENDEZVOUS = 1
+    BUILDING = 2
+    LOADING = 3
+    TRAINING = 10
+    DATA = 11
+    FORWARD = 12
+    BACKWARD = 13
+    VOTE = 14
+    OPTIMIZER = 15
+    SAVING = 16
+    DONE = 20
+
+
+_PROGRESS = struct.Struct("<qqd")
+PROGRESS_BYTES = 4096
+
+
+class ProgressPage:
+    """A shared page in which a worker notes (steps completed, phase, monotonic time) as it goes.
+
+    Costs a microsecond a note, and the agent can read it while the worker is stopped or stuck in
+    a collective. Both sides map the same file descriptor (a memfd of PROGRESS_BYTES).
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._page = mmap.mmap(fd, PROGRESS_BYTES)
+
+    def note(self, step: int, phase: Phase) -> None:
+        """Record that the worker with step completed steps entered phase now."""
+        _PROGRESS.pack_into(self._page, 0, step, phase, time.monotonic())
+
+    def read(self) -> tuple[int, Phase, float]:
+        """Return (steps completed, phase, monotonic seconds of the last note; 0.0 before any)."""
+        step, phase, noted_s = _PROGRESS.unpack_from(self._page, 0)
+        return step, Phase(phase), noted_s
+
+    def close(self) -> None:
+        self._page.close()
