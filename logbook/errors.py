@@ -1,4 +1,4 @@
-"""The exception tree of the whole project, rooted in the lowest room so that every room may raise it.
+"""The exception tree of the whole project, rooted here so that every room may raise it.
 
     MidwatchError
     |-- ConfigError      the user wrote something that cannot work; nothing was started

@@ -3,7 +3,7 @@
 A worker is born with one WorkerStart and three inherited file descriptors: a pipe on which it
 writes WorkerMessages, a pipe from which it reads Commands, and a small shared page (ProgressPage)
 in which it notes where it is. The training loop makes no Ray call and never waits for the agent.
-Frames are a 4-byte little-endian length followed by msgpack; one message is at most MAX_FRAME_BYTES.
+A frame is a 4-byte little-endian length, then msgpack, of at most MAX_FRAME_BYTES.
 These types stand in logbook/ because both the trainer and the operator speak them.
 """
 
@@ -32,9 +32,9 @@ class Mesh(msgspec.Struct, frozen=True):
 
 
 class LrChange(msgspec.Struct, frozen=True):
-    """From from_step on (the first step that uses it) the remaining schedule is multiplied by factor.
+    """From from_step on the remaining schedule is multiplied by factor.
 
-    cause is the id of the intervention or decision that made the change.
+    from_step is the first step that uses the factor; cause is the id of the intervention or decision that made the change.
     """
 
     from_step: int
@@ -88,7 +88,7 @@ class WorkerStart(msgspec.Struct, frozen=True):
     progress_fd: int | None = None
 
 
-# --- worker -> agent -----------------------------------------------------------------------------
+# --- worker -> agent ----------------------------------------------------------------------------
 
 
 class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
@@ -210,7 +210,7 @@ WorkerMessage = (
     Resumed | StepSample | RankSample | CheckpointStage | Applied | WorkerFailed | Finished
 )
 
-# --- agent -> worker -----------------------------------------------------------------------------
+# --- agent -> worker ----------------------------------------------------------------------------
 
 
 class Command(msgspec.Struct, frozen=True):
