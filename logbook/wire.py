@@ -34,7 +34,8 @@ class Mesh(msgspec.Struct, frozen=True):
 class LrChange(msgspec.Struct, frozen=True):
     """From from_step on the remaining schedule is multiplied by factor.
 
-    from_step is the first step that uses the factor; cause is the id of the intervention or decision that made the change.
+    from_step is the first step that uses the factor; cause is the id of the intervention or
+    decision that made the change.
     """
 
     from_step: int
