@@ -1,0 +1,449 @@
+"""Every kind of thing that can happen to a run, as it stands in the journal.
+
+Events are facts in the past tense; folding them (fold.evolve) gives the RunState. The kind on the
+line is the struct's tag. Fields are added with defaults and never renamed, so old journals read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .findings import Finding
+from .plan import AttemptPlan
+from .wire import CheckpointTags, Command, StepSample
+
+
+class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"):
+    pass
+
+
+# --- the run -------------------------------------------------------------------------------------
+
+
+class RunSubmitted(_Event, frozen=True, tag="run-submitted"):
+    """The first event. spec is the validated run spec as plain data; digest is its SHA-256."""
+
+    run: str
+    spec: dict[str, Any]
+    digest: str
+    policy_version: int
+    midwatch_version: str
+    by: str
+
+
+class ControllerStarted(_Event, frozen=True, tag="controller-started"):
+    """A controller opened the journal and folded what it found."""
+
+    epoch: int
+    host: str
+    pid: int
+    folded_events: int
+
+
+class RunResumed(_Event, frozen=True, tag="run-resumed"):
+    """A human set a paused or stopped run going again; spent budgets start anew."""
+
+    by: str
+    reason: str = ""
+
+
+class RunPaused(_Event, frozen=True, tag="run-paused"):
+    """Midwatch stopped acting and waits for a human. code says why, e.g. "restart-budget"."""
+
+    code: str
+    reason: str
+    incident: str | None = None
+
+
+class RunCompleted(_Event, frozen=True, tag="run-completed"):
+    """Every rank finished the configured steps."""
+
+    step: int
+
+
+class RunStopped(_Event, frozen=True, tag="run-stopped"):
+    """The run was stopped on request, its state saved."""
+
+    step: int
+    reason: str
+
+
+class FaultInjected(_Event, frozen=True, tag="fault-injected"):
+    """A planned fault struck (demonstrations and chaos tests); injected_s is when, exactly."""
+
+    fault: str
+    target: str
+    injected_s: float
+    step: int = 0
+
+
+# --- nodes ---------------------------------------------------------------------------------------
+
+
+class NodeJoined(_Event, frozen=True, tag="node-joined"):
+    """An agent is up with its workers' code preloaded. incarnation names this agent process."""
+
+    node: str
+    incarnation: str
+    host: str
+    slots: int
+    pid: int = 0
+
+
+class NodeLost(_Event, frozen=True, tag="node-lost"):
+    """The agent of a node is gone (its process died) or silent past the heartbeat deadline."""
+
+    node: str
+    incarnation: str
+    reason: str
+
+
+class NodeQuarantined(_Event, frozen=True, tag="node-quarantined"):
+    """Midwatch will place nothing on this node until it is released."""
+
+    node: str
+    reason: str
+    incident: str | None = None
+
+
+class NodeReleased(_Event, frozen=True, tag="node-released"):
+    node: str
+    by: str
+    reason: str = ""
+
+
+# --- attempts ------------------------------------------------------------------------------------
+
+
+class WorkersStarted(_Event, frozen=True, tag="workers-started"):
+    """The worker processes of one node are born; pids in local rank order."""
+
+    attempt: int
+    node: str
+    pids: tuple[int, ...]
+
+
+class AttemptResumed(_Event, frozen=True, tag="attempt-resumed"):
+    """Rank 0 holds its state: checkpoint ("" for a fresh start) at step, loaded in load_s.
+
+    passed_over: (checkpoint, why) for each better candidate that failed to load.
+    """
+
+    attempt: int
+    step: int
+    checkpoint: str
+    load_s: float
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+class WorkerExited(_Event, frozen=True, tag="worker-exited"):
+    """A worker process ended while its attempt was current. Exactly one of exit_code, signal.
+
+    code: stable code of the worker's last words ("" if it left none); log_tail is bounded.
+    """
+
+    attempt: int
+    rank: int
+    node: str
+    exit_code: int | None = None
+    signal: int | None = None
+    step: int = 0
+    phase: str = ""
+    code: str = ""
+    message: str = ""
+    log_tail: str = ""
+
+
+class StartFailed(_Event, frozen=True, tag="start-failed"):
+    """An agent could not start its workers."""
+
+    attempt: int
+    node: str
+    code: str
+    message: str
+
+
+class HangRow(msgspec.Struct, frozen=True):
+    """Where one rank stood when its node's progress deadline passed. process_state as in /proc."""
+
+    rank: int
+    step: int
+    phase: str
+    age_s: float
+    process_state: str
+
+
+class HangSuspected(_Event, frozen=True, tag="hang-suspected"):
+    """No local rank of node has made progress within deadline_s. stacks: path of the dump file."""
+
+    attempt: int
+    node: str
+    deadline_s: float
+    rows: tuple[HangRow, ...]
+    stacks: str = ""
+
+
+class RankFinished(_Event, frozen=True, tag="rank-finished"):
+    attempt: int
+    rank: int
+    step: int
+    stopped: bool = False
+
+
+class StaleIgnored(_Event, frozen=True, tag="stale-ignored"):
+    """Something of an older attempt spoke and was not listened to."""
+
+    attempt: int
+    what: str
+    node: str
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+class StepDone(_Event, frozen=True, tag="step"):
+    """A completed optimizer update, as all ranks agree on it."""
+
+    attempt: int
+    sample: StepSample
+
+
+class RankTimes(_Event, frozen=True, tag="rank-times"):
+    """Where the time of one step went on the ranks of one node, for stragglers and for people.
+
+    rows: (rank, step_s, data_s, forward_s, backward_s, comm_s, optimizer_s).
+    """
+
+    attempt: int
+    step: int
+    node: str
+    rows: tuple[tuple[int, float, float, float, float, float, float], ...]
+
+
+class CheckpointCommitted(_Event, frozen=True, tag="checkpoint-committed"):
+    """The manifest of a checkpoint appeared. blocked_s: how long the training loop stood still."""
+
+    attempt: int
+    checkpoint: str
+    step: int
+    bytes: int
+    blocked_s: float
+    save_s: float
+    tags: CheckpointTags | None = None
+
+
+class CheckpointFailed(_Event, frozen=True, tag="checkpoint-failed"):
+    attempt: int
+    checkpoint: str
+    step: int
+    error: str
+
+
+class CheckpointVerified(_Event, frozen=True, tag="checkpoint-verified"):
+    """Every byte of a committed checkpoint was read back. error "" means it is sound."""
+
+    checkpoint: str
+    error: str = ""
+
+
+class CheckpointsPruned(_Event, frozen=True, tag="checkpoints-pruned"):
+    checkpoints: tuple[str, ...]
+
+
+class FindingSeen(_Event, frozen=True, tag="finding"):
+    """A detector spoke. id is unique in the run."""
+
+    id: str
+    attempt: int
+    finding: Finding
+
+
+# --- decisions -----------------------------------------------------------------------------------
+
+
+class StartAttempt(msgspec.Struct, frozen=True, tag="start-attempt"):
+    """Kill what is left of older attempts and start this one."""
+
+    plan: AttemptPlan
+
+
+class QuarantineNode(msgspec.Struct, frozen=True, tag="quarantine-node"):
+    node: str
+
+
+class PauseRun(msgspec.Struct, frozen=True, tag="pause-run"):
+    """Stop the workers, keep everything, wait for a human."""
+
+    code: str
+
+
+class EndRun(msgspec.Struct, frozen=True, tag="end-run"):
+    """The run is over: completed, or stopped on request."""
+
+    stopped: bool
+
+
+class SendCommand(msgspec.Struct, frozen=True, tag="send-command"):
+    command: Command
+    intervention: str | None = None
+
+
+class RejectIntervention(msgspec.Struct, frozen=True, tag="reject-intervention"):
+    intervention: str
+
+
+class VerifyCheckpoint(msgspec.Struct, frozen=True, tag="verify-checkpoint"):
+    checkpoint: str
+
+
+class PruneCheckpoints(msgspec.Struct, frozen=True, tag="prune-checkpoints"):
+    checkpoints: tuple[str, ...]
+
+
+class CloseIncident(msgspec.Struct, frozen=True, tag="close-incident"):
+    """The run trains again past the incident, or the incident came to nothing."""
+
+    incident: str
+    outcome: str
+
+
+class Observe(msgspec.Struct, frozen=True, tag="observe"):
+    """Nothing is done: the incident is only written down."""
+
+
+Action = (
+    StartAttempt
+    | QuarantineNode
+    | PauseRun
+    | EndRun
+    | SendCommand
+    | RejectIntervention
+    | VerifyCheckpoint
+    | PruneCheckpoints
+    | CloseIncident
+    | Observe
+)
+
+
+class IncidentDraft(msgspec.Struct, frozen=True):
+    """A new incident as first seen. fault is one of design.md's fault names, kebab-case.
+
+    seen_s:  when the first sign reached the controller; step: last completed step then.
+    node, rank: whom it is blamed on, None when nobody in particular.
+    """
+
+    id: str
+    fault: str
+    title: str
+    step: int
+    seen_s: float
+    onset_step: int
+    node: str | None = None
+    rank: int | None = None
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What the controller resolved to do, why, on what evidence, and what it passed over.
+
+    id is "attempt/seq" and names the action for ever: repeating the effect is harmless.
+    evidence: (what, value) pairs a person can check. alternatives: (option, why not).
+    reverts: interventions whose change is taken back by this decision.
+    """
+
+    id: str
+    action: Action
+    reason: str
+    evidence: tuple[tuple[str, str], ...] = ()
+    alternatives: tuple[tuple[str, str], ...] = ()
+    incident: str | None = None
+    opens: IncidentDraft | None = None
+    reverts: tuple[str, ...] = ()
+
+
+class DecisionMade(_Event, frozen=True, tag="decision"):
+    """Written, and synced to disk, before anything is done about it."""
+
+    decision: Decision
+
+
+class ActionDone(_Event, frozen=True, tag="action-done"):
+    """The outcome of a decision's effect. error "" means it was carried out."""
+
+    decision: str
+    error: str = ""
+
+
+# --- interventions -------------------------------------------------------------------------------
+
+
+class InterventionRequested(_Event, frozen=True, tag="intervention-requested"):
+    """A person asks for a change. action: "lr", "lr-factor", "grad-clip", "checkpoint", "stop",
+    "resume", "quarantine", "release". value and target as the action needs them."""
+
+    id: str
+    action: str
+    by: str
+    reason: str
+    value: float = 0.0
+    target: str = ""
+    expect_attempt: int | None = None
+
+
+class CommandApplied(_Event, frozen=True, tag="command-applied"):
+    """The ranks of one node hold the new values, read back from the live optimizer.
+
+    at_step is the first step under them; error "" means it took effect.
+    """
+
+    attempt: int
+    seq: int
+    node: str
+    ranks: tuple[int, ...]
+    at_step: int
+    readback: dict[str, float]
+    previous: dict[str, float]
+    error: str = ""
+
+
+class NoteAdded(_Event, frozen=True, tag="note-added"):
+    """Prose by a person, attached to an incident or, with incident None, to the run."""
+
+    by: str
+    text: str
+    incident: str | None = None
+
+
+Event = (
+    RunSubmitted
+    | ControllerStarted
+    | RunResumed
+    | RunPaused
+    | RunCompleted
+    | RunStopped
+    | FaultInjected
+    | NodeJoined
+    | NodeLost
+    | NodeQuarantined
+    | NodeReleased
+    | WorkersStarted
+    | AttemptResumed
+    | WorkerExited
+    | StartFailed
+    | HangSuspected
+    | RankFinished
+    | StaleIgnored
+    | StepDone
+    | RankTimes
+    | CheckpointCommitted
+    | CheckpointFailed
+    | CheckpointVerified
+    | CheckpointsPruned
+    | FindingSeen
+    | DecisionMade
+    | ActionDone
+    | InterventionRequested
+    | CommandApplied
+    | NoteAdded
+)

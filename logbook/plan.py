@@ -1,0 +1,43 @@
+"""Where the ranks of an attempt run and what they start from."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .wire import Hyper, Mesh
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """The contiguous block of ranks that one node carries: [first_rank, first_rank + num_ranks)."""
+
+    node: str
+    first_rank: int
+    num_ranks: int
+
+
+class AttemptPlan(msgspec.Struct, frozen=True):
+    """Everything that defines an attempt, but for the addresses known only when it starts.
+
+    placements:  in rank order; the first holds rank 0 and serves the rendezvous.
+    checkpoints: candidates to resume from, best first; empty means a fresh start.
+    resume_step: step of the first candidate, 0 for a fresh start.
+    """
+
+    attempt: int
+    mesh: Mesh
+    placements: tuple[Placement, ...]
+    checkpoints: tuple[str, ...]
+    resume_step: int
+    hyper: Hyper
+    first_command: int = 1
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(placement.node for placement in self.placements)
+
+    def node_of(self, rank: int) -> str | None:
+        """Return the node that carries rank, or None when no node does."""
+        for placement in self.placements:
+            if placement.first_rank <= rank < placement.first_rank + placement.num_ranks:
+                return placement.node
+        return None
