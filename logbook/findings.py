@@ -26,6 +26,9 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     onset_step: step at which it began, as far as the detector can tell; <= step.
     value, reference: observed value and what it was compared with, in the unit that message names.
     node, rank: whom it concerns; None means the whole run.
+    device:     GPU UUID, network port or disk on that node, where the detector knows it.
+    action:     what a node detector asks for: "ignore", "watch", "drain" (leave the node out at
+                the next restart) or "evict" (now); "" where the policy alone decides.
     shadow:     recorded only; the policy must not act on it.
     """
 
@@ -40,3 +43,5 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     node: str | None = None
     rank: int | None = None
     shadow: bool = False
+    device: str = ""
+    action: str = ""
