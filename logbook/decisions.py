@@ -13,13 +13,34 @@ from .wire import Command
 
 
 class StartAttempt(msgspec.Struct, frozen=True, tag="start-attempt"):
-    """Kill what is left of older attempts and start this one."""
+    """Kill what is left of older attempts and start this one.
+
+    rollback_onset: onset step of the numeric trouble that this attempt rolls back from; None for
+        a first start or a hardware fault.
+    lr_factor:   what the learning rate is multiplied by for this rollback.
+    quarantines: checkpoints not to be resumed from again.
+    """
 
     plan: AttemptPlan
+    rollback_onset: int | None = None
+    lr_factor: float = 1.0
+    quarantines: tuple[str, ...] = ()
 
 
 class QuarantineNode(msgspec.Struct, frozen=True, tag="quarantine-node"):
+    """Place nothing on this node until it is released."""
+
     node: str
+
+
+class ReleaseNode(msgspec.Struct, frozen=True, tag="release-node"):
+    """A quarantined node may be used again."""
+
+    node: str
+
+
+class ResumeRun(msgspec.Struct, frozen=True, tag="resume-run"):
+    """A human set a paused run going again; spent budgets start anew."""
 
 
 class PauseRun(msgspec.Struct, frozen=True, tag="pause-run"):
@@ -29,25 +50,40 @@ class PauseRun(msgspec.Struct, frozen=True, tag="pause-run"):
 
 
 class EndRun(msgspec.Struct, frozen=True, tag="end-run"):
-    """The run is over: completed, or stopped on request."""
+    """The run is over: completed, or stopped on request, its state saved."""
 
     stopped: bool
+    step: int
 
 
 class SendCommand(msgspec.Struct, frozen=True, tag="send-command"):
+    """Give every rank an order; intervention names the request it answers."""
+
     command: Command
     intervention: str | None = None
 
 
 class RejectIntervention(msgspec.Struct, frozen=True, tag="reject-intervention"):
+    """Refuse a request; the decision's reason says why."""
+
+    intervention: str
+
+
+class CompleteIntervention(msgspec.Struct, frozen=True, tag="complete-intervention"):
+    """A request that needs no order to the ranks has been carried out by another decision."""
+
     intervention: str
 
 
 class VerifyCheckpoint(msgspec.Struct, frozen=True, tag="verify-checkpoint"):
+    """Have an agent read every byte of a committed checkpoint back."""
+
     checkpoint: str
 
 
 class PruneCheckpoints(msgspec.Struct, frozen=True, tag="prune-checkpoints"):
+    """Delete checkpoints that retention no longer keeps."""
+
     checkpoints: tuple[str, ...]
 
 
@@ -65,6 +101,9 @@ class Observe(msgspec.Struct, frozen=True, tag="observe"):
 Action = (
     StartAttempt
     | QuarantineNode
+    | ReleaseNode
+    | ResumeRun
+    | CompleteIntervention
     | PauseRun
     | EndRun
     | SendCommand

@@ -42,34 +42,6 @@ class ControllerStarted(_Event, frozen=True, tag="controller-started"):
     folded_events: int
 
 
-class RunResumed(_Event, frozen=True, tag="run-resumed"):
-    """A human set a paused or stopped run going again; spent budgets start anew."""
-
-    by: str
-    reason: str = ""
-
-
-class RunPaused(_Event, frozen=True, tag="run-paused"):
-    """Midwatch stopped acting and waits for a human. code says why, e.g. "restart-budget"."""
-
-    code: str
-    reason: str
-    incident: str | None = None
-
-
-class RunCompleted(_Event, frozen=True, tag="run-completed"):
-    """Every rank finished the configured steps."""
-
-    step: int
-
-
-class RunStopped(_Event, frozen=True, tag="run-stopped"):
-    """The run was stopped on request, its state saved."""
-
-    step: int
-    reason: str
-
-
 class FaultInjected(_Event, frozen=True, tag="fault-injected"):
     """A planned fault struck (demonstrations and chaos tests); injected_s is when, exactly."""
 
@@ -98,20 +70,6 @@ class NodeLost(_Event, frozen=True, tag="node-lost"):
     node: str
     incarnation: str
     reason: str
-
-
-class NodeQuarantined(_Event, frozen=True, tag="node-quarantined"):
-    """Midwatch will place nothing on this node until it is released."""
-
-    node: str
-    reason: str
-    incident: str | None = None
-
-
-class NodeReleased(_Event, frozen=True, tag="node-released"):
-    node: str
-    by: str
-    reason: str = ""
 
 
 # --- attempts ------------------------------------------------------------------------------------
@@ -319,15 +277,9 @@ class NoteAdded(_Event, frozen=True, tag="note-added"):
 Event = (
     RunSubmitted
     | ControllerStarted
-    | RunResumed
-    | RunPaused
-    | RunCompleted
-    | RunStopped
     | FaultInjected
     | NodeJoined
     | NodeLost
-    | NodeQuarantined
-    | NodeReleased
     | WorkersStarted
     | AttemptResumed
     | WorkerExited

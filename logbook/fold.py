@@ -1,0 +1,274 @@
+"""evolve: one event in, the next state out. Pure and deterministic; the only way state changes.
+
+Handlers for what a decision does to the state stand in fold_decisions.py. An event of an attempt
+that is no longer current changes nothing but the record: the attempt number is the fencing token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from . import events as ev
+from . import fold_training as tr
+from .findings import Severity
+from .fold_decisions import apply_decision
+from .state import (
+    RECENT_FINDINGS,
+    RECENT_STEPS,
+    AttemptState,
+    CheckpointState,
+    Intervention,
+    NodeState,
+    RunState,
+)
+from .wire import Hyper, LrChange
+
+
+def evolve(state: RunState, event: ev.Event, *, seq: int, time_s: float) -> RunState:
+    """Return the state after event, which has sequence number seq and happened at time_s."""
+    state = _HANDLERS[type(event)](state, event, time_s)
+    return replace(state, seq=seq, time_s=time_s)
+
+
+# --- run and nodes -------------------------------------------------------------------------------
+
+
+def _run_submitted(state: RunState, e: ev.RunSubmitted, time_s: float) -> RunState:
+    return replace(
+        state, run=e.run, spec=e.spec, policy_version=e.policy_version, submitted_s=time_s
+    )
+
+
+def _controller_started(state: RunState, e: ev.ControllerStarted, time_s: float) -> RunState:
+    return replace(state, epoch=e.epoch)
+
+
+def _fault_injected(state: RunState, e: ev.FaultInjected, time_s: float) -> RunState:
+    return replace(state, faults=(*state.faults, e))
+
+
+def _node_joined(state: RunState, e: ev.NodeJoined, time_s: float) -> RunState:
+    known = state.nodes.get(e.node)
+    fresh = NodeState(e.node, e.incarnation, e.host, e.slots, e.pid)
+    if known is not None:
+        fresh = replace(
+            known,
+            incarnation=e.incarnation,
+            host=e.host,
+            slots=e.slots,
+            pid=e.pid,
+            present=True,
+        )
+    return replace(state, nodes={**state.nodes, e.node: fresh})
+
+
+def _node_lost(state: RunState, e: ev.NodeLost, time_s: float) -> RunState:
+    known = state.nodes.get(e.node)
+    if known is None or known.incarnation != e.incarnation:
+        return state
+    gone = replace(known, present=False, num_losses=known.num_losses + 1)
+    state = replace(state, nodes={**state.nodes, e.node: gone})
+    running = state.attempt
+    if running is None or e.node not in running.plan.nodes:
+        return state
+    return _with_signal(
+        state, replace(running, lost_nodes=(*running.lost_nodes, (e.node, e.reason))), time_s
+    )
+
+
+# --- attempts ------------------------------------------------------------------------------------
+
+
+def _with_signal(state: RunState, attempt: AttemptState, time_s: float) -> RunState:
+    if attempt.signal_s is None:
+        attempt = replace(attempt, signal_s=time_s)
+    return replace(state, attempt=attempt)
+
+
+def _workers_started(state: RunState, e: ev.WorkersStarted, time_s: float) -> RunState:
+    running = state.running(e.attempt)
+    if running is None:
+        return state
+    return replace(state, attempt=replace(running, pids={**running.pids, e.node: e.pids}))
+
+
+def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> RunState:
+    running = state.running(e.attempt)
+    if running is None:
+        return state
+    running = replace(
+        running,
+        resumed_s=time_s,
+        resumed_step=e.step,
+        resumed_from=e.checkpoint,
+        load_s=e.load_s,
+        passed_over=e.passed_over,
+    )
+    unsound = dict(e.passed_over)
+    checkpoints = {
+        name: _after_resume(known, e.step, unsound.get(name))
+        for name, known in state.checkpoints.items()
+    }
+    samples = tuple(sample for sample in state.samples if sample.step <= e.step)
+    return replace(
+        state,
+        attempt=running,
+        checkpoints=checkpoints,
+        trending=tuple(n for n in state.trending if not checkpoints[n].abandoned),
+        recent_before=(),
+        recent=samples[-RECENT_STEPS:],
+        last=samples[-1] if samples else None,
+        step=e.step,
+    )
+
+
+def _after_resume(known: CheckpointState, step: int, error: str | None) -> CheckpointState:
+    # Nothing after the resume point belongs to the lineage any more, and a candidate that would
+    # not load is unsound whatever was believed before.
+    if error is not None:
+        known = replace(known, verified=False, error=error)
+    return replace(known, abandoned=True) if known.step > step else known
+
+
+def _worker_exited(state: RunState, e: ev.WorkerExited, time_s: float) -> RunState:
+    running = state.running(e.attempt)
+    if running is None or (e.exit_code == 0 and e.rank in running.finished):
+        return state
+    return _with_signal(state, replace(running, exits=(*running.exits, e)), time_s)
+
+
+def _start_failed(state: RunState, e: ev.StartFailed, time_s: float) -> RunState:
+    running = state.running(e.attempt)
+    if running is None:
+        return state
+    failures = (*running.start_failures, e)
+    return _with_signal(state, replace(running, start_failures=failures), time_s)
+
+
+def _hang_suspected(state: RunState, e: ev.HangSuspected, time_s: float) -> RunState:
+    running = state.running(e.attempt)
+    if running is None:
+        return state
+    return _with_signal(state, replace(running, hangs=(*running.hangs, e)), time_s)
+
+
+def _rank_finished(state: RunState, e: ev.RankFinished, time_s: float) -> RunState:
+    running = state.running(e.attempt)
+    if running is None or e.rank in running.finished:
+        return state
+    finished = tuple(sorted((*running.finished, e.rank)))
+    stopped = running.stopped or e.stopped
+    return replace(state, attempt=replace(running, finished=finished, stopped=stopped))
+
+
+def _stale_ignored(state: RunState, e: ev.StaleIgnored, time_s: float) -> RunState:
+    return replace(state, num_stale=state.num_stale + 1)
+
+
+# --- findings, decisions and interventions --------------------------------------------------------
+
+
+def _rank_times(state: RunState, e: ev.RankTimes, time_s: float) -> RunState:
+    return state
+
+
+def _finding_seen(state: RunState, e: ev.FindingSeen, time_s: float) -> RunState:
+    state = replace(
+        state,
+        num_findings=state.num_findings + 1,
+        findings=(*state.findings, e)[-RECENT_FINDINGS:],
+    )
+    running = state.running(e.attempt)
+    grave = e.finding.severity is Severity.ROLLBACK and not e.finding.shadow
+    if running is None or not grave or running.alarm is not None:
+        return state
+    return _with_signal(state, replace(running, alarm=e), time_s)
+
+
+def _decision_made(state: RunState, e: ev.DecisionMade, time_s: float) -> RunState:
+    return apply_decision(state, e.decision, time_s)
+
+
+def _action_done(state: RunState, e: ev.ActionDone, time_s: float) -> RunState:
+    pending = {name: d for name, d in state.pending.items() if name != e.decision}
+    return replace(state, pending=pending)
+
+
+def _requested(state: RunState, e: ev.InterventionRequested, time_s: float) -> RunState:
+    if e.id in state.interventions:
+        return state
+    asked = Intervention(request=e, requested_s=time_s)
+    stopping = e.id if e.action == "stop" and not state.stopping else state.stopping
+    return replace(state, interventions={**state.interventions, e.id: asked}, stopping=stopping)
+
+
+def _command_applied(state: RunState, e: ev.CommandApplied, time_s: float) -> RunState:
+    running = state.running(e.attempt)
+    found = next((i for i in state.interventions.values() if i.seq == e.seq), None)
+    if running is None or found is None:
+        return state
+    acks = tuple(sorted({*found.acks, *e.ranks}))
+    stage = found.stage
+    if e.error:
+        stage = "failed"
+    elif len(acks) >= running.plan.mesh.world_size and stage == "sent":
+        stage = "applied"
+    first = not found.acks
+    known = replace(
+        found,
+        acks=acks,
+        stage=stage,
+        at_step=e.at_step,
+        readback=e.readback,
+        previous=e.previous if first else found.previous,
+        detail=e.error,
+    )
+    state = replace(state, interventions={**state.interventions, found.request.id: known})
+    if e.error or not first:
+        return state
+    return replace(state, hyper=_changed_hyper(state.hyper, known, e))
+
+
+def _changed_hyper(hyper: Hyper, known: Intervention, e: ev.CommandApplied) -> Hyper:
+    if known.request.action in ("lr", "lr-factor"):
+        change = LrChange(e.at_step, e.readback["lr_factor"], known.request.id)
+        return replace(hyper, lr_changes=(*hyper.lr_changes, change))
+    if known.request.action == "grad-clip":
+        return replace(hyper, grad_clip=e.readback["grad_clip"])
+    return hyper
+
+
+def _note_added(state: RunState, e: ev.NoteAdded, time_s: float) -> RunState:
+    return state
+
+
+_Handler = Callable[[RunState, Any, float], RunState]
+_HANDLERS: dict[type, _Handler] = {
+    ev.RunSubmitted: _run_submitted,
+    ev.ControllerStarted: _controller_started,
+    ev.FaultInjected: _fault_injected,
+    ev.NodeJoined: _node_joined,
+    ev.NodeLost: _node_lost,
+    ev.WorkersStarted: _workers_started,
+    ev.AttemptResumed: _attempt_resumed,
+    ev.WorkerExited: _worker_exited,
+    ev.StartFailed: _start_failed,
+    ev.HangSuspected: _hang_suspected,
+    ev.RankFinished: _rank_finished,
+    ev.StaleIgnored: _stale_ignored,
+    ev.StepDone: tr.step_done,
+    ev.RankTimes: _rank_times,
+    ev.CheckpointCommitted: tr.checkpoint_committed,
+    ev.CheckpointFailed: tr.checkpoint_failed,
+    ev.CheckpointVerified: tr.checkpoint_verified,
+    ev.CheckpointsPruned: tr.checkpoints_pruned,
+    ev.FindingSeen: _finding_seen,
+    ev.DecisionMade: _decision_made,
+    ev.ActionDone: _action_done,
+    ev.InterventionRequested: _requested,
+    ev.CommandApplied: _command_applied,
+    ev.NoteAdded: _note_added,
+}

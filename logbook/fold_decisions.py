@@ -1,0 +1,226 @@
+"""What a decision does to the state when it is journaled, before its effect is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from . import decisions as d
+from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
+
+MAX_REMEMBERED_RESTARTS = 256
+
+
+def apply_decision(state: RunState, decision: d.Decision, time_s: float) -> RunState:
+    """Return the state with decision recorded, pending, and its consequences drawn."""
+    if decision.id in state.pending:
+        return state
+    state = replace(
+        state,
+        pending={**state.pending, decision.id: decision},
+        num_decisions=state.num_decisions + 1,
+    )
+    if decision.opens is not None:
+        state = _opened(state, decision.opens, time_s)
+    for name in decision.reverts:
+        state = _staged(state, name, "reverted", decision.reason)
+    action = decision.action
+    if decision.incident is not None:
+        state = fold_incident(
+            state,
+            decision.incident,
+            lambda known: replace(known, decisions=(*known.decisions, decision)),
+        )
+    return _APPLY[type(action)](state, action, decision, time_s)
+
+
+def fold_incident(state: RunState, name: str, change: Callable[[Incident], Incident]) -> RunState:
+    """Return the state with change applied to one incident."""
+    known = state.incidents.get(name)
+    if known is None:
+        return state
+    return replace(state, incidents={**state.incidents, name: change(known)})
+
+
+def _opened(state: RunState, draft: d.IncidentDraft, time_s: float) -> RunState:
+    last = state.last
+    blamed = state.nodes.get(draft.node or "")
+    if blamed is not None and draft.fault == "hang":
+        blamed = replace(blamed, num_hangs=blamed.num_hangs + 1)
+        state = replace(state, nodes={**state.nodes, blamed.node: blamed})
+    incident = Incident(
+        draft=draft,
+        opened_s=time_s,
+        opened_seq=state.seq + 1,
+        attempt_before=state.attempt.number if state.attempt is not None else 0,
+        lr_before=last.lr if last is not None else None,
+        loss_before=last.loss if last is not None else None,
+    )
+    return replace(
+        state,
+        incidents={**state.incidents, draft.id: incident},
+        open_incidents=(*state.open_incidents, draft.id),
+    )
+
+
+def _staged(state: RunState, name: str, stage: str, detail: str) -> RunState:
+    known = state.interventions.get(name)
+    if known is None:
+        return state
+    known = replace(known, stage=stage, detail=detail)
+    return replace(state, interventions={**state.interventions, name: known})
+
+
+def _start_attempt(
+    state: RunState, action: d.StartAttempt, decision: d.Decision, time_s: float
+) -> RunState:
+    plan, old = action.plan, state.attempt
+    barren = state.barren_attempts
+    if old is not None and old.num_steps == 0:
+        barren += 1
+    restarts = state.restarts_s if not state.num_attempts else (*state.restarts_s, time_s)
+    checkpoints = state.checkpoints
+    for name in action.quarantines:
+        if name in checkpoints:
+            bad = replace(checkpoints[name], quarantined=decision.reason)
+            checkpoints = {**checkpoints, name: bad}
+    state = replace(
+        state,
+        num_attempts=plan.attempt,
+        attempt=AttemptState(plan=plan, started_s=time_s),
+        hyper=plan.hyper,
+        restarts_s=restarts[-MAX_REMEMBERED_RESTARTS:],
+        barren_attempts=barren,
+        checkpoints=checkpoints,
+    )
+    state = _linked_to_incidents(state, plan.attempt)
+    if action.rollback_onset is None:
+        return state
+    done = Rollback(
+        onset_step=action.rollback_onset,
+        resume_step=plan.resume_step,
+        checkpoint=plan.checkpoints[0] if plan.checkpoints else "",
+        nodes=plan.nodes,
+        lr_factor=action.lr_factor,
+        time_s=time_s,
+        attempt=plan.attempt,
+    )
+    return replace(state, rollbacks=(*state.rollbacks, done))
+
+
+def _linked_to_incidents(state: RunState, attempt: int) -> RunState:
+    # An attempt that fails before its first step leaves its predecessor's incidents open: they
+    # are recovered by whichever attempt trains at last.
+    for name in state.open_incidents:
+        state = fold_incident(
+            state,
+            name,
+            lambda known: (
+                known if known.recovered_s is not None else replace(known, attempt_after=attempt)
+            ),
+        )
+    return state
+
+
+def _quarantine(
+    state: RunState, action: d.QuarantineNode, decision: d.Decision, time_s: float
+) -> RunState:
+    known = state.nodes.get(action.node)
+    if known is None:
+        return state
+    bad = replace(known, quarantined=decision.reason)
+    return replace(state, nodes={**state.nodes, action.node: bad})
+
+
+def _release(
+    state: RunState, action: d.ReleaseNode, decision: d.Decision, time_s: float
+) -> RunState:
+    known = state.nodes.get(action.node)
+    if known is None:
+        return state
+    good = replace(known, quarantined="", num_hangs=0)
+    return replace(state, nodes={**state.nodes, action.node: good})
+
+
+def _pause(state: RunState, action: d.PauseRun, decision: d.Decision, time_s: float) -> RunState:
+    return replace(state, paused=action.code, pause_reason=decision.reason, attempt=None)
+
+
+def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: float) -> RunState:
+    return replace(
+        state,
+        paused="",
+        pause_reason="",
+        end=None,
+        ended_s=None,
+        stopping="",
+        restarts_s=(),
+        barren_attempts=0,
+        rollbacks=(),
+        resumed_s=time_s,
+    )
+
+
+def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float) -> RunState:
+    end = Status.STOPPED if action.stopped else Status.COMPLETED
+    state = replace(state, end=end, ended_s=time_s, attempt=None)
+    return _staged(state, state.stopping, "applied", "") if state.stopping else state
+
+
+def _send(state: RunState, action: d.SendCommand, decision: d.Decision, time_s: float) -> RunState:
+    command = action.command
+    state = replace(state, next_command=max(state.next_command, command.seq + 1))
+    if action.intervention is None or action.intervention not in state.interventions:
+        return state
+    known: Intervention = state.interventions[action.intervention]
+    known = replace(known, stage="sent", seq=command.seq, sent_attempt=state.num_attempts)
+    return replace(state, interventions={**state.interventions, action.intervention: known})
+
+
+def _reject(
+    state: RunState, action: d.RejectIntervention, decision: d.Decision, time_s: float
+) -> RunState:
+    state = _staged(state, action.intervention, "rejected", decision.reason)
+    return replace(state, stopping="") if state.stopping == action.intervention else state
+
+
+def _complete(
+    state: RunState, action: d.CompleteIntervention, decision: d.Decision, time_s: float
+) -> RunState:
+    return _staged(state, action.intervention, "applied", decision.reason)
+
+
+def _close(
+    state: RunState, action: d.CloseIncident, decision: d.Decision, time_s: float
+) -> RunState:
+    state = fold_incident(
+        state,
+        action.incident,
+        lambda known: replace(known, closed_s=time_s, outcome=action.outcome),
+    )
+    still_open = tuple(name for name in state.open_incidents if name != action.incident)
+    return replace(state, open_incidents=still_open)
+
+
+def _unchanged(state: RunState, action: Any, decision: d.Decision, time_s: float) -> RunState:
+    return state
+
+
+_Apply = Callable[[RunState, Any, d.Decision, float], RunState]
+_APPLY: dict[type, _Apply] = {
+    d.StartAttempt: _start_attempt,
+    d.QuarantineNode: _quarantine,
+    d.ReleaseNode: _release,
+    d.PauseRun: _pause,
+    d.ResumeRun: _resume,
+    d.EndRun: _end,
+    d.SendCommand: _send,
+    d.RejectIntervention: _reject,
+    d.CompleteIntervention: _complete,
+    d.CloseIncident: _close,
+    d.VerifyCheckpoint: _unchanged,
+    d.PruneCheckpoints: _unchanged,
+    d.Observe: _unchanged,
+}

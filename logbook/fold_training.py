@@ -1,0 +1,142 @@
+"""How steps and checkpoints change the state: progress, trends after a checkpoint, recovery."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from . import events as ev
+from .fold_decisions import fold_incident
+from .state import RECENT_STEPS, TREND_STEPS, CheckpointState, Incident, RunState
+from .wire import StepSample
+
+
+def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
+    """A step was completed: the hot path of every fold."""
+    running = state.attempt
+    sample = e.sample
+    if running is None or running.plan.attempt != e.attempt or sample.step <= state.step:
+        return state
+    recent, before = (*state.recent, sample), state.recent_before
+    if len(recent) > RECENT_STEPS:
+        recent, before = (sample,), state.recent
+    is_first = running.first_step_s is None
+    running = replace(
+        running,
+        num_steps=running.num_steps + 1,
+        first_step_s=time_s if is_first else running.first_step_s,
+    )
+    state = replace(
+        state,
+        attempt=running,
+        step=sample.step,
+        last=sample,
+        recent=recent,
+        recent_before=before,
+        # The first step of an attempt pays for lazy initialisation and is not a healthy step time.
+        step_median=state.step_median if is_first else state.step_median.add(sample.step_s),
+        steps_total=state.steps_total + 1,
+        barren_attempts=0,
+    )
+    if state.trending:
+        state = _with_trends(state)
+    return _with_recovery(state, time_s) if is_first and state.open_incidents else state
+
+
+def _with_trends(state: RunState) -> RunState:
+    sample = state.last
+    assert sample is not None
+    checkpoints, trending = dict(state.checkpoints), []
+    for name in state.trending:
+        known = checkpoints[name]
+        checkpoints[name] = _followed_by(known, sample)
+        if sample.step < known.step + TREND_STEPS:
+            trending.append(name)
+    return replace(state, checkpoints=checkpoints, trending=tuple(trending))
+
+
+def _followed_by(known: CheckpointState, sample: StepSample) -> CheckpointState:
+    return replace(
+        known,
+        activation_trend=known.activation_trend.add(sample.step, sample.activation_norm),
+        grad_trend=known.grad_trend.add(sample.step, sample.grad_norm),
+    )
+
+
+def _with_recovery(state: RunState, time_s: float) -> RunState:
+    sample, running = state.last, state.attempt
+    assert sample is not None
+    assert running is not None
+
+    def recovered(incident: Incident) -> Incident:
+        if incident.attempt_after != running.number or incident.recovered_s is not None:
+            return incident
+        return replace(
+            incident,
+            recovered_s=time_s,
+            checkpoint=running.resumed_from,
+            lr_after=sample.lr,
+            loss_after=sample.loss,
+            steps_lost=max(0, incident.draft.step - running.resumed_step),
+        )
+
+    for name in state.open_incidents:
+        state = fold_incident(state, name, recovered)
+    return state
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def checkpoint_committed(state: RunState, e: ev.CheckpointCommitted, time_s: float) -> RunState:
+    """A checkpoint exists; remember it with the health of its step."""
+    if e.checkpoint in state.checkpoints:
+        return state
+    running = state.attempt
+    # A commit that an older attempt finished after the fence is sound bytes, but it may lie on a
+    # lineage that was rolled back: it counts only if it lies before the resume point.
+    stale = running is not None and e.attempt != running.number
+    abandoned = stale and running is not None and e.step > running.plan.resume_step
+    known = CheckpointState(
+        checkpoint=e.checkpoint,
+        step=e.step,
+        attempt=e.attempt,
+        bytes=e.bytes,
+        time_s=time_s,
+        save_s=e.save_s,
+        blocked_s=e.blocked_s,
+        tags=e.tags,
+        abandoned=abandoned,
+    )
+    for sample in state.samples:
+        # Steps trained between the staging and the commit belong to the trend as well.
+        if sample.step > e.step and not abandoned:
+            known = _followed_by(known, sample)
+    return replace(
+        state,
+        checkpoints={**state.checkpoints, e.checkpoint: known},
+        trending=state.trending if abandoned else (*state.trending, e.checkpoint),
+    )
+
+
+def checkpoint_failed(state: RunState, e: ev.CheckpointFailed, time_s: float) -> RunState:
+    """A save failed; training goes on."""
+    return replace(state, failed_saves=state.failed_saves + 1)
+
+
+def checkpoint_verified(state: RunState, e: ev.CheckpointVerified, time_s: float) -> RunState:
+    """A checkpoint was read back: it is sound, or it is not."""
+    known = state.checkpoints.get(e.checkpoint)
+    if known is None:
+        return state
+    known = replace(known, verified=not e.error, error=e.error)
+    return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
+
+
+def checkpoints_pruned(state: RunState, e: ev.CheckpointsPruned, time_s: float) -> RunState:
+    """Retention deleted checkpoints."""
+    gone = frozenset(e.checkpoints)
+    return replace(
+        state,
+        checkpoints={n: c for n, c in state.checkpoints.items() if n not in gone},
+        trending=tuple(n for n in state.trending if n not in gone),
+    )

@@ -1,0 +1,254 @@
+"""The state of a run: what a fold of its journal amounts to.
+
+Controller, terminal, notes, report and `midwatch status` all read this one structure. Everything
+in it is an immutable value: a dict held here is replaced, never changed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from .decisions import Decision, IncidentDraft
+from .events import (
+    FaultInjected,
+    FindingSeen,
+    HangSuspected,
+    InterventionRequested,
+    StartFailed,
+    WorkerExited,
+)
+from .plan import AttemptPlan
+from .quantile import RunningMedian
+from .trend import Trend
+from .wire import CheckpointTags, Hyper, StepSample
+
+RECENT_STEPS = 256
+RECENT_FINDINGS = 64
+TREND_STEPS = 50
+
+
+class Status(StrEnum):
+    """What the run is doing, in one word."""
+
+    NEW = "new"
+    WAITING = "waiting"
+    STARTING = "starting"
+    TRAINING = "training"
+    RECOVERING = "recovering"
+    STOPPING = "stopping"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (Status.COMPLETED, Status.STOPPED)
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """One node. quarantined holds the reason, "" when it may be used."""
+
+    node: str
+    incarnation: str
+    host: str
+    slots: int
+    pid: int = 0
+    present: bool = True
+    quarantined: str = ""
+    num_hangs: int = 0
+    num_losses: int = 0
+
+    @property
+    def is_usable(self) -> bool:
+        return self.present and not self.quarantined
+
+
+class AttemptState(msgspec.Struct, frozen=True):
+    """The current attempt and every sign of trouble it has shown. Times are seconds since epoch.
+
+    signal_s: when the first sign of failure was recorded; None while all is well.
+    """
+
+    plan: AttemptPlan
+    started_s: float
+    pids: dict[str, tuple[int, ...]] = {}
+    resumed_s: float | None = None
+    resumed_step: int = 0
+    resumed_from: str = ""
+    load_s: float = 0.0
+    passed_over: tuple[tuple[str, str], ...] = ()
+    first_step_s: float | None = None
+    num_steps: int = 0
+    signal_s: float | None = None
+    exits: tuple[WorkerExited, ...] = ()
+    lost_nodes: tuple[tuple[str, str], ...] = ()
+    start_failures: tuple[StartFailed, ...] = ()
+    hangs: tuple[HangSuspected, ...] = ()
+    alarm: FindingSeen | None = None
+    finished: tuple[int, ...] = ()
+    stopped: bool = False
+
+    @property
+    def number(self) -> int:
+        return self.plan.attempt
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every rank reached the end (or stopped on request)."""
+        return len(self.finished) >= self.plan.mesh.world_size
+
+
+class CheckpointState(msgspec.Struct, frozen=True):
+    """One committed checkpoint and what became of the run after it.
+
+    verified: None until its bytes were read back. abandoned: it belongs to a lineage that a
+    rollback left behind. quarantined holds the reason, "" when it may be used.
+    """
+
+    checkpoint: str
+    step: int
+    attempt: int
+    bytes: int
+    time_s: float
+    save_s: float
+    blocked_s: float
+    tags: CheckpointTags | None
+    verified: bool | None = None
+    error: str = ""
+    abandoned: bool = False
+    quarantined: str = ""
+    activation_trend: Trend = Trend()
+    grad_trend: Trend = Trend()
+
+
+class Incident(msgspec.Struct, frozen=True):
+    """Something that went wrong, from the first sign to the outcome.
+
+    lr_before/after and loss_before/after are of the last step before and the first step after;
+    steps_lost counts completed steps that must be trained again.
+    """
+
+    draft: IncidentDraft
+    opened_s: float
+    opened_seq: int
+    attempt_before: int
+    decisions: tuple[Decision, ...] = ()
+    attempt_after: int | None = None
+    checkpoint: str | None = None
+    steps_lost: int = 0
+    lr_before: float | None = None
+    lr_after: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    recovered_s: float | None = None
+    closed_s: float | None = None
+    outcome: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        return self.closed_s is None
+
+
+class Intervention(msgspec.Struct, frozen=True):
+    """A person's change and how far it got.
+
+    stage: requested | rejected | sent | applied | failed | reverted.
+    """
+
+    request: InterventionRequested
+    requested_s: float
+    stage: str = "requested"
+    seq: int | None = None
+    at_step: int | None = None
+    acks: tuple[int, ...] = ()
+    previous: dict[str, float] = {}
+    readback: dict[str, float] = {}
+    sent_attempt: int = 0
+    detail: str = ""
+
+
+class Rollback(msgspec.Struct, frozen=True):
+    """A numeric rollback, remembered so that no identical retry is made and the ladder climbs."""
+
+    onset_step: int
+    resume_step: int
+    checkpoint: str
+    nodes: tuple[str, ...]
+    lr_factor: float
+    time_s: float
+    attempt: int
+
+
+class RunState(msgspec.Struct, frozen=True):
+    """Everything known about a run after the event with sequence number seq."""
+
+    run: str = ""
+    spec: dict[str, Any] = {}
+    policy_version: int = 0
+    seq: int = 0
+    time_s: float = 0.0
+    submitted_s: float = 0.0
+    ended_s: float | None = None
+    epoch: int = 0
+    end: Status | None = None
+    paused: str = ""
+    pause_reason: str = ""
+    resumed_s: float = 0.0
+    num_attempts: int = 0
+    attempt: AttemptState | None = None
+    nodes: dict[str, NodeState] = {}
+    step: int = 0
+    last: StepSample | None = None
+    recent: tuple[StepSample, ...] = ()
+    recent_before: tuple[StepSample, ...] = ()
+    step_median: RunningMedian = RunningMedian()
+    hyper: Hyper = Hyper()
+    checkpoints: dict[str, CheckpointState] = {}
+    trending: tuple[str, ...] = ()
+    incidents: dict[str, Incident] = {}
+    open_incidents: tuple[str, ...] = ()
+    pending: dict[str, Decision] = {}
+    num_decisions: int = 0
+    interventions: dict[str, Intervention] = {}
+    next_command: int = 1
+    restarts_s: tuple[float, ...] = ()
+    barren_attempts: int = 0
+    rollbacks: tuple[Rollback, ...] = ()
+    last_numeric_step: int = 0
+    num_findings: int = 0
+    findings: tuple[FindingSeen, ...] = ()
+    num_stale: int = 0
+    steps_total: int = 0
+    failed_saves: int = 0
+    faults: tuple[FaultInjected, ...] = ()
+    stopping: str = ""
+
+    @property
+    def status(self) -> Status:
+        """The run's state in one word."""
+        if self.end is not None:
+            return self.end
+        if self.paused:
+            return Status.PAUSED
+        if not self.run:
+            return Status.NEW
+        if self.attempt is None:
+            return Status.RECOVERING if self.open_incidents else Status.WAITING
+        if self.attempt.first_step_s is None:
+            return Status.RECOVERING if self.num_attempts > 1 else Status.STARTING
+        if self.attempt.signal_s is not None:
+            return Status.RECOVERING
+        return Status.STOPPING if self.stopping else Status.TRAINING
+
+    def running(self, attempt: int) -> AttemptState | None:
+        """Return the current attempt if its number is attempt, else None: the fence."""
+        current = self.attempt
+        return current if current is not None and current.number == attempt else None
+
+    @property
+    def samples(self) -> tuple[StepSample, ...]:
+        """The last RECENT_STEPS to 2 * RECENT_STEPS step samples of this lineage, oldest first."""
+        return self.recent_before + self.recent

@@ -1,0 +1,153 @@
+"""The run spec: the one model behind YAML files, their validation and their documentation.
+
+Sections that belong to the trainer (`trainer:`) are validated by the trainer's own model, named by
+entry_points.config, so another trainer can stand in its place without a change here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class MeshSpec(_Section):
+    """The device mesh: dp_shard * tp ranks."""
+
+    dp_shard: int = Field(ge=1, le=65_536)
+    """Ways in which parameters and data are sharded (FSDP)."""
+    tp: int = Field(default=1, ge=1, le=64)
+    """Ways in which each layer is split (tensor parallel)."""
+
+
+class NodesSpec(_Section):
+    """The machines a run uses."""
+
+    ranks_per_node: int = Field(ge=1, le=16)
+    """Workers that one node carries; one GPU each where there are GPUs."""
+    spares: int = Field(default=0, ge=0, le=64)
+    """Warm nodes that carry no rank until one is lost."""
+    when_short: Literal["wait", "shrink"] = "wait"
+    """What to do when no spare is left: wait for a node, or shrink dp_shard to what fits."""
+
+
+class EntryPoints(_Section):
+    """Names, as `module:attribute`, of the code that trains."""
+
+    worker: str = "midwatch.trainer.worker:main"
+    """Called in each worker process with its WorkerStart."""
+    preload: str = "midwatch.trainer.warmup:preload"
+    """Called once per node, before any worker is forked, with the trainer section."""
+    config: str = "midwatch.trainer.config:TrainConfig"
+    """Pydantic model that validates the trainer section."""
+
+
+class RestartPolicy(_Section):
+    """How failures are answered, and the budgets that bound the answers."""
+
+    max_restarts_per_hour: int = Field(default=20, ge=1, le=1000)
+    """More restarts than this within an hour pause the run for a human."""
+    max_barren_attempts: int = Field(default=3, ge=1, le=100)
+    """This many attempts in a row without a completed step pause the run."""
+    start_deadline_s: Seconds = 180.0
+    """An attempt that has not completed its first step by then is a failed start."""
+    settle_s: float = Field(default=1.0, ge=0, le=60)
+    """How long to wait for the cause when only its consequences (broken peers) are known."""
+    heartbeat_deadline_s: Seconds = 10.0
+    """A node silent for longer is lost."""
+    hang_multiple: float = Field(default=10.0, ge=4, le=1000)
+    """A rank without progress for this multiple of the median step is hung."""
+    hang_min_s: Seconds = 5.0
+    """Lower bound of the progress deadline."""
+    hang_max_s: Seconds = 1800.0
+    """Upper bound of the progress deadline."""
+    quarantine_after_hangs: int = Field(default=2, ge=1, le=100)
+    """A node blamed for this many hangs is quarantined."""
+
+
+class NumericPolicy(_Section):
+    """How divergence, creep and loss-scaler collapse are answered."""
+
+    lr_ladder: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.9, 0.84, 0.667, 0.5)
+    """Factor on the remaining LR schedule at each recurrence (OPT-175B's own steps)."""
+    clip_at_rung: int | None = Field(default=None, ge=1, le=16)
+    """From this recurrence on gradients are also clipped at clip_to; null leaves clipping alone."""
+    clip_to: float = Field(default=0.3, gt=0, le=10)
+    """Clip value of clip_at_rung (OPT went from 1.0 to 0.3)."""
+    recurrence_steps: int = Field(default=2000, ge=1)
+    """A divergence within this many steps of the last one climbs the ladder."""
+    rollback_margin_steps: int = Field(default=10, ge=0)
+    """A checkpoint must lie at least this far before the onset to be trusted."""
+    min_loss_scale: float = Field(default=1.0, gt=0)
+    """First part of the restart rule: the loss scale at the checkpoint (OPT, section 2.5)."""
+    recover_after_steps: int = Field(default=2000, ge=1)
+    """After this many healthy steps the LR climbs back one rung toward the schedule."""
+    heal_steps: int = Field(default=20, ge=1)
+    """A numeric incident is closed once this many steps past its onset were healthy."""
+
+
+class Limits(_Section):
+    """Bounds on what a person may change mid-flight."""
+
+    lr_min: float = Field(default=1e-8, gt=0)
+    """Smallest learning rate an intervention may set."""
+    lr_max: float = Field(default=1.0, gt=0)
+    """Largest learning rate an intervention may set."""
+    lr_factor_max: float = Field(default=100.0, gt=1)
+    """Largest factor (and, inverted, the smallest) an intervention may apply."""
+
+
+class Retention(_Section):
+    """Which checkpoints are kept. last_good and the newest verified one always are."""
+
+    keep_newest: int = Field(default=4, ge=1, le=1000)
+    """Newest checkpoints kept."""
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Also keep one checkpoint for each such stretch of steps; 0 keeps none."""
+
+
+class RunSpec(_Section):
+    """Everything a run is submitted with."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    """Name of the run, unique in its cluster; a DNS label."""
+    run_dir: str = ""
+    """Folder of journal, checkpoints and notes; empty means runs/NAME. On a cluster: shared."""
+    mesh: MeshSpec
+    nodes: NodesSpec
+    trainer: dict[str, Any]
+    """The trainer's own section, validated by entry_points.config."""
+    entry_points: EntryPoints = EntryPoints()
+    restart: RestartPolicy = RestartPolicy()
+    numeric: NumericPolicy = NumericPolicy()
+    limits: Limits = Limits()
+    retention: Retention = Retention()
+    detectors: dict[str, Any] = {}
+    """Settings of the health panel; empty takes its defaults."""
+    env: dict[str, str] = {}
+    """Environment variables given to every worker."""
+
+    @property
+    def world_size(self) -> int:
+        return self.mesh.dp_shard * self.mesh.tp
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that carry ranks, spares not counted."""
+        return self.world_size // self.nodes.ranks_per_node
+
+    @model_validator(mode="after")
+    def _ranks_fill_nodes(self) -> RunSpec:
+        if self.world_size % self.nodes.ranks_per_node:
+            raise ValueError(
+                f"mesh {self.mesh.dp_shard} x {self.mesh.tp} gives {self.world_size} ranks, which "
+                f"nodes.ranks_per_node = {self.nodes.ranks_per_node} does not divide; "
+                f"use a divisor of {self.world_size}"
+            )
+        return self

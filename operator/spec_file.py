@@ -1,0 +1,164 @@
+"""Reading a run spec from YAML: every mistake is answered with file, line, field and cure."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..logbook.errors import ConfigError, MidwatchError
+from ..logbook.wire import Mesh
+from .spec import RunSpec
+
+Path_ = tuple[str | int, ...]
+
+
+def load_spec(path: Path) -> RunSpec:
+    """Return the validated spec in path, its trainer section filled in by the trainer's model.
+
+    Raises: ConfigError[spec-missing | spec-not-yaml | spec-invalid], each problem on a line of its
+        own as `file:line: field: what is wrong`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            "spec-missing",
+            f"cannot read the run spec {path}: {error.strerror}.",
+            remedy="Name a YAML file; manifests/runs holds samples.",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("spec-not-yaml", f"{path} is not UTF-8 text: {error.reason}.") from error
+    return parse_spec(text, str(path))
+
+
+def parse_spec(text: str, origin: str) -> RunSpec:
+    """Return the validated spec written in text; origin names it in errors. Raises as load_spec."""
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError("spec-not-yaml", f"{where}: not valid YAML: {problem}.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(
+            "spec-invalid", f"{origin}:1: a run spec is a mapping of fields, not {data!r:.40}."
+        )
+    lines = _lines_of(tree)
+    try:
+        spec = RunSpec.model_validate(data)
+    except ValidationError as error:
+        raise _as_config_error(origin, lines, (), error, RunSpec) from error
+    return _with_trainer(spec, origin, lines)
+
+
+def spec_data(spec: RunSpec) -> dict[str, Any]:
+    """Return the spec as plain data, as the journal and the workers receive it."""
+    return spec.model_dump(mode="json")
+
+
+def spec_digest(spec: RunSpec) -> str:
+    """Return the SHA-256 of the spec's canonical JSON."""
+    canonical = msgspec.json.encode(spec_data(spec), order="deterministic")
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def load_object(name: str) -> Any:
+    """Return the object named `module:attribute`. Raises ConfigError[entry-point]."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            "entry-point",
+            f"cannot load {name!r}: {error}.",
+            remedy="Write module:attribute of something importable on every node.",
+        ) from error
+
+
+def _with_trainer(spec: RunSpec, origin: str, lines: dict[Path_, int]) -> RunSpec:
+    model = load_object(spec.entry_points.config)
+    try:
+        config = model.model_validate(spec.trainer)
+    except ValidationError as error:
+        raise _as_config_error(origin, lines, ("trainer",), error, model) from error
+    except MidwatchError as error:
+        line = lines.get(("trainer",), 1)
+        raise ConfigError(
+            error.code, f"{origin}:{line}: {error.message}", remedy=error.remedy
+        ) from error
+    # A trainer may say more than its model can: whether the model fits the mesh, for instance.
+    check_mesh = getattr(importlib.import_module(model.__module__), "check_mesh", None)
+    if check_mesh is not None:
+        try:
+            check_mesh(config, Mesh(spec.mesh.dp_shard, spec.mesh.tp))
+        except MidwatchError as error:
+            line = lines.get(("mesh",), 1)
+            raise ConfigError(
+                error.code, f"{origin}:{line}: mesh: {error.message}", remedy=error.remedy
+            ) from error
+    return spec.model_copy(update={"trainer": config.model_dump(mode="json")})
+
+
+def _lines_of(tree: yaml.Node | None, prefix: Path_ = ()) -> dict[Path_, int]:
+    # The one-based line of every key and list item, by its path in the document.
+    found: dict[Path_, int] = {}
+    if isinstance(tree, yaml.MappingNode):
+        for key, value in tree.value:
+            path = (*prefix, key.value)
+            found[path] = key.start_mark.line + 1
+            found |= _lines_of(value, path)
+    elif isinstance(tree, yaml.SequenceNode):
+        for index, value in enumerate(tree.value):
+            found[(*prefix, index)] = value.start_mark.line + 1
+            found |= _lines_of(value, (*prefix, index))
+    return found
+
+
+def _as_config_error(
+    origin: str,
+    lines: dict[Path_, int],
+    prefix: Path_,
+    error: ValidationError,
+    model: type[BaseModel],
+) -> ConfigError:
+    problems = []
+    for detail in error.errors(include_url=False):
+        path = (*prefix, *detail["loc"])
+        line = _nearest_line(lines, path)
+        field = ".".join(str(part) for part in path) or "(whole spec)"
+        text = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            text = f"unknown field; allowed: {', '.join(_allowed(model, detail['loc'][:-1]))}"
+        elif detail["type"] == "missing":
+            text = "required, but not given"
+        else:
+            text = f"{text} (got {detail['input']!r:.60})" if detail["loc"] else text
+        problems.append(f"{origin}:{line}: {field}: {text}")
+    return ConfigError("spec-invalid", "\n".join(problems))
+
+
+def _nearest_line(lines: dict[Path_, int], path: Path_) -> int:
+    while path and path not in lines:
+        path = path[:-1]
+    return lines.get(path, 1)
+
+
+def _allowed(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
+    current: Any = model
+    for part in loc:
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        annotation = field.annotation if field is not None else None
+        options = getattr(annotation, "__args__", (annotation,))
+        current = next((o for o in options if hasattr(o, "model_fields")), None)
+        if current is None:
+            return []
+    return sorted(current.model_fields)
