@@ -1,0 +1,128 @@
+"""What can be set about the detectors; the defaults fit the recorded runs.
+
+A window counted in _points counts logged points, so that one setting serves a log with a line
+every step and a log with a line every 500. A window counted in _steps counts optimizer updates.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Mode = Literal["act", "shadow", "off"]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Frac = Annotated[float, Field(gt=0, le=1)]
+
+
+class DetectorConfig(BaseModel):
+    """Common to all detectors.
+
+    mode: "act": the policy may act on its findings. "shadow": findings are recorded, marked, and
+          change nothing. "off": the detector does not run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Mode = "act"
+
+
+class SpikeConfig(DetectorConfig):
+    """When a loss counts as out of the ordinary, and when as back in it.
+
+    centre_points: the reference is the median of so many ordinary points; short, so that it
+        follows a loss that is falling fast.
+    noise_points: the noise is taken from the distances of so many ordinary points to their
+        reference.
+    ready_points: say nothing before so many ordinary points.
+    open_z: a point that far above the reference, in noise units, opens an excursion.
+    min_rise_frac, min_rise_nats: and at least so far, as a share of the reference and absolutely;
+        keeps a loss near zero or a noiseless one from alarming about nothing.
+    heal_z: an excursion is over once the median of heal_points falls below this many noise units
+        (and below half of the minimum rise).
+    adopt_points: an excursion that lasts so long is the new normal and the reference starts anew.
+    """
+
+    centre_points: Count = 16
+    noise_points: Count = 64
+    ready_points: Count = 12
+    open_z: Positive = 6.0
+    min_rise_frac: Positive = 0.05
+    min_rise_nats: Positive = 0.05
+    heal_z: Positive = 3.0
+    heal_points: Count = 5
+    adopt_points: Count = 200
+
+
+class LevelShiftConfig(DetectorConfig):
+    """How long an excursion of the loss may take to heal.
+
+    warn_points, rollback_points: an excursion that has not healed at its n-th point.
+    high_frac: share of its points that must have stayed high, so that a series of separate spikes
+        is not taken for a shift.
+    """
+
+    warn_points: Count = 5
+    rollback_points: Count = 8
+    high_frac: Frac = 0.75
+
+
+class NonFiniteConfig(DetectorConfig):
+    """How many points in a row without a finite loss (or, without a scaler, gradient) matter.
+
+    sparse_points: where points lie so far apart that sparse_points of them span rollback_points
+        steps, so many are enough.
+    presence_frac: a loss that was in at least this share of the points and is now missing counts
+        as not finite: some frameworks drop the field when it is NaN.
+    """
+
+    warn_points: Count = 3
+    rollback_points: Count = 8
+    sparse_points: Count = 3
+    presence_frac: Frac = 0.95
+
+
+class ScalerConfig(DetectorConfig):
+    """When a dynamic loss scaler is in trouble; independent of the loss.
+
+    floor: smallest scale the scaler can take. A scale that stays put while steps are skipped is
+        taken for pinned at the floor whatever its value.
+    floor_dwell_steps: so many steps at the floor are a collapse.
+    low_scale: gradients no longer fit below this scale; warn once a settled scaler falls below it.
+    settle_steps: steps without a skip after which a scaler counts as settled. Before that it is
+        on its way down from its initial value, and skips are normal.
+    unsettled_steps: warn if it has not settled by then.
+    skip_window_points, skip_warn_frac, skip_rollback_frac: share of skipped steps.
+    fall_factor: warn when the scale falls by this factor within skip_window_points.
+    high_factor: warn when the scale climbs this far above what the run has been used to, judged
+        over high_history_steps.
+    """
+
+    floor: Positive = 2.0**-5
+    floor_dwell_steps: Count = 20
+    low_scale: Positive = 1.0
+    settle_steps: Count = 20
+    unsettled_steps: Count = 200
+    skip_window_points: Count = 50
+    skip_warn_frac: Frac = 0.3
+    skip_rollback_frac: Frac = 0.5
+    fall_factor: Positive = 256.0
+    high_factor: Positive = 8.0
+    high_history_steps: Count = 2000
+
+
+class PanelConfig(BaseModel):
+    """One section per detector; the section names are the detector names with underscores.
+
+    cooldown_points: a warning repeated within so many points of the last one of its family is
+        recorded as an observation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    spike: SpikeConfig = SpikeConfig()
+    level_shift: LevelShiftConfig = LevelShiftConfig()
+    non_finite: NonFiniteConfig = NonFiniteConfig()
+    scaler: ScalerConfig = ScalerConfig()
+    cooldown_points: Count = 100
