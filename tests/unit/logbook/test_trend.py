@@ -5,7 +5,6 @@ import random
 
 import numpy as np
 import pytest
-
 from midwatch.logbook.trend import Trend
 
 
