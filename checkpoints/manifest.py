@@ -3,17 +3,30 @@
 A checkpoint is the directory `<run_dir>/checkpoints/step-00000120.a0003` (step, attempt). It exists
 from the moment its manifest.json appears there, and not before: the manifest is written last, to a
 temporary name, synced, then renamed. A directory without one is garbage of a save that never
-finished. The manifest names every file with its size and SHA-256 and protects itself with a
-checksum over its own body, so one flipped bit anywhere is noticed before any byte is trusted.
+finished. The manifest names every file with its size and SHA-256 and carries a checksum of its own
+body, so that one flipped bit anywhere is noticed before any byte is trusted.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Any
+
 import msgspec
 
+from ..logbook.errors import IntegrityError
 from ..logbook.wire import CheckpointTags, Hyper, Mesh
 
 FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+MANIFEST_TEMPORARY = "manifest.json.tmp"
+MANIFEST_DELETING = "manifest.json.deleting"
+CHECKPOINTS_DIR = "checkpoints"
+
+_ID = re.compile(r"step-(\d{8,})\.a(\d{4,})")
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -67,3 +80,129 @@ class SaverConfig(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Fingerprint
     sync_files: bool = True
     timeout_s: float = 600.0
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A committed checkpoint. created_s: seconds since the epoch at the commit."""
+
+    id: str
+    run: str
+    attempt: int
+    created_s: float
+    mesh: Mesh
+    world_size: int
+    header: SaveHeader
+    fingerprint: Fingerprint
+    files: tuple[FileEntry, ...]
+    total_bytes: int
+
+    @property
+    def step(self) -> int:
+        return self.header.step
+
+    def entry(self, name: str) -> FileEntry:
+        """Return the entry of one file. Raises IntegrityError[shard-missing]."""
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        raise IntegrityError(
+            "shard-missing",
+            f"checkpoint {self.id} has no file {name} in its manifest.",
+            remedy="Load another checkpoint.",
+        )
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    format: int
+    sha256: str
+    manifest: msgspec.Raw
+
+
+def checkpoint_id(step: int, attempt: int) -> str:
+    """Return the id, which is also the directory name; ids of one attempt sort by step."""
+    return f"step-{step:08d}.a{attempt:04d}"
+
+
+def parse_checkpoint_id(name: str) -> tuple[int, int] | None:
+    """Return (step, attempt), or None when name is not the id of a checkpoint."""
+    match = _ID.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def checkpoint_dir(run_dir: str | Path, checkpoint: str) -> Path:
+    """Return the directory of one checkpoint."""
+    return Path(run_dir) / CHECKPOINTS_DIR / checkpoint
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the file content: JSON a person can read, under a checksum of its body."""
+    body = msgspec.json.format(msgspec.json.encode(_finite(msgspec.to_builtins(manifest))))
+    digest = hashlib.sha256(body).hexdigest()
+    return msgspec.json.encode(_Envelope(FORMAT, digest, msgspec.Raw(body))) + b"\n"
+
+
+def decode(data: bytes) -> Manifest:
+    """Return the manifest in data.
+
+    Raises: IntegrityError[manifest-corrupt], IntegrityError[manifest-format].
+    """
+    try:
+        envelope = msgspec.json.decode(data, type=_Envelope)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _corrupt(f"is not readable: {error}") from error
+    if envelope.format != FORMAT:
+        raise IntegrityError(
+            "manifest-format",
+            f"manifest has format {envelope.format}, this version reads {FORMAT}.",
+            remedy="Use the version of midwatch that wrote it.",
+        )
+    body = bytes(envelope.manifest)
+    if hashlib.sha256(body).hexdigest() != envelope.sha256:
+        raise _corrupt("does not match its own checksum")
+    try:
+        return msgspec.json.decode(body, type=Manifest, strict=False)
+    except msgspec.DecodeError as error:
+        raise _corrupt(f"has unexpected content: {error}") from error
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Return the manifest of a checkpoint directory, checked against the directory's name.
+
+    Raises: IntegrityError[manifest-missing], [manifest-corrupt], [manifest-format].
+    """
+    path = Path(directory) / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise IntegrityError(
+            "manifest-missing",
+            f"{path} does not exist: the save never finished, or the checkpoint was deleted.",
+            remedy="Load another checkpoint.",
+        ) from error
+    except OSError as error:
+        raise _corrupt(f"cannot be read: {error}", path) from error
+    try:
+        manifest = decode(data)
+    except IntegrityError as error:
+        raise IntegrityError(error.code, f"{path}: {error.message}", remedy=error.remedy) from error
+    if manifest.id != path.parent.name:
+        raise _corrupt(f"belongs to checkpoint {manifest.id}", path)
+    return manifest
+
+
+def _corrupt(what: str, path: Path | None = None) -> IntegrityError:
+    subject = f"{path}: manifest" if path else "manifest"
+    return IntegrityError(
+        "manifest-corrupt", f"{subject} {what}.", remedy="Load another checkpoint."
+    )
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no word for a loss of NaN, and a null would be lost on the way back.
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
