@@ -43,6 +43,10 @@ class ResumeRun(msgspec.Struct, frozen=True, tag="resume-run"):
     """A human set a paused run going again; spent budgets start anew."""
 
 
+class AwaitNodes(msgspec.Struct, frozen=True, tag="await-nodes"):
+    """Stop the workers; the run goes on by itself as soon as enough nodes are usable."""
+
+
 class PauseRun(msgspec.Struct, frozen=True, tag="pause-run"):
     """Stop the workers, keep everything, wait for a human."""
 
@@ -104,6 +108,7 @@ Action = (
     | ReleaseNode
     | ResumeRun
     | CompleteIntervention
+    | AwaitNodes
     | PauseRun
     | EndRun
     | SendCommand
@@ -120,6 +125,7 @@ class IncidentDraft(msgspec.Struct, frozen=True):
 
     seen_s:  when the first sign reached the controller; step: last completed step then.
     node, rank: whom it is blamed on, None when nobody in particular.
+    finding: id of the finding behind it, if one is.
     """
 
     id: str
@@ -130,6 +136,8 @@ class IncidentDraft(msgspec.Struct, frozen=True):
     onset_step: int
     node: str | None = None
     rank: int | None = None
+    is_numeric: bool = False
+    finding: str = ""
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -124,13 +124,18 @@ class StartFailed(_Event, frozen=True, tag="start-failed"):
 
 
 class HangRow(msgspec.Struct, frozen=True):
-    """Where one rank stood when its node's progress deadline passed. process_state as in /proc."""
+    """Where one rank stood when its node's progress deadline passed.
+
+    process_state: letter of /proc/PID/stat. waits: whether its stack is inside a collective, None
+    when no stack was to be had.
+    """
 
     rank: int
     step: int
     phase: str
     age_s: float
     process_state: str
+    waits: bool | None = None
 
 
 class HangSuspected(_Event, frozen=True, tag="hang-suspected"):

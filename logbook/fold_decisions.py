@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from . import decisions as d
+from .events import InterventionRequested
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
 
 MAX_REMEMBERED_RESTARTS = 256
@@ -60,6 +61,7 @@ def _opened(state: RunState, draft: d.IncidentDraft, time_s: float) -> RunState:
     )
     return replace(
         state,
+        noted_finding=draft.finding or state.noted_finding,
         incidents={**state.incidents, draft.id: incident},
         open_incidents=(*state.open_incidents, draft.id),
     )
@@ -144,6 +146,12 @@ def _release(
     return replace(state, nodes={**state.nodes, action.node: good})
 
 
+def _await_nodes(
+    state: RunState, action: d.AwaitNodes, decision: d.Decision, time_s: float
+) -> RunState:
+    return replace(state, attempt=None)
+
+
 def _pause(state: RunState, action: d.PauseRun, decision: d.Decision, time_s: float) -> RunState:
     return replace(state, paused=action.code, pause_reason=decision.reason, attempt=None)
 
@@ -172,11 +180,16 @@ def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float)
 def _send(state: RunState, action: d.SendCommand, decision: d.Decision, time_s: float) -> RunState:
     command = action.command
     state = replace(state, next_command=max(state.next_command, command.seq + 1))
-    if action.intervention is None or action.intervention not in state.interventions:
-        return state
-    known: Intervention = state.interventions[action.intervention]
+    name = action.intervention or decision.id
+    known = state.interventions.get(name)
+    if known is None:
+        # Midwatch's own changes stand in the same list as people's, under the decision's id.
+        own = InterventionRequested(
+            id=name, action=command.kind, by="midwatch", reason=decision.reason, value=command.value
+        )
+        known = Intervention(request=own, requested_s=time_s)
     known = replace(known, stage="sent", seq=command.seq, sent_attempt=state.num_attempts)
-    return replace(state, interventions={**state.interventions, action.intervention: known})
+    return replace(state, interventions={**state.interventions, name: known})
 
 
 def _reject(
@@ -204,6 +217,16 @@ def _close(
     return replace(state, open_incidents=still_open)
 
 
+def _verify(
+    state: RunState, action: d.VerifyCheckpoint, decision: d.Decision, time_s: float
+) -> RunState:
+    known = state.checkpoints.get(action.checkpoint)
+    if known is None:
+        return state
+    known = replace(known, verify_asked_s=time_s)
+    return replace(state, checkpoints={**state.checkpoints, action.checkpoint: known})
+
+
 def _unchanged(state: RunState, action: Any, decision: d.Decision, time_s: float) -> RunState:
     return state
 
@@ -213,6 +236,7 @@ _APPLY: dict[type, _Apply] = {
     d.StartAttempt: _start_attempt,
     d.QuarantineNode: _quarantine,
     d.ReleaseNode: _release,
+    d.AwaitNodes: _await_nodes,
     d.PauseRun: _pause,
     d.ResumeRun: _resume,
     d.EndRun: _end,
@@ -220,7 +244,7 @@ _APPLY: dict[type, _Apply] = {
     d.RejectIntervention: _reject,
     d.CompleteIntervention: _complete,
     d.CloseIncident: _close,
-    d.VerifyCheckpoint: _unchanged,
+    d.VerifyCheckpoint: _verify,
     d.PruneCheckpoints: _unchanged,
     d.Observe: _unchanged,
 }

@@ -116,6 +116,7 @@ class CheckpointState(msgspec.Struct, frozen=True):
     save_s: float
     blocked_s: float
     tags: CheckpointTags | None
+    verify_asked_s: float | None = None
     verified: bool | None = None
     error: str = ""
     abandoned: bool = False
@@ -220,6 +221,7 @@ class RunState(msgspec.Struct, frozen=True):
     last_numeric_step: int = 0
     num_findings: int = 0
     findings: tuple[FindingSeen, ...] = ()
+    noted_finding: str = ""
     num_stale: int = 0
     steps_total: int = 0
     failed_saves: int = 0

@@ -1,0 +1,66 @@
+"""The checkpoints of the state, as the rules in checkpoints/ see them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ...checkpoints.last_good import Candidate, Choice, Rules, choose_last_good, newest_usable
+from ...logbook.state import RunState
+from ..spec import RunSpec
+
+MAX_CANDIDATES = 8
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """Where to resume: candidates best first, the step of the first, why no newer one."""
+
+    candidates: tuple[str, ...]
+    resume_step: int
+    passed_over: tuple[tuple[str, str], ...]
+
+
+def resume_point(state: RunState, spec: RunSpec) -> Resume:
+    """Return the newest whole states, for faults that did not touch the numbers.
+
+    While numeric trouble has not been recovered from (the run paused over it, say), the newest
+    state is not to be trusted whatever stopped the attempt: last_good is returned then.
+    """
+    for name in reversed(state.open_incidents):
+        known = state.incidents[name]
+        if known.draft.is_numeric and known.recovered_s is None:
+            return _as_resume(state, last_good_checkpoint(state, spec, known.draft.onset_step))
+    return _as_resume(state, newest_usable(_candidates(state)))
+
+
+def last_good_checkpoint(
+    state: RunState, spec: RunSpec, onset_step: int, before_step: int | None = None
+) -> Choice:
+    """Return the choice of OPT's two-part rule for trouble that began at onset_step."""
+    rules = Rules(
+        margin_steps=spec.numeric.rollback_margin_steps,
+        min_scale=spec.numeric.min_loss_scale,
+    )
+    return choose_last_good(_candidates(state), onset_step, rules, before_step=before_step)
+
+
+def _candidates(state: RunState) -> list[Candidate]:
+    return [
+        Candidate(
+            id=c.checkpoint,
+            step=c.step,
+            attempt=c.attempt,
+            verified=c.verified,
+            quarantined=c.quarantined,
+            abandoned=c.abandoned,
+            tags=c.tags,
+            activation=c.activation_trend,
+            grad=c.grad_trend,
+        )
+        for c in state.checkpoints.values()
+    ]
+
+
+def _as_resume(state: RunState, choice: Choice) -> Resume:
+    first = choice.checkpoint
+    step = state.checkpoints[first].step if first is not None else 0
+    return Resume(choice.ranked[:MAX_CANDIDATES], step, choice.passed_over)

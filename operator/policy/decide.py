@@ -1,0 +1,58 @@
+"""decide: state, spec and the time in, decisions out. Pure; reads nothing else.
+
+The checklist is tried in order and the first item that has something to say ends the call. The
+caller journals and folds what was decided, acts, and calls again until nothing is left to decide,
+so every item sees the consequences of the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...logbook.decisions import Decision
+from ...logbook.state import RunState
+from ..spec import RunSpec
+from .recovery import answer_failure, start
+from .requests import answer_requests, complete_done
+from .upkeep import (
+    climb_back,
+    close_incidents,
+    finish,
+    note_findings,
+    prune_checkpoints,
+    verify_checkpoints,
+)
+
+POLICY_VERSION = 1
+"""Raised with every change of behaviour and recorded when a run is submitted."""
+
+_Item = Callable[[RunState, RunSpec, float], list[Decision]]
+
+_ALWAYS: tuple[_Item, ...] = (complete_done, answer_requests)
+_WHILE_ACTIVE: tuple[_Item, ...] = (
+    finish,
+    answer_failure,
+    start,
+    *_ALWAYS,
+    close_incidents,
+    note_findings,
+    verify_checkpoints,
+    prune_checkpoints,
+    climb_back,
+)
+
+
+def decide(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
+    """Return what to do next about this run, usually nothing.
+
+    Units:   now_s in seconds since the epoch, on the journal's clock.
+    Returns: decisions in the order in which they must be journaled and carried out.
+    """
+    if not state.run:
+        return []
+    resting = state.status.is_terminal or bool(state.paused)
+    for item in _ALWAYS if resting else _WHILE_ACTIVE:
+        decisions = item(state, spec, now_s)
+        if decisions:
+            return decisions
+    return []

@@ -1,0 +1,55 @@
+"""Which nodes carry which ranks."""
+
+from __future__ import annotations
+
+from ...logbook.plan import Placement
+from ...logbook.state import RunState
+from ...logbook.wire import Mesh
+from ..spec import RunSpec
+
+
+def plan_placement(
+    state: RunState, spec: RunSpec, avoid: tuple[str, ...] = ()
+) -> tuple[Mesh, tuple[Placement, ...]] | None:
+    """Return mesh and placements on usable nodes, or None while there are too few.
+
+    Nodes of the last attempt keep their ranks where they can, so that what they hold locally stays
+    of use; a hole is filled with the node that joined first. With when_short = "shrink", dp_shard
+    falls to the largest value the usable nodes can carry.
+    """
+    per_node = spec.nodes.ranks_per_node
+    usable = [
+        n.node
+        for n in state.nodes.values()
+        if n.is_usable and n.slots >= per_node and n.node not in avoid
+    ]
+    mesh = _fitting_mesh(spec, len(usable))
+    if mesh is None:
+        return None
+    before = state.attempt.plan.nodes if state.attempt is not None else ()
+    chosen = _keep_places(before, usable, mesh.world_size // per_node)
+    placements = tuple(
+        Placement(node, index * per_node, per_node) for index, node in enumerate(chosen)
+    )
+    return mesh, placements
+
+
+def _fitting_mesh(spec: RunSpec, num_usable: int) -> Mesh | None:
+    full = Mesh(spec.mesh.dp_shard, spec.mesh.tp)
+    if num_usable >= spec.num_nodes:
+        return full
+    if spec.nodes.when_short == "wait":
+        return None
+    per_node = spec.nodes.ranks_per_node
+    for dp_shard in range(full.dp_shard - 1, 0, -1):
+        ranks = dp_shard * full.tp
+        if ranks % per_node == 0 and ranks // per_node <= num_usable:
+            return Mesh(dp_shard, full.tp)
+    return None
+
+
+def _keep_places(before: tuple[str, ...], usable: list[str], wanted: int) -> list[str]:
+    places: list[str | None] = [node if node in usable else None for node in before[:wanted]]
+    places += [None] * (wanted - len(places))
+    free = iter([node for node in usable if node not in places])
+    return [node if node is not None else next(free) for node in places]

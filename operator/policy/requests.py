@@ -1,0 +1,131 @@
+"""Answers to what people ask for: every request is carried out or refused with a reason."""
+
+from __future__ import annotations
+
+from ...logbook.decisions import (
+    Action,
+    CompleteIntervention,
+    Decision,
+    EndRun,
+    QuarantineNode,
+    RejectIntervention,
+    ReleaseNode,
+    ResumeRun,
+    SendCommand,
+)
+from ...logbook.events import InterventionRequested
+from ...logbook.state import AttemptState, Intervention, RunState, Status
+from ...logbook.wire import Command
+from ..spec import RunSpec
+from .context import make_decision
+
+COMMANDS = ("lr", "lr-factor", "grad-clip", "checkpoint", "stop")
+
+
+def answer_requests(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
+    """Decide about the oldest request that can be decided about now."""
+    for known in state.interventions.values():
+        if known.stage == "requested":
+            decision = _answer(state, spec, known.request)
+        elif known.stage == "sent":
+            decision = _follow_up(state, known)
+        else:
+            continue
+        if decision is not None:
+            return [decision]
+    return []
+
+
+def _answer(state: RunState, spec: RunSpec, request: InterventionRequested) -> Decision | None:
+    refusal = _refusal(state, spec, request)
+    if refusal:
+        return make_decision(state, RejectIntervention(request.id), refusal)
+    said = f"{request.by} asked: {request.reason or 'no reason given'}"
+    if request.action == "resume":
+        return make_decision(state, ResumeRun(), said)
+    if request.action in ("quarantine", "release"):
+        make: Action = (
+            QuarantineNode(request.target)
+            if request.action == "quarantine"
+            else ReleaseNode(request.target)
+        )
+        return make_decision(state, make, said)
+    if request.action == "stop" and state.attempt is None:
+        return make_decision(state, EndRun(stopped=True, step=state.step), said)
+    if not _is_training(state.attempt):
+        return None
+    command = Command(state.next_command, request.action, request.value, request.id)
+    return make_decision(state, SendCommand(command, request.id), said)
+
+
+def _refusal(state: RunState, spec: RunSpec, request: InterventionRequested) -> str:
+    limits, value = spec.limits, request.value
+    status = state.status
+    node = state.nodes.get(request.target)
+    attempt = request.expect_attempt
+    if attempt is not None and attempt != state.num_attempts:
+        return f"conflict: attempt {attempt} was expected, attempt {state.num_attempts} is current"
+    if request.action in ("quarantine", "release"):
+        return "" if node is not None else f"there is no node {request.target!r}"
+    if request.action == "resume":
+        paused = status in (Status.PAUSED, Status.STOPPED)
+        return "" if paused else f"only a paused or stopped run can be resumed; it is {status}"
+    if request.action not in COMMANDS:
+        return f"unknown action {request.action!r}"
+    if status.is_terminal:
+        return f"the run is {status}"
+    if request.action == "lr" and not limits.lr_min <= value <= limits.lr_max:
+        return f"lr {value:g} is outside limits [{limits.lr_min:g}, {limits.lr_max:g}]"
+    largest = limits.lr_factor_max
+    if request.action == "lr-factor" and not 1 / largest <= value <= largest:
+        return f"factor {value:g} is outside limits [{1 / largest:g}, {largest:g}]"
+    if request.action == "grad-clip" and not 0 < value < float("inf"):
+        return f"clip {value:g} is not a positive number"
+    return ""
+
+
+def _follow_up(state: RunState, known: Intervention) -> Decision | None:
+    """A command whose attempt ended is sent again, unless its change is in the start command."""
+    attempt = state.attempt
+    if known.sent_attempt == state.num_attempts or not _is_training(attempt):
+        return None
+    if known.acks:
+        return make_decision(
+            state,
+            CompleteIntervention(known.request.id),
+            f"applied at step {known.at_step}; attempt {state.num_attempts} started with it",
+        )
+    assert known.seq is not None
+    request = known.request
+    command = Command(known.seq, request.action, request.value, request.id)
+    return make_decision(
+        state,
+        SendCommand(command, request.id),
+        f"attempt {known.sent_attempt} ended before it took effect: sent again",
+    )
+
+
+def complete_done(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
+    """Mark requests whose effect is already in the state."""
+    for known in state.interventions.values():
+        if known.stage != "requested":
+            continue
+        request, node = known.request, state.nodes.get(known.request.target)
+        done = {
+            "quarantine": node is not None and bool(node.quarantined),
+            "release": node is not None and not node.quarantined,
+            "resume": state.resumed_s > known.requested_s,
+        }.get(request.action, False)
+        if done:
+            done_id = CompleteIntervention(request.id)
+            return [make_decision(state, done_id, f"{request.action} is in force")]
+    return []
+
+
+def _is_training(attempt: AttemptState | None) -> bool:
+    return (
+        attempt is not None
+        and attempt.first_step_s is not None
+        and attempt.signal_s is None
+        and not attempt.finished
+    )
