@@ -82,6 +82,7 @@ class WorkerStart(msgspec.Struct, frozen=True):
     trainer: dict[str, Any]
     hyper: Hyper = Hyper()
     checkpoints: tuple[str, ...] = ()
+    until_step: int | None = None
     first_command: int = 1
     listen_fd: int | None = None
     report_fd: int | None = None
