@@ -39,8 +39,12 @@ class SpikeConfig(DetectorConfig):
     open_z: a point that far above the reference, in noise units, opens an excursion.
     min_rise_frac, min_rise_nats: and at least so far, as a share of the reference and absolutely;
         keeps a loss near zero or a noiseless one from alarming about nothing.
+    run_points: so many fairly high points (heal_z noise units) in a row open one too.
     heal_z: an excursion is over once the median of heal_points falls below this many noise units
         (and below half of the minimum rise).
+    lr_rise_factor, lr_window_points, lr_rise_frac: while the learning rate is this many times what
+        it was so many points before (warm-up, a restart of the schedule), only a rise of this share
+        of the reference counts.
     adopt_points: an excursion that lasts so long is the new normal and the reference starts anew.
     """
 
@@ -50,8 +54,12 @@ class SpikeConfig(DetectorConfig):
     open_z: Positive = 6.0
     min_rise_frac: Positive = 0.05
     min_rise_nats: Positive = 0.05
+    run_points: Count = 4
     heal_z: Positive = 3.0
     heal_points: Count = 5
+    lr_rise_factor: Positive = 1.5
+    lr_window_points: Count = 64
+    lr_rise_frac: Positive = 0.25
     adopt_points: Count = 200
 
 
@@ -66,6 +74,26 @@ class LevelShiftConfig(DetectorConfig):
     warn_points: Count = 5
     rollback_points: Count = 8
     high_frac: Frac = 0.75
+
+
+class CreepConfig(DetectorConfig):
+    """When a slow rise of the loss counts.
+
+    block_points: points averaged into a block; a level is the mean of three blocks.
+    window_blocks: the level is compared with the lowest one of so many.
+    ready_blocks: say nothing before so many blocks.
+    warn_z: rise in units of the usual wander of the level.
+    min_rise_frac, min_rise_nats: and at least so much.
+    stay_blocks: after a warning, roll back if the rise has not halved within so many blocks.
+    """
+
+    block_points: Count = 8
+    window_blocks: Count = 64
+    ready_blocks: Count = 18
+    warn_z: Positive = 9.0
+    min_rise_frac: Positive = 0.015
+    min_rise_nats: Positive = 0.02
+    stay_blocks: Count = 8
 
 
 class NonFiniteConfig(DetectorConfig):
@@ -123,6 +151,7 @@ class PanelConfig(BaseModel):
 
     spike: SpikeConfig = SpikeConfig()
     level_shift: LevelShiftConfig = LevelShiftConfig()
+    creep: CreepConfig = CreepConfig()
     non_finite: NonFiniteConfig = NonFiniteConfig()
     scaler: ScalerConfig = ScalerConfig()
     cooldown_points: Count = 100

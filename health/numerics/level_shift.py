@@ -38,11 +38,12 @@ class LevelShiftDetector:
 
     def _severity(self) -> Severity | None:
         excursion, config = self._excursion, self._config
-        if excursion.points < config.warn_points:
+        points = excursion.points - excursion.echo_points()
+        if points < config.warn_points:
             return None
         if excursion.high_points < config.high_frac * excursion.points:
             return None
-        if excursion.points >= config.rollback_points:
+        if points >= config.rollback_points:
             return Severity.ROLLBACK
         return Severity.WARN
 

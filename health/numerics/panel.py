@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...logbook.findings import Finding
 from .config import DetectorConfig, Mode, PanelConfig
+from .creep import CreepDetector
 from .excursion import Excursion
 from .level_shift import LevelShiftDetector
 from .non_finite import NonFiniteDetector
@@ -38,6 +39,7 @@ class Panel:
             NonFiniteDetector(config.non_finite),
             ScalerDetector(config.scaler),
             LevelShiftDetector(config.level_shift, excursion),
+            CreepDetector(config.creep, excursion),
             SpikeDetector(excursion),
         ]
 
@@ -47,6 +49,7 @@ class Panel:
             NonFiniteDetector.name: config.non_finite,
             ScalerDetector.name: config.scaler,
             LevelShiftDetector.name: config.level_shift,
+            CreepDetector.name: config.creep,
             SpikeDetector.name: config.spike,
         }
 
@@ -60,7 +63,7 @@ class Panel:
         self._step = point.step
         self._count += 1
         if point.loss is not None:
-            self._excursion.observe(point.step, point.loss)
+            self._excursion.observe(point.step, point.loss, point.lr)
         found: list[Finding] = []
         for detector in self._detectors:
             mode = self._modes[detector.name]

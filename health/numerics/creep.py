@@ -1,0 +1,95 @@
+"""Creep: a loss that rises by a few per cent over hundreds of steps, too slowly to be a jump."""
+
+from __future__ import annotations
+
+from ...logbook.findings import Severity
+from .config import CreepConfig
+from .drift import Drift
+from .excursion import Excursion
+from .point import Point, Signal
+
+
+class CreepDetector:
+    """Warns when the level of the loss has risen, rolls back when the rise stays.
+
+    A jump often heals, a creep of 2 to 4 % over a few hundred steps mostly does not, so this
+    detector needs little size but much certainty. Points of an open excursion are left out: they
+    are being judged already.
+    """
+
+    name = "creep"
+
+    def __init__(self, config: CreepConfig, excursion: Excursion) -> None:
+        self._config = config
+        self._excursion = excursion
+        self._drift = Drift(config.block_points, config.window_blocks, config.ready_blocks)
+        self._adoptions = 0
+        self._close()
+
+    def _close(self) -> None:
+        self._told: Severity | None = None
+        self._onset_step = 0
+        self._reference = 0.0
+        self._blocks = 0
+
+    def restarted(self, at_step: int) -> None:
+        self._close()
+        self._drift.reset()
+
+    def observe(self, point: Point) -> Signal | None:
+        """Return a signal when a creep begins, stays, or has gone back."""
+        excursion = self._excursion
+        if excursion.adoptions != self._adoptions or excursion.lr_raised:
+            self._adoptions = excursion.adoptions
+            return self._forget()
+        loss = point.loss
+        if loss is None or excursion.is_open or not loss < float("inf"):
+            return None
+        if not self._drift.observe(point.step, loss):
+            return None
+        return self._follow() if self._told else self._look()
+
+    def _forget(self) -> Signal | None:
+        self._drift.reset()
+        if self._told is None:
+            return None
+        signal = self._signal(Severity.OBSERVE, ended=True)
+        self._close()
+        return signal
+
+    def _look(self) -> Signal | None:
+        drift, config = self._drift, self._config
+        rise = drift.level - drift.best
+        least = max(config.min_rise_frac * abs(drift.best), config.min_rise_nats)
+        if drift.z < config.warn_z or rise < least:
+            return None
+        self._told = Severity.WARN
+        self._onset_step, self._reference = drift.best_step, drift.best
+        self._healed_below = drift.best + rise / 2
+        self._blocks = 0
+        return self._signal(Severity.WARN)
+
+    def _follow(self) -> Signal | None:
+        if self._drift.level < self._healed_below:
+            signal = self._signal(Severity.OBSERVE, ended=True)
+            self._close()
+            return signal
+        self._blocks += 1
+        if self._told is Severity.WARN and self._blocks >= self._config.stay_blocks:
+            self._told = Severity.ROLLBACK
+            return self._signal(Severity.ROLLBACK)
+        return None
+
+    def _signal(self, severity: Severity, *, ended: bool = False) -> Signal:
+        level, reference = self._drift.level, self._reference
+        return Signal(
+            detector=self.name,
+            kind="creep",
+            severity=severity,
+            onset_step=self._onset_step,
+            value=level,
+            reference=reference,
+            message=f"mean loss {level:.4g} is {level / reference - 1.0:+.1%} above its best since "
+            f"step {self._onset_step}, {self._drift.z:.0f} times its usual wander",
+            ended=ended,
+        )
