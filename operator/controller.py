@@ -1,0 +1,159 @@
+"""The controller: observe, fold, decide, act. One tick is one turn of that wheel.
+
+The journal is written ahead of every act, so a controller that dies anywhere in a tick is replaced
+by one that folds the journal and finds the decisions whose effects it must repeat. It never waits
+for a worker: whatever an action brings about arrives later as a signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..health.numerics.config import PanelConfig
+from ..health.numerics.panel import Panel
+from ..health.numerics.point import Point
+from ..logbook import decisions as d
+from ..logbook import events as ev
+from ..logbook.errors import Fatal, MidwatchError, Retryable
+from ..logbook.fold import evolve
+from ..logbook.record import Record
+from ..logbook.state import RunState
+from ..logbook.wire import StepSample
+from .observer import Observer
+from .policy.decide import decide
+from .ports import Ports
+from .spec import RunSpec
+
+MAX_DECISIONS_PER_TICK = 64
+
+
+class Controller:
+    """Supervises one run. Drive it by calling tick() whenever something may have happened."""
+
+    def __init__(self, spec: RunSpec, ports: Ports) -> None:
+        self.spec = spec
+        self.state = RunState()
+        self._ports = ports
+        self._observer = Observer(ports.desk.attach)
+        self._panel = Panel(PanelConfig.model_validate(spec.detectors))
+        self._undone: dict[str, d.Decision] = {}
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def recover(self, records: Iterable[Record[ev.Event]]) -> None:
+        """Fold what the journal holds; decisions without an outcome are carried out again."""
+        for record in records:
+            self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
+        for sample in self.state.samples:
+            self._panel.update(_point(sample))
+        self._undone = dict(self.state.pending)
+
+    def record(self, *events: ev.Event, sync: bool = False) -> None:
+        """Append events to the journal, then fold them: the only way the state changes."""
+        if not events:
+            return
+        now_s, attempt = self._ports.clock.now_s(), self.state.num_attempts
+        batch = [(now_s, getattr(event, "attempt", attempt), event) for event in events]
+        for record in self._ports.journal.append(batch, sync=sync):
+            self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
+
+    # --- the wheel -------------------------------------------------------------------------------
+
+    def tick(self) -> int:
+        """Take in what arrived, decide, act; return how many decisions were made.
+
+        Raises: Fatal[journal-fenced] when another controller has taken over: stop at once.
+        """
+        before = self.state.incidents
+        self._take_in()
+        self._redo()
+        made = self._decide_and_act()
+        self._ports.cluster.maintain(self.state)
+        for name, incident in self.state.incidents.items():
+            if before.get(name) is not incident:
+                self._ports.desk.write_note(self.state, incident)
+        return made
+
+    def _take_in(self) -> None:
+        had_signal = self._has_signal()
+        for signal in self._ports.cluster.poll():
+            for event in self._observer.observe(self.state, signal):
+                self._take(event)
+        self.record(*self._ports.desk.requests())
+        self._ports.desk.settled()
+        self._ports.cluster.acknowledge()
+        if self._has_signal() and not had_signal:
+            # The reporter of the newest commits may be the one that died.
+            known = tuple(self.state.checkpoints)
+            self.record(*self._ports.checkpoints.unknown(known))
+
+    def _has_signal(self) -> bool:
+        attempt = self.state.attempt
+        return attempt is not None and attempt.signal_s is not None
+
+    def _take(self, event: ev.Event) -> None:
+        last = self.state.last
+        self.record(event)
+        if isinstance(event, ev.AttemptResumed) and self.state.running(event.attempt):
+            self._panel.restarted(event.step)
+        if isinstance(event, ev.StepDone) and self.state.last is not last:
+            for finding in self._panel.update(_point(event.sample)):
+                name = f"f-{self.state.num_findings + 1:06d}"
+                self.record(ev.FindingSeen(name, event.attempt, finding))
+
+    def _redo(self) -> None:
+        undone, self._undone = self._undone, {}
+        for decision in undone.values():
+            self._act(decision)
+
+    def _decide_and_act(self) -> int:
+        made = 0
+        while made < MAX_DECISIONS_PER_TICK:
+            decisions = decide(self.state, self.spec, self._ports.clock.now_s())
+            if not decisions:
+                break
+            for decision in decisions:
+                self.record(ev.DecisionMade(decision), sync=True)
+                self._act(decision)
+                made += 1
+        return made
+
+    def _act(self, decision: d.Decision) -> None:
+        try:
+            self._perform(decision)
+        except Retryable:
+            # Not yet possible (an agent is still coming up): tried again with the next tick.
+            self._undone[decision.id] = decision
+            return
+        except Fatal:
+            raise
+        except MidwatchError as error:
+            self.record(ev.ActionDone(decision.id, error=str(error)))
+            return
+        self.record(ev.ActionDone(decision.id))
+
+    def _perform(self, decision: d.Decision) -> None:
+        action, cluster = decision.action, self._ports.cluster
+        if isinstance(action, d.StartAttempt):
+            if self.state.running(action.plan.attempt) is not None:
+                cluster.start(action.plan)
+        elif isinstance(action, (d.PauseRun, d.EndRun, d.AwaitNodes)):
+            cluster.stop(self.state.num_attempts)
+        elif isinstance(action, d.SendCommand):
+            cluster.send(self.state.num_attempts, action.command)
+        elif isinstance(action, d.VerifyCheckpoint):
+            self._ports.checkpoints.verify(action.checkpoint)
+        elif isinstance(action, d.PruneCheckpoints):
+            self._ports.checkpoints.prune(action.checkpoints)
+
+
+def _point(sample: StepSample) -> Point:
+    return Point(
+        step=sample.step,
+        loss=sample.loss,
+        grad_norm=sample.grad_norm,
+        loss_scale=sample.loss_scale,
+        activation_norm=sample.activation_norm,
+        lr=sample.lr,
+        skipped=int(sample.skipped),
+    )

@@ -1,0 +1,105 @@
+"""The run folder as people meet it: requests come in as files, notes and evidence are laid down.
+
+    <run_dir>/journal/    the write-ahead log
+              requests/   one JSON file per request, written by the CLI, removed once journaled
+              notes/      one Markdown note per incident
+              evidence/   stack dumps
+              logs/       output of controller, agents and workers
+              checkpoints/
+A request survives whatever the controller is doing, and needs nothing but the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ..logbook.errors import ConfigError
+from ..logbook.events import Event, FaultInjected, InterventionRequested, NoteAdded
+from ..logbook.notes import render_note
+from ..logbook.state import Incident, RunState
+
+MAX_REQUEST_BYTES = 64 << 10
+
+Request = InterventionRequested | FaultInjected | NoteAdded
+_decode = msgspec.json.Decoder(Request).decode
+
+
+class FileDesk:
+    """The desk of one run, in its folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._requests = run_dir / "requests"
+        self._notes = run_dir / "notes"
+        self._evidence = run_dir / "evidence"
+        for folder in (self._requests, self._notes, self._evidence):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._taken: list[Path] = []
+
+    def requests(self) -> Sequence[Event]:
+        """Return the requests that lie here, oldest first; unreadable ones are put aside."""
+        found: list[Event] = []
+        for path in sorted(self._requests.glob("*.json")):
+            if path in self._taken:
+                continue
+            try:
+                if path.stat().st_size > MAX_REQUEST_BYTES:
+                    raise ValueError(f"larger than {MAX_REQUEST_BYTES} bytes")
+                found.append(_decode(path.read_bytes()))
+            except FileNotFoundError:
+                continue
+            except (ValueError, OSError) as error:
+                path.with_suffix(".refused").write_text(f"{error}\n")
+                path.unlink(missing_ok=True)
+                continue
+            self._taken.append(path)
+        return found
+
+    def settled(self) -> None:
+        """Remove the requests that are journaled."""
+        for path in self._taken:
+            path.unlink(missing_ok=True)
+        self._taken.clear()
+
+    def write_note(self, state: RunState, incident: Incident) -> None:
+        """Write or rewrite the note of an incident, atomically."""
+        path = note_path(self._notes.parent, incident.draft.id)
+        _write_atomically(path, render_note(state, incident).encode())
+
+    def attach(self, name: str, text: str) -> str:
+        """Keep a piece of evidence under a name of its own; return its path."""
+        path = self._evidence / name
+        for number in range(2, 1000):
+            if not path.exists():
+                break
+            path = self._evidence / f"{Path(name).stem}-{number}{Path(name).suffix}"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+
+def note_path(run_dir: Path, incident: str) -> Path:
+    """Return where the note of an incident lies."""
+    return run_dir / "notes" / f"{incident}.md"
+
+
+def post_request(run_dir: Path, request: Request, *, time_s: float) -> None:
+    """Lay a request on the desk of a run. Raises ConfigError[no-such-run]."""
+    folder = run_dir / "requests"
+    if not folder.is_dir():
+        raise ConfigError(
+            "no-such-run",
+            f"{run_dir} is not the folder of a run.",
+            remedy="Name a run under runs/, or the run's folder.",
+        )
+    name = f"{time_s:017.6f}-{secrets.token_hex(4)}.json"
+    _write_atomically(folder / name, msgspec.json.encode(request))
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(data)
+    draft.replace(path)

@@ -1,0 +1,210 @@
+"""From what agents say to events of the journal: fenced by attempt, trimmed to what matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..health.nodes.liveness import RankProgress
+from ..logbook import events as ev
+from ..logbook import wire
+from ..logbook.state import RunState
+from .agent import reports as rp
+from .ports import NodeGone, NodeUp, PruneResult, Signal, VerifyResult
+
+Attach = Callable[[str, str], str]
+
+RANK_TIMES_EVERY_STEPS = 10
+
+
+class Observer:
+    """Turns signals into events. Remembers only what one report needs of an earlier one.
+
+    attach keeps a stack dump somewhere and returns its path.
+    """
+
+    def __init__(self, attach: Attach) -> None:
+        self._attach = attach
+        self._last_words: dict[tuple[int, int], wire.WorkerFailed] = {}
+        self._seen_seq: dict[str, int] = {}
+
+    def observe(self, state: RunState, signal: Signal) -> list[ev.Event]:
+        """Return the events that a signal amounts to for a run in this state."""
+        if isinstance(signal, NodeGone):
+            known = state.nodes.get(signal.node)
+            if known is None or not known.present or known.incarnation != signal.agent:
+                return []
+            return [ev.NodeLost(signal.node, signal.agent, signal.reason)]
+        if isinstance(signal, NodeUp):
+            return [ev.NodeJoined(signal.node, signal.agent, signal.host, signal.slots, signal.pid)]
+        if isinstance(signal, VerifyResult):
+            return [ev.CheckpointVerified(signal.checkpoint, signal.error)]
+        if isinstance(signal, PruneResult):
+            return [ev.CheckpointsPruned(signal.checkpoints)]
+        return self._report(state, signal)
+
+    def _report(self, state: RunState, report: rp.AgentReport) -> list[ev.Event]:
+        if isinstance(report, rp.AgentStatus):
+            return []
+        if report.seq <= self._seen_seq.get(report.agent, 0):
+            # Sent again because our acknowledgement was lost.
+            return []
+        self._seen_seq[report.agent] = report.seq
+        if isinstance(report, rp.WorkerMessages):
+            return self._messages(state, report)
+        running = state.running(report.attempt)
+        if running is None:
+            return _stale(report)
+        handler = _HANDLERS.get(type(report))
+        if isinstance(report, rp.WorkerExited):
+            return [self._exited(report)]
+        if isinstance(report, rp.HangSuspected):
+            return [self._hang(report)]
+        return handler(report) if handler is not None else []
+
+    def _messages(self, state: RunState, report: rp.WorkerMessages) -> list[ev.Event]:
+        events: list[ev.Event] = []
+        applied: dict[int, list[tuple[int, wire.Applied]]] = {}
+        stale = state.running(report.attempt) is None
+        for rank, message in report.batch:
+            if isinstance(message, wire.CheckpointStage):
+                # A commit is a fact about the disk, whoever's attempt it was; the fold judges it.
+                events += _checkpoint(report, message)
+            elif stale:
+                continue
+            elif isinstance(message, wire.WorkerFailed):
+                self._last_words[report.attempt, rank] = message
+            elif isinstance(message, wire.Applied):
+                applied.setdefault(message.seq, []).append((rank, message))
+            else:
+                events += _worker_message(report.attempt, rank, message)
+        events += [_applied(report, seq, acks) for seq, acks in applied.items()]
+        return events + (_stale(report) if stale and not events else [])
+
+    def _exited(self, report: rp.WorkerExited) -> ev.Event:
+        words = self._last_words.pop((report.attempt, report.exit.rank), None)
+        code = report.exit.exit_code
+        return ev.WorkerExited(
+            attempt=report.attempt,
+            rank=report.exit.rank,
+            node=report.node,
+            exit_code=code if code is not None or report.exit.signal is not None else -1,
+            signal=report.exit.signal,
+            step=report.step,
+            phase=report.phase.name,
+            code=words.code if words is not None else "",
+            message=words.message[:2000] if words is not None else report.cause,
+            log_tail=report.log_tail[-2000:],
+        )
+
+    def _hang(self, report: rp.HangSuspected) -> ev.Event:
+        text = "\n".join(f"=== rank {rank}\n{stack}" for rank, stack in report.stacks.items())
+        path = ""
+        if text:
+            path = self._attach(f"stacks-attempt{report.attempt}-{report.node}.txt", text)
+        return ev.HangSuspected(
+            attempt=report.attempt,
+            node=report.node,
+            deadline_s=report.deadline_s,
+            rows=tuple(_hang_row(row) for row in report.rows),
+            stacks=path,
+        )
+
+
+def _stale(report: rp.AgentReport) -> list[ev.Event]:
+    # What an ended attempt's own end looks like is expected, not stale news.
+    if isinstance(report, (rp.AttemptStopped, rp.AgentNote, rp.RankSamples, rp.StacksDumped)):
+        return []
+    what = str(report.__struct_config__.tag)
+    return [ev.StaleIgnored(attempt=report.attempt, what=what, node=report.node)]
+
+
+def _worker_message(attempt: int, rank: int, message: wire.WorkerMessage) -> list[ev.Event]:
+    if isinstance(message, wire.StepSample):
+        return [ev.StepDone(attempt, message)]
+    if isinstance(message, wire.Resumed):
+        if rank != 0:
+            return []
+        resumed = ev.AttemptResumed(
+            attempt, message.step, message.checkpoint, message.load_s, message.passed_over
+        )
+        return [resumed]
+    if isinstance(message, wire.Finished):
+        return [ev.RankFinished(attempt, rank, message.step, message.stopped)]
+    return []
+
+
+def _checkpoint(report: rp.WorkerMessages, message: wire.CheckpointStage) -> list[ev.Event]:
+    if message.stage == "committed":
+        return [
+            ev.CheckpointCommitted(
+                attempt=report.attempt,
+                checkpoint=message.checkpoint,
+                step=message.step,
+                bytes=message.bytes,
+                blocked_s=message.blocked_s,
+                save_s=message.save_s,
+                tags=message.tags,
+            )
+        ]
+    if message.stage == "failed":
+        error = message.error
+        return [ev.CheckpointFailed(report.attempt, message.checkpoint, message.step, error)]
+    return []
+
+
+def _applied(report: rp.WorkerMessages, seq: int, acks: list[tuple[int, wire.Applied]]) -> ev.Event:
+    first = acks[0][1]
+    values = {rank: ack.readback for rank, ack in acks}
+    error = next((ack.error for _, ack in acks if ack.error), "")
+    if not error and any(readback != first.readback for readback in values.values()):
+        error = f"ranks read back different values: {values}"
+    return ev.CommandApplied(
+        attempt=report.attempt,
+        seq=seq,
+        node=report.node,
+        ranks=tuple(rank for rank, _ in acks),
+        at_step=first.at_step,
+        readback=first.readback,
+        previous=first.previous,
+        error=error,
+    )
+
+
+def _hang_row(row: RankProgress) -> ev.HangRow:
+    return ev.HangRow(row.rank, row.step, row.phase.name, row.age_s, row.state, row.waits)
+
+
+def _workers_started(report: rp.WorkersStarted) -> list[ev.Event]:
+    pids = tuple(report.pids[rank] for rank in sorted(report.pids))
+    return [ev.WorkersStarted(report.attempt, report.node, pids)]
+
+
+def _start_failed(report: rp.StartFailed) -> list[ev.Event]:
+    return [ev.StartFailed(report.attempt, report.node, report.code, report.message)]
+
+
+def _rank_samples(report: rp.RankSamples) -> list[ev.Event]:
+    by_step: dict[int, list[wire.RankSample]] = {}
+    for sample in report.batch:
+        if sample.step % RANK_TIMES_EVERY_STEPS == 0:
+            by_step.setdefault(sample.step, []).append(sample)
+    return [
+        ev.RankTimes(
+            attempt=report.attempt,
+            step=step,
+            node=report.node,
+            rows=tuple(
+                (s.rank, s.step_s, s.data_s, s.forward_s, s.backward_s, s.comm_s, s.optimizer_s)
+                for s in samples
+            ),
+        )
+        for step, samples in by_step.items()
+    ]
+
+
+_HANDLERS: dict[type, Callable[[Any], list[ev.Event]]] = {
+    rp.WorkersStarted: _workers_started,
+    rp.StartFailed: _start_failed,
+    rp.RankSamples: _rank_samples,
+}

@@ -1,0 +1,144 @@
+"""The edges of the controller: everything it can see or do outside its own state.
+
+The Ray runtime implements these for real clusters; the simulator and the tests implement them
+over a seeded world. Nothing here blocks: actions are handed over, and what comes of them arrives
+later as a signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from ..logbook.events import CheckpointCommitted, Event, InterventionRequested
+from ..logbook.plan import AttemptPlan
+from ..logbook.record import Record
+from ..logbook.state import Incident, RunState
+from ..logbook.wire import Command
+from .agent.reports import AgentReport
+
+
+class NodeUp(msgspec.Struct, frozen=True):
+    """An agent's forkserver is ready: the node can carry slots ranks."""
+
+    node: str
+    agent: str
+    host: str
+    slots: int
+    pid: int
+
+
+class NodeGone(msgspec.Struct, frozen=True):
+    """The cluster knows that an agent's process is dead, or it has been silent for too long."""
+
+    node: str
+    agent: str
+    reason: str
+
+
+class VerifyResult(msgspec.Struct, frozen=True):
+    """A checkpoint was read back. error "" means that every byte is sound."""
+
+    checkpoint: str
+    error: str
+
+
+class PruneResult(msgspec.Struct, frozen=True):
+    """These checkpoints are gone from the store."""
+
+    checkpoints: tuple[str, ...]
+
+
+Signal = AgentReport | NodeUp | NodeGone | VerifyResult | PruneResult
+
+
+class Clock(Protocol):
+    """Where the controller gets the time; seconds since the epoch."""
+
+    def now_s(self) -> float: ...
+
+
+class Cluster(Protocol):
+    """The nodes and their agents."""
+
+    def poll(self) -> Sequence[Signal]:
+        """Return what arrived since the last call, in order."""
+        ...
+
+    def maintain(self, state: RunState) -> None:
+        """See to it that every node that may be used has an agent; called once a tick."""
+        ...
+
+    def start(self, plan: AttemptPlan) -> None:
+        """Make this attempt the current one on every node; older workers die first.
+
+        Idempotent by attempt. Raises Retryable when a rendezvous address is not known yet.
+        """
+        ...
+
+    def stop(self, attempt: int) -> None:
+        """Kill the workers of this and every older attempt on every node."""
+        ...
+
+    def send(self, attempt: int, command: Command) -> None:
+        """Hand a command to every rank of the attempt."""
+        ...
+
+    def acknowledge(self) -> None:
+        """Everything returned by poll so far is journaled; agents need not keep it."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """The checkpoint store of the run; results of verify and prune arrive through Cluster.poll."""
+
+    def verify(self, checkpoint: str) -> None: ...
+
+    def prune(self, checkpoints: tuple[str, ...]) -> None: ...
+
+    def unknown(self, known: Sequence[str]) -> list[CheckpointCommitted]:
+        """Return committed checkpoints that the journal has not heard of (their reporter died)."""
+        ...
+
+
+class RunJournal(Protocol):
+    """The write-ahead log; logbook.journal.Journal is the real one."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    def append(
+        self, events: Sequence[tuple[float, int, Event]], sync: bool = False
+    ) -> list[Record[Event]]: ...
+
+
+class Desk(Protocol):
+    """Where requests of people come in, and where incident notes and dumps are laid down."""
+
+    def requests(self) -> Sequence[Event | InterventionRequested]:
+        """Return requests that arrived since the last call, as events to journal."""
+        ...
+
+    def settled(self) -> None:
+        """The requests returned last are journaled and need not be kept."""
+        ...
+
+    def write_note(self, state: RunState, incident: Incident) -> None:
+        """Write or rewrite the note of an incident."""
+        ...
+
+    def attach(self, name: str, text: str) -> str:
+        """Keep a piece of evidence (a stack dump); return the path under which it lies."""
+        ...
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """All edges of one controller."""
+
+    clock: Clock
+    journal: RunJournal
+    cluster: Cluster
+    checkpoints: Checkpoints
+    desk: Desk
