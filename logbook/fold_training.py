@@ -67,6 +67,8 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
     assert sample is not None
     assert running is not None
 
+    source = state.checkpoints.get(running.resumed_from)
+
     def recovered(incident: Incident) -> Incident:
         if incident.attempt_after != running.number or incident.recovered_s is not None:
             return incident
@@ -74,6 +76,7 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
             incident,
             recovered_s=time_s,
             checkpoint=running.resumed_from,
+            checkpoint_tags=source.tags if source is not None else None,
             lr_after=sample.lr,
             loss_after=sample.loss,
             steps_lost=max(0, incident.draft.step - running.resumed_step),

@@ -5,17 +5,16 @@ from __future__ import annotations
 from .clock import clock_text, span_text
 from .decisions import Decision, StartAttempt
 from .state import Incident, RunState
-from .wire import CheckpointTags
 
 
 def render_note(state: RunState, incident: Incident) -> str:
     """Return the Markdown note of an incident: seen, decided and why, before and after, outcome."""
     draft = incident.draft
+    where = f"Run `{state.run}`, attempt {incident.attempt_before}, step {draft.step}."
     lines = [
         f"# {draft.id}: {draft.title}",
         "",
-        f"Run `{state.run}`, attempt {incident.attempt_before}, step {draft.step}. "
-        f"Fault: **{draft.fault}**. {_status(incident)}",
+        f"{where} Fault: **{draft.fault}**. {_status(incident)}",
         "",
         "## Times",
         "",
@@ -31,7 +30,7 @@ def render_note(state: RunState, incident: Incident) -> str:
         "",
         "## Before and after",
         "",
-        *_before_after(state, incident),
+        *_before_after(incident),
         "",
         "## What to watch next",
         "",
@@ -90,8 +89,8 @@ def _verb(decision: Decision) -> str:
     return f"{name} {action.plan.attempt}" if isinstance(action, StartAttempt) else name
 
 
-def _before_after(state: RunState, incident: Incident) -> list[str]:
-    tags = _tags(state, incident.checkpoint)
+def _before_after(incident: Incident) -> list[str]:
+    tags = incident.checkpoint_tags
     rows = [
         ("attempt", incident.attempt_before, incident.attempt_after),
         ("learning rate", _number(incident.lr_before), _number(incident.lr_after)),
@@ -105,11 +104,6 @@ def _before_after(state: RunState, incident: Incident) -> list[str]:
     return lines + [f"| {what} | {before} | {after} |" for what, before, after in rows]
 
 
-def _tags(state: RunState, checkpoint: str | None) -> CheckpointTags | None:
-    known = state.checkpoints.get(checkpoint or "")
-    return known.tags if known is not None else None
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
@@ -118,8 +112,8 @@ def _watch(incident: Incident) -> str:
     draft = incident.draft
     if draft.is_numeric:
         return (
-            f"Loss, gradient norm and activation norm past step {draft.onset_step}, where it began; "
-            "a recurrence goes further back and lowers the rate again."
+            f"Loss, gradient norm and activation norm past step {draft.onset_step}, where it "
+            "began; a recurrence goes further back and lowers the rate again."
         )
     if draft.node:
         return f"Node {draft.node}: another failure there is no coincidence."

@@ -139,6 +139,7 @@ class Incident(msgspec.Struct, frozen=True):
     decisions: tuple[Decision, ...] = ()
     attempt_after: int | None = None
     checkpoint: str | None = None
+    checkpoint_tags: CheckpointTags | None = None
     steps_lost: int = 0
     lr_before: float | None = None
     lr_after: float | None = None
