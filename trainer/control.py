@@ -1,0 +1,169 @@
+"""The control mailbox: orders from the agent, and how they change the run.
+
+A thread takes Commands off the pipe; the loop asks for the highest seq received, all ranks agree
+on the lowest of those, and then each rank takes the commands up to it, in order, at the same step
+boundary. What a command does to the run is a pure function, so all ranks come to the same result,
+errors included. The thread is also the watch on the agent: when the pipe ends, the agent is gone
+and so, at once, is this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from ..logbook.errors import ConfigError
+from ..logbook.wire import Command, Hyper, LrChange, command_reader
+from .config import TrainConfig
+from .schedule import factor_for_lr
+
+EXIT_AGENT_GONE = 113
+"""Exit status of a worker whose agent has gone."""
+_READ_BYTES = 1 << 16
+_PR_SET_PDEATHSIG = 1
+
+
+class Mailbox:
+    """Commands received and not yet taken; fd None is a mailbox that stays empty.
+
+    first_command: commands with a lower seq are folded into the run already and are ignored.
+    on_gone: called on the reading thread when the agent has closed the pipe.
+    """
+
+    def __init__(self, fd: int | None, first_command: int, on_gone: Callable[[], None]) -> None:
+        self._fd = fd
+        self._on_gone = on_gone
+        self._lock = threading.Lock()
+        self._commands: dict[int, Command] = {}
+        self._highest = first_command - 1
+        self._taken = first_command - 1
+        if fd is not None:
+            os.set_blocking(fd, True)
+            threading.Thread(target=self._read, name="mailbox", daemon=True).start()
+
+    def highest(self) -> int:
+        """Return the highest seq up to which every command has been received."""
+        return self._highest
+
+    def take(self, upto: int) -> list[Command]:
+        """Return the commands with seq <= upto that were not taken before, in order."""
+        if upto <= self._taken:
+            return []
+        with self._lock:
+            taken = [self._commands.pop(seq) for seq in range(self._taken + 1, upto + 1)]
+            self._taken = upto
+        return taken
+
+    def put(self, command: Command) -> None:
+        """Receive one command; repeated ones and those before first_command are ignored."""
+        with self._lock:
+            if command.seq > self._highest:
+                self._commands.setdefault(command.seq, command)
+            while self._highest + 1 in self._commands:
+                self._highest += 1
+
+    def _read(self) -> None:
+        assert self._fd is not None
+        reader = command_reader()
+        try:
+            while data := _read_some(self._fd):
+                for command in reader.feed(data):
+                    self.put(command)
+        except (ValueError, msgspec.MsgspecError):
+            # An agent that speaks another language cannot steer this worker: treat it as gone.
+            traceback.print_exc()
+        self._on_gone()
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a command does: a changed hyper, a save, a stop, or an error and nothing at all."""
+
+    hyper: Hyper
+    is_changed: bool = False
+    is_save: bool = False
+    is_stop: bool = False
+    error: str = ""
+
+
+def plan_effect(command: Command, hyper: Hyper, next_step: int, config: TrainConfig) -> Effect:
+    """Return what command does to a run whose next step is next_step.
+
+    Pure, so that every rank decides alike. An unknown kind or an impossible value is an error
+    that leaves the run as it was.
+    """
+    try:
+        match command.kind:
+            case "lr-factor":
+                return _scaled(hyper, next_step, _positive(command), command.cause)
+            case "lr":
+                factor = factor_for_lr(
+                    next_step,
+                    _positive(command),
+                    config.optimizer,
+                    config.schedule,
+                    hyper.lr_changes,
+                )
+                return _scaled(hyper, next_step, factor, command.cause)
+            case "grad-clip":
+                clipped = msgspec.structs.replace(hyper, grad_clip=_positive(command))
+                return Effect(clipped, is_changed=True)
+            case "checkpoint":
+                return Effect(hyper, is_save=True)
+            case "stop":
+                return Effect(hyper, is_save=True, is_stop=True)
+    except ConfigError as error:
+        return Effect(hyper, error=f"{error.code}: {error.message}")
+    return Effect(hyper, error=f"unknown-command: no command is called {command.kind!r}")
+
+
+def exit_without_agent() -> None:
+    """End this process at once; nothing it could still do has anyone to report to."""
+    os._exit(EXIT_AGENT_GONE)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that forked it ends.
+
+    The end of the command pipe covers an agent that dies; this covers a worker that is stopped or
+    stuck in a call that never lets its threads run.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _positive(command: Command) -> float:
+    if math.isfinite(command.value) and command.value > 0.0:
+        return command.value
+    raise ConfigError(
+        "value-out-of-range",
+        f"{command.kind} {command.value} is not a finite number above 0",
+        remedy="Give a positive value.",
+    )
+
+
+def _scaled(hyper: Hyper, next_step: int, factor: float, cause: str) -> Effect:
+    if not (math.isfinite(factor) and factor > 0.0):
+        raise ConfigError(
+            "value-out-of-range",
+            f"the factor {factor} on the remaining schedule is not a finite number above 0",
+            remedy="Give a value nearer to the current rate.",
+        )
+    change = LrChange(from_step=next_step, factor=factor, cause=cause)
+    changed = msgspec.structs.replace(hyper, lr_changes=(*hyper.lr_changes, change))
+    return Effect(changed, is_changed=True)
+
+
+def _read_some(fd: int) -> bytes:
+    try:
+        return os.read(fd, _READ_BYTES)
+    except OSError:
+        # A pipe that cannot be read is an agent that cannot be heard.
+        return b""

@@ -1,0 +1,47 @@
+"""One step of a small model on torch's fake process group, for the warm-up and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..logbook.wire import Hyper, Mesh
+from .config import TrainConfig
+from .step import Ballot, TrainStep
+from .worker import validated
+
+_SMALL_MODEL = {"layers": 2, "heads": 4, "width": 32, "ffn_width": 64, "vocab": 512}
+
+
+def rehearse(trainer_config: dict[str, Any]) -> None:
+    """Make one step of a small model of the run's own kind; the random state stays as it was."""
+    torch.set_num_threads(1)
+    config = _small(validated(trainer_config))
+    random_state = torch.random.get_rng_state()
+    # On a GPU node a backward pass would start threads and the CUDA context, neither of which
+    # survives a fork; there the imports have to do.
+    if not torch.cuda.is_available():
+        _make_one_step(config)
+    torch.random.set_rng_state(random_state)
+
+
+def _small(config: TrainConfig) -> TrainConfig:
+    """Return config with a model small enough to step through in milliseconds."""
+    section = config.model_dump()
+    section["preset"] = None
+    section["model"] |= _SMALL_MODEL | {"max_positions": 16}
+    section |= {"seq_len": 16, "micro_batch_size": 1, "grad_accum": 1, "global_batch_size": None}
+    return validated(section)
+
+
+def _make_one_step(config: TrainConfig) -> None:
+    mesh = Mesh(dp_shard=2, tp=2)
+    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=mesh.world_size)
+    try:
+        train_step = TrainStep(config, mesh, Hyper(), torch.device("cpu"))
+        tokens = torch.zeros((config.micro_batch_size, config.seq_len + 1), dtype=torch.int64)
+        train_step.run(1, [tokens], Ballot())
+    finally:
+        dist.destroy_process_group()
