@@ -117,7 +117,7 @@ def read_verified(directory: Path, entry: FileEntry) -> memoryview:
 
     Raises: IntegrityError[shard-missing], [shard-size], [shard-checksum], [shard-unreadable].
     """
-    data = memoryview(np.empty(entry.bytes, np.uint8))
+    data = np.empty(entry.bytes, np.uint8).data
     digest = hashlib.sha256()
     position = 0
     for fd, path in _opened(directory, entry):

@@ -1,0 +1,212 @@
+"""Copy a verified checkpoint into a training state, whatever mesh saved it.
+
+Every rank plans and verifies alone from what it sees in the directory, so a load needs no message;
+on the mesh that saved it a rank reads one file. Nothing in a file is ever executed: tensors are raw
+bytes found through our own index, plain values pass torch's weights_only reader.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from ..logbook.errors import ConfigError, IntegrityError, MidwatchError
+from .dcp_state import Boxes, dtype_name, dtype_of, flatten, local_part, rank_file
+from .index import INDEX_NAME, Read, TensorEntry, decode_index, plan_reads
+from .manifest import FileEntry, Manifest, SaveHeader, checkpoint_dir, read_manifest
+from .shardfile import read_verified
+
+
+class LoadReport(msgspec.Struct, frozen=True):
+    """What a load did. checkpoint "" means that no candidate was given.
+
+    read_bytes:  of this rank, every one of them verified.
+    passed_over: (checkpoint id, "[code] message") of every candidate that could not be loaded.
+    """
+
+    checkpoint: str
+    manifest: Manifest | None
+    load_s: float
+    read_bytes: int
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def header(self) -> SaveHeader | None:
+        """What the loop knew when it saved: step, data position, hyper, tags."""
+        return self.manifest.header if self.manifest else None
+
+
+class _Loading:
+    """One rank's load in two halves: read and verify everything, then copy.
+
+    A state is touched only in the second half, which cannot fail for anything a disk does.
+    """
+
+    def __init__(self, directory: Path, state: dict[str, Any], rank: int) -> None:
+        self.manifest = read_manifest(directory)
+        self._state = state
+        self._read_file: Callable[[FileEntry], memoryview] = lambda e: read_verified(directory, e)
+        index_bytes = self._read_file(self.manifest.entry(INDEX_NAME))
+        self._index = decode_index(index_bytes)
+        self._own = self._index.file_number(rank_file(rank))
+        self._copies: list[tuple[torch.Tensor, str, Read]] = []
+        self._values: list[tuple[Any, Any]] = []
+        self._files: dict[int, memoryview] = {}
+        flat, paths = flatten(state)
+        boxes = Boxes()
+        for key, leaf in flat.items():
+            if isinstance(leaf, torch.Tensor):
+                self._plan_tensor(key, leaf, boxes)
+            else:
+                self._values.append((paths[key], self._value(key)))
+        self.read_bytes = len(index_bytes) + sum(len(data) for data in self._files.values())
+
+    def _file(self, number: int) -> memoryview:
+        if number not in self._files:
+            entry = self.manifest.entry(self._index.files[number])
+            self._files[number] = self._read_file(entry)
+        return self._files[number]
+
+    def _plan_tensor(self, key: str, leaf: torch.Tensor, boxes: Boxes) -> None:
+        entry = self._index.tensors.get(key)
+        if entry is None:
+            raise _mismatch(self.manifest.id, key, "is not in it")
+        _check_alike(self.manifest.id, key, entry, leaf)
+        box = boxes.of(leaf)
+        reads = plan_reads(key, entry, box, self._own)
+        local = local_part(leaf) if reads else leaf
+        for read in reads:
+            self._file(read.piece.file)
+            self._copies.append(
+                (_narrowed(local, read.target_start, read.shape), entry.dtype, read)
+            )
+
+    def _value(self, key: str) -> Any:
+        entry = self._index.values.get(key)
+        if entry is None:
+            raise _mismatch(self.manifest.id, key, "is not in it")
+        number, part = entry.nearest(self._own)
+        content = self._file(number)[part.offset : part.offset + part.bytes]
+        try:
+            return torch.load(io.BytesIO(content), weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise IntegrityError(
+                "value-unsafe",
+                f"{key} in checkpoint {self.manifest.id} is no plain value: {error}",
+                remedy="Load another checkpoint.",
+            ) from error
+
+    def copy(self) -> None:
+        """Write the verified bytes into the state."""
+        with torch.no_grad():
+            sources = [self._source(dtype, read) for _, dtype, read in self._copies]
+            if sources:
+                torch._foreach_copy_([target for target, _, _ in self._copies], sources)
+        for path, value in self._values:
+            container: Any = self._state
+            for name in path[:-1]:
+                container = container[name]
+            container[path[-1]] = value
+
+    def _source(self, dtype_in_file: str, read: Read) -> torch.Tensor:
+        dtype = dtype_of(dtype_in_file)
+        count = math.prod(read.piece.shape)
+        data = self._files[read.piece.file]
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=read.piece.offset)
+        return _narrowed(flat.view(read.piece.shape), read.source_start, read.shape)
+
+
+def load(directory: str | Path, state: dict[str, Any], *, rank: int = 0) -> LoadReport:
+    """Verify one checkpoint and copy it into state, in place; any mesh loads any checkpoint.
+
+    Tensors of state are written through; plain values are replaced in the dict that holds them.
+    What the checkpoint holds beyond the keys of state is left alone. No collective is used, and
+    nothing in state is touched before every byte needed is verified.
+    rank: whose file is read first where replicas leave a choice; pass the caller's own.
+    Raises: IntegrityError as verify.verify, and [index-corrupt], [value-unsafe];
+        ConfigError[state-mismatch] when a key is missing or has another shape or type.
+    """
+    begun_s = time.monotonic()
+    loading = _Loading(Path(directory), state, rank)
+    loading.copy()
+    return LoadReport(
+        loading.manifest.id, loading.manifest, time.monotonic() - begun_s, loading.read_bytes
+    )
+
+
+def load_first(
+    run_dir: str | Path, checkpoints: Sequence[str], state: dict[str, Any], *, rank: int = 0
+) -> LoadReport:
+    """Load the first candidate that every rank can verify; collective over the default group.
+
+    All ranks load the same one: each verifies what it needs, then they vote, then they copy. A
+    vote costs one small all-reduce, and the reasons of a rejection travel only when there is one.
+    Raises: IntegrityError[no-usable-checkpoint] when candidates were given and none is usable.
+    """
+    begun_s = time.monotonic()
+    passed_over: list[tuple[str, str]] = []
+    for name in checkpoints:
+        loading, error = None, ""
+        try:
+            loading = _Loading(checkpoint_dir(run_dir, name), state, rank)
+        except MidwatchError as cause:
+            error = str(cause)
+        refusal = _agree_on_refusal(error)
+        if loading is not None and not refusal:
+            loading.copy()
+            elapsed_s = time.monotonic() - begun_s
+            done = tuple(passed_over)
+            return LoadReport(name, loading.manifest, elapsed_s, loading.read_bytes, done)
+        passed_over.append((name, refusal))
+    if passed_over:
+        raise IntegrityError(
+            "no-usable-checkpoint",
+            "no candidate could be loaded: " + "; ".join(": ".join(pair) for pair in passed_over),
+            remedy="Resume from an older checkpoint, or start afresh.",
+        )
+    return LoadReport("", None, time.monotonic() - begun_s, 0)
+
+
+def _agree_on_refusal(error: str) -> str:
+    """Return why some rank refuses the candidate, "" when none does; the same on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return error
+    device = "cpu" if "gloo" in dist.get_backend() else torch.accelerator.current_accelerator()
+    refused = torch.tensor(bool(error), dtype=torch.int32, device=device)
+    dist.all_reduce(refused)
+    if not refused.item():
+        return ""
+    errors: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    return next(f"rank {rank}: {found}" for rank, found in enumerate(errors) if found)
+
+
+def _narrowed(tensor: torch.Tensor, start: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
+    for dim, (first, length) in enumerate(zip(start, shape, strict=True)):
+        if length != tensor.shape[dim]:
+            tensor = tensor.narrow(dim, first, length)
+    return tensor
+
+
+def _check_alike(checkpoint: str, key: str, entry: TensorEntry, leaf: torch.Tensor) -> None:
+    saved, wanted = (entry.dtype, entry.shape), (dtype_name(leaf.dtype), tuple(leaf.shape))
+    if saved != wanted:
+        told = f"is {saved[0]}{list(saved[1])} in it, but {wanted[0]}{list(wanted[1])} here"
+        raise _mismatch(checkpoint, key, told)
+
+
+def _mismatch(checkpoint: str, key: str, told: str) -> ConfigError:
+    return ConfigError(
+        "state-mismatch",
+        f"checkpoint {checkpoint} does not fit this model: {key} {told}.",
+        remedy="Resume with the configuration that saved it.",
+    )
