@@ -205,6 +205,13 @@ class TrainConfig(Section):
     """Loss scaling; used in fp16 only."""
     activation_checkpointing: bool = False
     """Keep only the input of each block in the forward pass and compute it again in backward."""
+    blocks_per_unit: int = Field(default=1, ge=1, le=1024)
+    """Blocks whose weights FSDP gathers, and whose gradients it reduces, in one collective."""
+    reshard_after_forward: bool = True
+    """Free a block's gathered weights after its forward and gather them again in backward.
+
+    False keeps them: one collective less per block and step, for models that fit so.
+    """
     steps: int = Field(ge=1, le=100_000_000)
     """Steps of the whole run."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -4,7 +4,7 @@ Each rank feeds it the found_inf on which all ranks have agreed, so all scales s
 being exchanged. The scale falls by a factor on every overflow and grows by it after a clean window;
 the window doubles and halves with the scale, because a scale ten times higher has had less evidence
 that it is safe, and one that has fallen far should find its way back soon. At the floor it keeps
-skipping and counts how long: whether that is a collapse is for a monitor to say, never an exception.
+skipping and counts how long: whether that is a collapse is for a monitor to say, so nothing raises.
 Source: metaseq#115 for the window that follows the scale and for a floor that does not raise.
 """
 

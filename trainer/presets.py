@@ -85,6 +85,8 @@ def _cpu(
         "precision": "fp16",
         "seq_len": seq_len,
         "micro_batch_size": 4,
+        "blocks_per_unit": layers,
+        "reshard_after_forward": False,
         "steps": 400,
         "optimizer": {"lr": lr},
         "schedule": {"warmup_steps": 20},

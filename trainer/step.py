@@ -1,16 +1,38 @@
-"""One training step on every rank: forward and backward, one agreement, then the optimizer."""
+"""One training step on every rank: forward and backward, one agreement, then the optimizer.
+
+    forward_backward   loss and gradients of this rank's microbatches
+    agree              one small all-gather: is any gradient not finite, what is the global norm,
+                       up to which command has every rank heard
+    apply              update, or skip on all ranks alike; then the loss scaler
+
+The scaled quantity is the sum of the token losses of a microbatch, as in metaseq, so loss scales
+mean here what they mean in OPT's logbooks (a scale of 1.0 there is healthy, 2**-5 is the floor).
+Gradients become those of the mean over the whole global batch when they are unscaled.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..logbook.wire import Hyper, Mesh, Phase
-from .config import TrainConfig
+from .collectives import CommClock
+from .config import TrainConfig, check_mesh
+from .loss_scaler import LossScaler
+from .mesh import build_mesh, coordinates
+from .model import Forward
+from .optim import MOMENTS, ShardedAdamW, local
+from .parallelize import build_model
+from .schedule import lr_at
+from .timing import COMM, Laps
+from .weights import initialize
 
 
 @dataclass(frozen=True)
@@ -29,6 +51,8 @@ class StepOutcome:
     activation_norm: L2 of the final layer's output, mean over tokens.
     loss_scale: the one used in this step; None outside fp16.
     agreed_command_seq: highest command seq that every rank has received.
+    forward_s, backward_s: without comm_s on CPU; on GPUs they contain the collectives that FSDP and
+    tensor parallelism overlap with computation, and comm_s is the wait in the agreement alone.
     """
 
     step: int
@@ -50,6 +74,32 @@ class StepOutcome:
     optimizer_s: float
 
 
+@dataclass(frozen=True)
+class LocalResult:
+    """What forward and backward gave on this rank; tensors, so that a GPU need not be waited for.
+
+    squares: sums of squares of the scaled gradients, see ShardedAdamW.take_grads.
+    """
+
+    loss_sum: Tensor
+    activation_norm_sum: Tensor
+    squares: Tensor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know after the vote; grad_norm is unscaled."""
+
+    loss: float
+    activation_norm: float
+    grad_norm: float
+    found_inf: bool
+    command_seq: int
+    local_loss: float
+    local_grad_norm: float
+    local_found_inf: bool
+
+
 def ignore_phase(phase: Phase) -> None:
     """Note nothing: the default progress hook."""
 
@@ -57,8 +107,9 @@ def ignore_phase(phase: Phase) -> None:
 class TrainStep:
     """Model, optimizer and loss scaler of one rank for one attempt.
 
-    The default process group must exist. Weights are initialised from the seed, alike on every
-    mesh. Steps count from 1.
+    The default process group must exist, with mesh.world_size ranks. Weights are initialised from
+    the seed, alike on every mesh. Steps count from 1.
+    Raises: ConfigError[mesh-does-not-fit].
     """
 
     def __init__(
@@ -69,7 +120,30 @@ class TrainStep:
         device: torch.device,
         note: Callable[[Phase], None] = ignore_phase,
     ) -> None:
-        raise NotImplementedError
+        check_mesh(config, mesh, dist.get_world_size())
+        self.config = config
+        self.mesh = mesh
+        self.device = device
+        self._note = note
+        self._dp_index, _ = coordinates(mesh, dist.get_rank())
+        self._microbatches = config.microbatches(mesh)
+        self._rank_tokens = self._microbatches * config.micro_batch_size * config.seq_len
+
+        self._comm = CommClock()
+        self._laps = Laps(device, self._comm)
+        self.model = build_model(config, build_mesh(mesh, device), device, self._comm)
+        self.parameters = dict(self.model.named_parameters())
+        initialize(self.parameters, config.model, config.seed)
+        # FSDP may move shards into padded memory when it first gathers; do that before the
+        # optimizer takes hold of them.
+        self.model.unshard()
+        self.model.reshard()
+        self.optimizer = ShardedAdamW(self.parameters, config.optimizer)
+        self.scaler = LossScaler(config.loss_scaler) if config.precision == "fp16" else None
+        self.set_hyper(hyper)
+        self._reset_scale()
+
+    # --- the step ---------------------------------------------------------------------------------
 
     def run(self, step: int, batches: Sequence[Tensor], ballot: Ballot) -> StepOutcome:
         """Make step `step` and return what came of it; every rank must call it alike.
@@ -77,15 +151,160 @@ class TrainStep:
         Shapes:  batches: config.microbatches(mesh) tensors (micro_batch_size, seq_len + 1) int64;
                  the ranks of one tp group bring the same ones.
         """
-        raise NotImplementedError
+        self.optimizer.set_lr(self._lr_at(step))
+        loss_scale = self.loss_scale
+        self._laps.start()
+        result = self.forward_backward(step, batches)
+        agreed = self.agree(result, ballot)
+        self.apply(agreed)
+        self._laps.end("optimizer")
+        spent_s = self._laps.seconds()
+        return StepOutcome(
+            step=step,
+            loss=agreed.loss,
+            grad_norm=agreed.grad_norm,
+            activation_norm=agreed.activation_norm,
+            found_inf=agreed.found_inf,
+            skipped=agreed.found_inf,
+            loss_scale=loss_scale,
+            lr=self._lr_at(step),
+            tokens=self._rank_tokens * self.mesh.dp_shard,
+            agreed_command_seq=agreed.command_seq,
+            local_loss=agreed.local_loss,
+            local_grad_norm=agreed.local_grad_norm,
+            local_found_inf=agreed.local_found_inf,
+            forward_s=spent_s["forward"],
+            backward_s=spent_s["backward"],
+            comm_s=spent_s[COMM],
+            optimizer_s=spent_s["optimizer"],
+        )
+
+    def forward_backward(self, step: int, batches: Sequence[Tensor]) -> LocalResult:
+        """Run every microbatch forward and backward; the gradients stay in the optimizer.
+
+        FSDP reduces the gradients of each microbatch at once instead of keeping whole ones until
+        the last, so accumulation needs no more memory than one microbatch does.
+        """
+        assert len(batches) == self._microbatches, f"{len(batches)} != {self._microbatches}"
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        for index, tokens in enumerate(batches):
+            self._seed_dropout(step, index)
+            tokens = tokens.to(self.device, non_blocking=True)
+            self._note(Phase.FORWARD)
+            out = self.model(tokens[:, :-1], tokens[:, 1:])
+            assert isinstance(out, Forward)
+            self._laps.end("forward")
+            self._note(Phase.BACKWARD)
+            (out.loss_sum * (self.loss_scale or 1.0)).backward()
+            self._laps.end("backward")
+            losses.append(out.loss_sum.detach())
+            norms.append(out.activation_norm_sum)
+        squares = self.optimizer.take_grads()
+        self._laps.end("backward")
+        return LocalResult(torch.stack(losses).sum(), torch.stack(norms).sum(), squares)
+
+    def agree(self, mine: LocalResult, ballot: Ballot) -> Agreement:
+        """Exchange one short row per rank, from which all ranks draw the same conclusions.
+
+        A gather instead of reductions: one collective gives maximum, minimum and sums at once, and
+        the sums are taken in the order of ranks, so they are the same bit for bit everywhere.
+        """
+        self._note(Phase.VOTE)
+        row = torch.cat(
+            [
+                torch.stack([mine.loss_sum, mine.activation_norm_sum]).double(),
+                mine.squares.to(self.device),
+                torch.tensor([ballot.highest_command_seq], dtype=torch.float64).to(self.device),
+            ]
+        )
+        rows = row.new_empty(self.mesh.world_size * row.numel())
+        dist.all_gather_single(rows, row)
+        gathered: list[list[float]] = rows.view(self.mesh.world_size, -1).tolist()
+        self._laps.end(COMM)
+        return self._conclude(gathered)
+
+    def _conclude(self, gathered: list[list[float]]) -> Agreement:
+        """Draw the agreement from the rows of all ranks; see agree() for their columns."""
+        # The ranks of a tp group share their sequences and hold some weights alike: those columns
+        # count once per group.
+        firsts = gathered[:: self.mesh.tp]
+        tokens = self._rank_tokens * self.mesh.dp_shard
+        squares = sum(row[2] for row in gathered) + sum(row[3] for row in firsts)
+        loss_sum, norm_sum, split, alike, _ = gathered[dist.get_rank()]
+        return Agreement(
+            loss=sum(row[0] for row in firsts) / tokens,
+            activation_norm=sum(row[1] for row in firsts) / tokens,
+            grad_norm=math.sqrt(squares) * self._unscale,
+            found_inf=not all(_is_sound(row) for row in gathered),
+            command_seq=int(min(row[4] for row in gathered)),
+            local_loss=loss_sum / self._rank_tokens,
+            local_grad_norm=math.sqrt(split + alike) * self._unscale,
+            local_found_inf=not _is_sound([loss_sum, norm_sum, split, alike]),
+        )
+
+    def apply(self, agreed: Agreement) -> None:
+        """Update the weights, or on found_inf leave weights and moments untouched bit for bit."""
+        self._note(Phase.OPTIMIZER)
+        if agreed.found_inf:
+            self.optimizer.drop_grads()
+        else:
+            clip = min(1.0, self._grad_clip / (agreed.grad_norm + 1e-6))
+            self.optimizer.step(self._unscale * clip)
+        if self.scaler is not None:
+            self.scaler.update(agreed.found_inf)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The loss scale of the next step; None outside fp16."""
+        return None if self.scaler is None else self.scaler.scale
+
+    @property
+    def _unscale(self) -> float:
+        """What turns the gradients at hand into those of the mean loss over the global batch.
+
+        FSDP has averaged over data-parallel ranks the sums over each rank's own tokens.
+        """
+        return 1.0 / ((self.loss_scale or 1.0) * self._rank_tokens)
+
+    def _seed_dropout(self, step: int, microbatch: int) -> None:
+        """Make this microbatch's masks a pure function of where in the run it stands.
+
+        The ranks of a tp group draw alike, as their whole activations need; heads that stand at the
+        same place on different tp ranks therefore share their attention masks.
+        """
+        if self.config.model.dropout > 0.0:
+            place = (self.config.seed, step, microbatch, self._dp_index)
+            torch.manual_seed(_mix(place))
+
+    # --- hyperparameters --------------------------------------------------------------------------
 
     def set_hyper(self, hyper: Hyper) -> None:
         """Use these LR changes and this clip from the next step on."""
-        raise NotImplementedError
+        self._hyper = hyper
+        clip = hyper.grad_clip
+        self._grad_clip = self.config.optimizer.grad_clip if clip is None else clip
 
     def readback(self, step: int) -> dict[str, float]:
-        """Return the values that step `step` will run under, read from the live objects."""
-        raise NotImplementedError
+        """Return the values that step `step` will run under, read from the live objects.
+
+        The rate of that step is first set where run() would set it, and then read from there.
+        """
+        self.optimizer.set_lr(self._lr_at(step))
+        values = {**self.optimizer.readback(), "grad_clip": self._grad_clip}
+        if self.loss_scale is not None:
+            values["loss_scale"] = self.loss_scale
+        return values
+
+    def _lr_at(self, step: int) -> float:
+        config = self.config
+        return lr_at(step, config.optimizer, config.schedule, self._hyper.lr_changes)
+
+    def _reset_scale(self) -> None:
+        if self.scaler is not None and self._hyper.loss_scale is not None:
+            self.scaler.reset(self._hyper.loss_scale)
+
+    # --- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the live state: a tree that torch.distributed.checkpoint saves and loads in place.
@@ -94,11 +313,40 @@ class TrainStep:
         trainer. "scalars": JSON-ready plain values (Adam's step count, loss scaler).
         To load: state = state_dict(); dcp.load(state); load_state_dict(state).
         """
-        raise NotImplementedError
+        scaler = {} if self.scaler is None else self.scaler.state_dict()
+        return {
+            "model": {name: p.detach() for name, p in self.parameters.items()},
+            **self.optimizer.moments(),
+            "scalars": {"updates": self.optimizer.updates, "scaler": scaler},
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state of any mesh, resharded to this one as by torch.distributed.checkpoint.
 
-        Hyper.loss_scale, when given, then resets the scaler.
+        Hyper.loss_scale, when given, then resets the scaler. A state saved without a scaler (bf16,
+        fp32) leaves this one's as it is.
         """
-        raise NotImplementedError
+        mine = self.state_dict()
+        with torch.no_grad():
+            for part in ("model", *MOMENTS):
+                for name, tensor in mine[part].items():
+                    _copy_unless_same(local(tensor), local(state[part][name]))
+        self.optimizer.updates = int(state["scalars"]["updates"])
+        if self.scaler is not None and state["scalars"]["scaler"]:
+            self.scaler.load_state_dict(state["scalars"]["scaler"])
+        self._reset_scale()
+
+
+def _is_sound(values: Sequence[float]) -> bool:
+    return all(math.isfinite(value) for value in values)
+
+
+def _copy_unless_same(target: Tensor, source: Tensor) -> None:
+    if target.data_ptr() != source.data_ptr():
+        target.copy_(source)
+
+
+def _mix(place: tuple[int, ...]) -> int:
+    """Return 63 bits that depend on every number of a place."""
+    digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

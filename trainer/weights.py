@@ -1,0 +1,76 @@
+"""Initial weights that depend on the seed and the parameter's name alone, not on the mesh.
+
+Each parameter is drawn in blocks of rows, each block from a counter-based generator keyed by (seed,
+name, block). A rank draws only the blocks that its shard touches, so nothing is sent and no rank
+ever holds a whole parameter.
+Source: arXiv 2205.01068 section 2.1 for the distribution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from .config import ModelConfig
+
+_ROWS_PER_BLOCK = 64
+
+
+def initialize(parameters: Mapping[str, nn.Parameter], config: ModelConfig, seed: int) -> None:
+    """Fill every parameter's shard in place.
+
+    Matrices are normal with init_std, those that end a residual branch divided by sqrt(2 layers);
+    layer norms start as the identity, biases at zero.
+    """
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            if parameter.ndim == 1:
+                local.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            elif local.numel():
+                _fill_normal(local, name, parameter, _std(name, config), seed)
+
+
+def _std(name: str, config: ModelConfig) -> float:
+    ends_branch = name.endswith(("attention.out.weight", "ffn.down.weight"))
+    return config.init_std / math.sqrt(2 * config.layers) if ends_branch else config.init_std
+
+
+def _fill_normal(local: Tensor, name: str, parameter: Tensor, std: float, seed: int) -> None:
+    first_row, first_column = _offset(parameter)
+    rows, columns = local.shape
+    for start, block in _blocks(first_row, rows, parameter.shape[1], name, seed):
+        part = torch.from_numpy(block[:, first_column : first_column + columns] * std)
+        local[start : start + part.shape[0]].copy_(part)
+
+
+def _offset(parameter: Tensor) -> tuple[int, int]:
+    """Return the global (row, column) at which this rank's shard begins."""
+    if not isinstance(parameter, DTensor):
+        return 0, 0
+    _, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    return int(offset[0]), int(offset[1])
+
+
+def _blocks(
+    first_row: int, rows: int, columns: int, name: str, seed: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield (row within the shard, rows of standard normals) until the shard is covered."""
+    last_row = first_row + rows
+    for index in range(first_row // _ROWS_PER_BLOCK, -(-last_row // _ROWS_PER_BLOCK)):
+        key = hashlib.blake2b(f"{seed}/{name}/{index}".encode(), digest_size=16).digest()
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+        block = generator.standard_normal((_ROWS_PER_BLOCK, columns), dtype=np.float32)
+        top = index * _ROWS_PER_BLOCK
+        begin, end = max(first_row, top), min(last_row, top + _ROWS_PER_BLOCK)
+        yield begin - first_row, block[begin - top : end - top]
