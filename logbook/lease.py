@@ -134,7 +134,7 @@ def read_claim(directory: Path) -> Claim | None:
         return None
     try:
         return msgspec.json.decode(_claim_path(folder, epochs[-1]).read_bytes(), type=Claim)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, msgspec.MsgspecError):
         return None
 
 

@@ -51,8 +51,8 @@ def ignore_notice(notice: Notice) -> None:
 class Follower(Generic[E]):
     """Hands out records in order, each once, as they appear; works across rotation.
 
-    An idle poll costs two stat calls. A poll returns at most a few megabytes of lines, so poll
-    until it returns nothing. from_seq: records before it are not handed out, and the segments
+    An idle poll costs two stat calls. A poll returns at most a chunk of records (segment.py), so
+    poll until it returns nothing. from_seq: records before it are not handed out, and the segments
     before its own are not opened.
     """
 

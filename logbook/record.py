@@ -96,7 +96,7 @@ def decode_head(line: bytes) -> RecordHead:
     """Return seq and epoch of a sound line. Raises IntegrityError[journal-format-unknown]."""
     try:
         return _head_decoder.decode(line)
-    except msgspec.MsgspecError as error:
+    except (ValueError, msgspec.MsgspecError) as error:
         raise _format_unknown(f"an intact line is no record ({error}): {line[:200]!r}") from error
 
 
@@ -118,7 +118,7 @@ def decode_header(line: bytes) -> SegmentHeader:
     """Return the header on a sound line. Raises IntegrityError[journal-format-unknown]."""
     try:
         header = msgspec.json.decode(line, type=SegmentHeader)
-    except msgspec.MsgspecError as error:
+    except (ValueError, msgspec.MsgspecError) as error:
         raise _format_unknown(f"its first line is no segment header ({error})") from error
     if header.journal != FORMAT:
         raise _format_unknown(f"it has format {header.journal}, this version reads {FORMAT}")
@@ -164,7 +164,7 @@ class Codec(Generic[E]):
         """Return the record on a sound line. Raises IntegrityError[journal-event-unknown]."""
         try:
             return self._decoder.decode(line)
-        except msgspec.MsgspecError as error:
+        except (ValueError, msgspec.MsgspecError) as error:
             raise IntegrityError(
                 "journal-event-unknown",
                 f"A journal record is intact but cannot be understood: {error}: {line[:200]!r}.",

@@ -31,7 +31,8 @@ from .record import (
     is_sound,
 )
 
-CHUNK_BYTES = MAX_RECORD_BYTES
+# Small enough that the records of a chunk stay in cache: larger ones read at half the speed.
+CHUNK_BYTES = 1 << 17
 UNFINISHED = "salvage-unfinished"
 _NAME = re.compile(r"journal-(\d{8})\.jsonl")
 
@@ -178,7 +179,6 @@ class SegmentCursor(Generic[R]):
         self, path: Path, header: SegmentHeader, header_line: bytes, decode: Callable[[bytes], R]
     ) -> None:
         self.header = header
-        self.next_path = segment_path(path.parent, header.segment + 1)
         self.place = Place(len(header_line) + 1, 2, header.first_seq, header_line)
         self.damage: Damage | None = None
         self._decode = decode
@@ -225,18 +225,23 @@ class SegmentCursor(Generic[R]):
         limit: where the segment is sealed, in bytes; None reads as far as there is.
         Returns: empty when nothing more is there, or when damage says why.
         """
-        size = CHUNK_BYTES if limit is None else min(CHUNK_BYTES, limit - self.place.offset)
+        left = MAX_RECORD_BYTES if limit is None else limit - self.place.offset
+        size = min(CHUNK_BYTES, left)
         data = self.bytes_at(self.place.offset, size)
         end = data.rfind(b"\n") + 1
+        if end == 0 and size == CHUNK_BYTES == len(data):
+            size = min(MAX_RECORD_BYTES, left)
+            data = self.bytes_at(self.place.offset, size)
+            end = data.rfind(b"\n") + 1
         if end == 0:
-            if len(data) == CHUNK_BYTES:
+            if len(data) == MAX_RECORD_BYTES:
                 self._stop("the line has no end")
             return []
         lines = data[:end].split(b"\n")
         lines.pop()
         before = self.place
         records = self._take(lines)
-        if len(data) == CHUNK_BYTES or (self.place is not before and not self._took_all):
+        if len(data) == size or (self.place is not before and not self._took_all):
             self._seen = (-1, -1)
         return records
 

@@ -79,7 +79,7 @@ def _payload(path: Path, seq: int, version: str) -> bytes | None:
     try:
         line, _, payload = path.read_bytes().partition(b"\n")
         header = msgspec.json.decode(line, type=_Header)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, msgspec.MsgspecError):
         return None
     expected = _Header(FORMAT, seq, version, len(payload), hashlib.sha256(payload).hexdigest())
     return payload if header == expected else None
