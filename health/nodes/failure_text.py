@@ -1,0 +1,210 @@
+"""Say what a failure text is about: its label, whose fault it is, what to do, and on which lines.
+
+A text is anything a failed run leaves behind: a traceback, the end of a job log, NCCL output, a
+kernel log, a scheduler's message, or several of these mixed. Every line is read by the kernel log
+parser and by the rules; of all matches the one nearest to the cause decides (see failure_rules),
+and among equals the first, since a log is written in order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from .failure_rules import (
+    CAUSE,
+    CONSEQUENCES,
+    DETAIL,
+    ECHO,
+    NOISE,
+    PEER,
+    PRECISE,
+    PROGRAM,
+    RULES,
+    Rule,
+)
+from .kernel_log import KernelEvent, parse_line, parse_quoted_xid
+from .labels import (
+    CUDA_ILLEGAL_ACCESS,
+    HEALTHY_STARTUP_OVERFLOWS,
+    HOST_HANG,
+    LOSS_SCALE_NORMAL_DRIFT,
+    UNKNOWN,
+    USER_CODE,
+)
+from .numeric_text import read_numbers
+from .verdicts import Action, Blame
+
+# A larger text keeps its head, where the cause tends to be, and its end, where the failure is.
+TEXT_CHARS_MAX = 4_000_000
+LINE_CHARS_MAX = 4096
+LINES_REPORTED_MAX = 20
+# Under this an answer is a guess, and a guess never holds a run or costs a node.
+GUESS_CONFIDENCE = 0.5
+
+
+class MatchedLine(msgspec.Struct, frozen=True):
+    """A line that supports the label. number counts from 1."""
+
+    number: int
+    text: str
+
+
+class Classification(msgspec.Struct, frozen=True):
+    """What `midwatch classify FILE -o json` prints.
+
+    confidence: 0 to 1, the chance that the label is right; 0 for "unknown".
+    """
+
+    label: str
+    confidence: float
+    lines: tuple[MatchedLine, ...]
+    blame: Blame
+    action: Action
+
+
+class _Match(msgspec.Struct, frozen=True):
+    """One reading of one line."""
+
+    label: str
+    tier: int
+    confidence: float
+    index: int
+    column: int
+    blame: Blame
+    action: Action
+
+
+_COMPILED = tuple((re.compile(rule.pattern), rule) for rule in RULES)
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_PROGRESS = re.compile(
+    r"\b(?:PID|pid|rank|Rank|RANK)[ =:]*(?P<who>\d+)\]?\s*[:,-]?\s*"
+    r"(?P<where>(?:[Bb]efore|[Aa]fter|[Ee]nter|[Ll]eav|[Ww]ait|[Ss]tart|[Bb]egin|[Ee]nd)\w*\b.*)"
+)
+_NUMERIC_TIER = {HEALTHY_STARTUP_OVERFLOWS: NOISE, LOSS_SCALE_NORMAL_DRIFT: NOISE}
+
+
+def classify(text: str) -> Classification:
+    """Return the failure a text is about; "unknown" with confidence 0 when it shows none.
+
+    Never raises on any text. The action is never "drain" or "evict" when the blame is the code's
+    or the data's.
+    """
+    lines = _ANSI.sub("", _bounded(text)).splitlines()
+    matches = [*_line_matches(lines), *_numeric_matches(lines), *_phase_matches(lines)]
+    if not matches:
+        return Classification(UNKNOWN, 0.0, (), Blame.UNKNOWN, Action.WATCH)
+    return _conclude(matches, lines)
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= TEXT_CHARS_MAX:
+        return text
+    half = TEXT_CHARS_MAX // 2
+    return text[:half] + "\n" + text[-half:]
+
+
+def _line_matches(lines: Sequence[str]) -> Iterable[_Match]:
+    for index, line in enumerate(lines):
+        line = line[:LINE_CHARS_MAX]
+        event = parse_line(line) or parse_quoted_xid(line)
+        if event is not None:
+            yield _from_event(event, index)
+        for pattern, rule in _COMPILED:
+            found = pattern.search(line)
+            if found is not None:
+                yield _from_rule(rule, index, found.start())
+
+
+def _from_rule(rule: Rule, index: int, column: int) -> _Match:
+    usual = CONSEQUENCES[rule.label]
+    return _Match(
+        label=rule.label,
+        tier=rule.tier,
+        confidence=rule.confidence,
+        index=index,
+        column=column,
+        blame=rule.blame or usual.blame,
+        action=rule.action or usual.action,
+    )
+
+
+def _from_event(event: KernelEvent, index: int) -> _Match:
+    """Place a kernel event by what it asks for: an eviction is a cause, a note hardly one."""
+    tier = {Action.EVICT: CAUSE, Action.DRAIN: CAUSE, Action.WATCH: DETAIL}.get(event.action, ECHO)
+    confidence = 0.97 if event.action is Action.EVICT else 0.85
+    if event.label == CUDA_ILLEGAL_ACCESS and event.action is Action.WATCH:
+        tier, confidence = PRECISE, 0.7
+    if event.component in ("oom_host", "storage"):
+        tier = CAUSE if event.component == "oom_host" else PRECISE
+    if event.label == HOST_HANG and event.action is Action.WATCH:
+        tier = PEER
+    if event.label in (UNKNOWN, USER_CODE):
+        tier, confidence = min(tier, PEER), 0.4
+    return _Match(
+        label=event.label,
+        tier=tier,
+        confidence=confidence,
+        index=index,
+        column=0,
+        blame=event.blame,
+        action=event.action,
+    )
+
+
+def _numeric_matches(lines: Sequence[str]) -> Iterable[_Match]:
+    reading = read_numbers(lines)
+    if reading is None:
+        return
+    usual = CONSEQUENCES[reading.label]
+    tier = _NUMERIC_TIER.get(reading.label, PROGRAM)
+    for index in reading.lines:
+        yield _Match(reading.label, tier, reading.confidence, index, 0, usual.blame, usual.action)
+
+
+def _phase_matches(lines: Sequence[str]) -> Iterable[_Match]:
+    """Progress marks of several processes that stopped at different places: a hang, by guess."""
+    marks = [(index, _PROGRESS.search(line)) for index, line in enumerate(lines)]
+    found = [(index, mark) for index, mark in marks if mark is not None]
+    who = {mark["who"] for _, mark in found}
+    where = {mark["where"].strip() for _, mark in found}
+    if len(who) < 3 or len(where) < 2:
+        return
+    usual = CONSEQUENCES[HOST_HANG]
+    for index, _ in found:
+        yield _Match(HOST_HANG, NOISE, 0.4, index, 0, usual.blame, usual.action)
+
+
+def _conclude(matches: Sequence[_Match], lines: Sequence[str]) -> Classification:
+    best = min(
+        matches, key=lambda match: (-match.tier, match.index, match.column, -match.confidence)
+    )
+    same = [match for match in matches if match.label == best.label]
+    rivals = {m.label for m in matches if m.tier == best.tier} - {best.label}
+    support = len({match.index for match in same})
+    confidence = best.confidence + 0.01 * min(support - 1, 3) - 0.1 * min(len(rivals), 3)
+    confidence = round(min(max(confidence, 0.05), 0.99), 3)
+    return Classification(
+        label=best.label,
+        confidence=confidence,
+        lines=_quote(same, lines),
+        blame=best.blame,
+        action=_safe_action(best, confidence),
+    )
+
+
+def _quote(matches: Sequence[_Match], lines: Sequence[str]) -> tuple[MatchedLine, ...]:
+    indices = sorted({match.index for match in matches})[:LINES_REPORTED_MAX]
+    return tuple(MatchedLine(index + 1, lines[index][:LINE_CHARS_MAX]) for index in indices)
+
+
+def _safe_action(best: _Match, confidence: float) -> Action:
+    """Hold back what the evidence does not carry."""
+    costs_a_node = best.action in (Action.DRAIN, Action.EVICT)
+    if costs_a_node and (best.blame in (Blame.CODE, Blame.DATA) or confidence < GUESS_CONFIDENCE):
+        return Action.RESTART
+    if best.action is Action.STOP and confidence < GUESS_CONFIDENCE:
+        return Action.RESTART
+    return best.action
