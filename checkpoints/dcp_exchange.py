@@ -30,7 +30,8 @@ class GlooExchange:
         """Return every rank's payload on rank 0, [] elsewhere; one round trip if all are small."""
         rows = torch.empty(self._world_size, _SMALL_BYTES, dtype=torch.uint8)
         dist.all_gather(list(rows), _framed(payload, _SMALL_BYTES), group=self._group)
-        largest = _SIZE_BYTES + max(_size(row) for row in rows)
+        # Rows of a matrix stay aligned for their size only if they are multiples of it.
+        largest = _SIZE_BYTES * (2 + max(_size(row) for row in rows) // _SIZE_BYTES)
         if not self._is_first:
             rows = rows[:0]
         elif largest > _SMALL_BYTES:
