@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..checkpoints.dcp import Saver, load_first
 from ..checkpoints.manifest import SaveHeader
+from ..logbook.errors import Fatal
 from ..logbook.wire import (
     Applied,
     CheckpointTags,
@@ -117,7 +118,6 @@ class Loop:
         self._step = position.step
         self._hyper = position.hyper
         self._dp_rank, _ = coordinates(parts.mesh, parts.rank)
-        self._saved_step = position.step
 
     def run(self, last_step: int) -> Finished:
         """Train until last_step steps are completed; the final state is committed on return."""
@@ -129,7 +129,7 @@ class Loop:
             is_last = is_stopped or self._step == last_step
             is_due = self._step % self._parts.config.checkpoint.interval_steps == 0
             if wants_save or is_last or is_due:
-                self._save(outcome, sync=is_last)
+                self._save(outcome, is_last=is_last)
         self._parts.progress.note(Phase.DONE)
         return Finished(self._parts.rank, self._step, is_stopped)
 
@@ -201,7 +201,7 @@ class Loop:
         )
         return effect
 
-    def _save(self, outcome: StepOutcome, *, sync: bool) -> None:
+    def _save(self, outcome: StepOutcome, *, is_last: bool) -> None:
         parts = self._parts
         parts.progress.note(Phase.SAVING)
         header = SaveHeader(
@@ -217,9 +217,16 @@ class Loop:
             ),
             rng=f"counter-based, seed {parts.config.seed}",
         )
-        is_sync = sync or not parts.config.checkpoint.async_save
-        parts.saver.save(parts.train_step.state_dict(), header, sync=is_sync)
+        is_sync = is_last or not parts.config.checkpoint.async_save
+        handle = parts.saver.save(parts.train_step.state_dict(), header, sync=is_sync)
         parts.progress.note(Phase.TRAINING)
+        if is_last and handle.result().stage != "committed":
+            # A run may go on without a save, but it may not end without one.
+            raise Fatal(
+                "final-save-failed",
+                f"the state of step {self._step} could not be saved: {handle.result().error}",
+                remedy="Repair the storage; the run then goes on from its newest checkpoint.",
+            )
 
 
 def _step_sample(outcome: StepOutcome, parts: Parts, data_step: int, step_s: float) -> StepSample:

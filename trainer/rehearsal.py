@@ -1,11 +1,22 @@
-"""One step of a small model on torch's fake process group, for the warm-up and nothing else."""
+"""One step of a small model on torch's fake process group, for the warm-up and nothing else.
+
+torch keeps the results of DTensor operations in caches keyed by mesh, and two meshes of one shape
+are equal to it whichever rank looks at them. A result cached here, as rank 0 of a fake group, would
+make every forked worker take itself for rank 0: its shards would begin as those of another rank
+and be saved in their place. So all these caches are emptied, and no mesh may be left alive.
+"""
 
 from __future__ import annotations
 
+import gc
+from functools import _lru_cache_wrapper
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor._redistribute import clear_redistribute_planner_cache
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from ..logbook.wire import Hyper, Mesh
 from .config import TrainConfig
@@ -24,6 +35,7 @@ def rehearse(trainer_config: dict[str, Any]) -> None:
     # survives a fork; there the imports have to do.
     if not torch.cuda.is_available():
         _make_one_step(config)
+        forget_meshes()
     torch.random.set_rng_state(random_state)
 
 
@@ -37,7 +49,8 @@ def _small(config: TrainConfig) -> TrainConfig:
 
 
 def _make_one_step(config: TrainConfig) -> None:
-    mesh = Mesh(dp_shard=2, tp=2)
+    # Neither a usual mesh nor a usual size of one, should a cache ever escape.
+    mesh = Mesh(dp_shard=3, tp=2)
     dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=mesh.world_size)
     try:
         train_step = TrainStep(config, mesh, Hyper(), torch.device("cpu"))
@@ -45,3 +58,20 @@ def _make_one_step(config: TrainConfig) -> None:
         train_step.run(1, [tokens], Ballot())
     finally:
         dist.destroy_process_group()
+
+
+def forget_meshes() -> None:
+    """Empty every cache in which torch keeps a mesh. Raises: RuntimeError when one is left."""
+    _clear_sharding_prop_cache()
+    clear_redistribute_planner_cache()
+    for cached in gc.get_objects():
+        # isinstance would ask some lazy torch objects for their class, which warns.
+        if type(cached) is _lru_cache_wrapper and cached.__module__.startswith("torch.distributed"):
+            cached.cache_clear()
+    gc.collect()
+    left = sum(type(known) is DeviceMesh for known in gc.get_objects())
+    if left:
+        raise RuntimeError(
+            f"the preload left {left} device meshes in caches of torch {torch.__version__};"
+            " forked workers would take themselves for rank 0"
+        )

@@ -208,7 +208,11 @@ def _sampler(start: WorkerStart, config: TrainConfig) -> Sampler:
 
 
 def _saver_config(start: WorkerStart, config: TrainConfig) -> SaverConfig:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    environment = take_fingerprint(
+        config.model_dump(),
+        torch_version=str(torch.__version__),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    )
     return SaverConfig(
         run=start.run,
         run_dir=start.run_dir,
@@ -216,7 +220,7 @@ def _saver_config(start: WorkerStart, config: TrainConfig) -> SaverConfig:
         rank=start.rank,
         world_size=start.world_size,
         mesh=start.mesh,
-        fingerprint=take_fingerprint(config.model_dump(), torch_version=torch.__version__, gpu=gpu),
+        fingerprint=environment,
     )
 
 
