@@ -96,6 +96,85 @@ class CreepConfig(DetectorConfig):
     stay_blocks: Count = 8
 
 
+class NormConfig(DetectorConfig):
+    """When the growth of a norm counts, by a jump or by a bend of its trend; both on its logarithm.
+
+    jump: when a jump opens an excursion; its min_rise_nats is a difference of logarithms.
+    note_rise: a jump at least that large is a note at once, a smaller one after note_points.
+    warn_rise: a jump at least that large that stays is a warning.
+    warn_points: it stays if it lasts so many points,
+    sparse_points, sparse_steps: or so many that span so many steps, where points lie far apart.
+    block_points, window_blocks, ready_blocks: as for creep.
+    span_blocks: growth over so many blocks is compared with that over as many before.
+    bend_z, bend_rise, bend_warn_rise: excess growth that is a note, and one that is a warning.
+    """
+
+    jump: SpikeConfig = SpikeConfig(min_rise_frac=1e-6, min_rise_nats=0.2, adopt_points=400)
+    note_rise: Positive = 1.1
+    note_points: Count = 4
+    warn_rise: Positive = 0.4
+    warn_points: Count = 16
+    sparse_points: Count = 16
+    sparse_steps: Count = 16
+    block_points: Count = 8
+    window_blocks: Count = 32
+    ready_blocks: Count = 18
+    span_blocks: Count = 12
+    bend_z: Positive = 9.0
+    bend_rise: Positive = 0.2
+    bend_warn_rise: Positive = 2.0
+
+
+GRAD_NORM = NormConfig()
+ACTIVATION_NORM = NormConfig(
+    jump=SpikeConfig(min_rise_frac=1e-6, min_rise_nats=0.02, adopt_points=400),
+    note_rise=0.05,
+    note_points=2,
+    warn_rise=0.05,
+    warn_points=8,
+    sparse_points=3,
+    sparse_steps=50,
+    bend_rise=0.005,
+    bend_warn_rise=0.01,
+)
+
+
+class PlateauConfig(DetectorConfig):
+    """When a loss that no longer falls counts.
+
+    block_points: points averaged before they are compared.
+    min_gain_frac: the best average must improve by this share to count as progress.
+    stall_points: note a plateau after so many points without progress.
+    """
+
+    block_points: Count = 32
+    min_gain_frac: Positive = 0.002
+    stall_points: Count = 1500
+
+
+class CrossRankConfig(DetectorConfig):
+    """When one rank disagrees with the others.
+
+    history_steps: a rank's usual distance from the median rank is averaged over so many steps.
+    ready_steps: say nothing before so many.
+    outlier_z: distance from its usual one, in units of what ranks usually scatter.
+    min_ratio: and at least so many times the median rank (or so many times below it).
+    gross_ratio: a value that far off, or not finite where all others are, is a warning at once.
+    repeat_count, repeat_steps: outliers of one rank within so many steps that are suspected silent
+        corruption. A single one is a note: a rank's batch can be odd.
+    min_ranks: fewer ranks than this have no majority.
+    """
+
+    history_steps: Count = 50
+    ready_steps: Count = 20
+    outlier_z: Positive = 8.0
+    min_ratio: Positive = 1.2
+    gross_ratio: Positive = 20.0
+    repeat_count: Count = 3
+    repeat_steps: Count = 10
+    min_ranks: Count = 3
+
+
 class NonFiniteConfig(DetectorConfig):
     """How many points in a row without a finite loss (or, without a scaler, gradient) matter.
 
@@ -117,7 +196,8 @@ class ScalerConfig(DetectorConfig):
     floor: smallest scale the scaler can take. A scale that stays put while steps are skipped is
         taken for pinned at the floor whatever its value.
     floor_dwell_steps: so many steps at the floor are a collapse.
-    low_scale: gradients no longer fit below this scale; warn once a settled scaler falls below it.
+    low_scale: below this scale gradients no longer fit well: a note once a settled scaler falls
+        below it, a warning below half of it.
     settle_steps: steps without a skip after which a scaler counts as settled. Before that it is
         on its way down from its initial value, and skips are normal.
     unsettled_steps: warn if it has not settled by then.
@@ -143,8 +223,9 @@ class ScalerConfig(DetectorConfig):
 class PanelConfig(BaseModel):
     """One section per detector; the section names are the detector names with underscores.
 
-    cooldown_points: a warning repeated within so many points of the last one of its family is
+    cooldown_steps: a warning repeated within so many steps of the last one of its family is
         recorded as an observation.
+    shadow_horizon_points: a shadow finding is refuted when so many points pass without a rollback.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -152,6 +233,11 @@ class PanelConfig(BaseModel):
     spike: SpikeConfig = SpikeConfig()
     level_shift: LevelShiftConfig = LevelShiftConfig()
     creep: CreepConfig = CreepConfig()
+    grad_norm: NormConfig = GRAD_NORM
+    activation_norm: NormConfig = ACTIVATION_NORM
+    plateau: PlateauConfig = PlateauConfig()
+    cross_rank: CrossRankConfig = CrossRankConfig()
     non_finite: NonFiniteConfig = NonFiniteConfig()
     scaler: ScalerConfig = ScalerConfig()
-    cooldown_points: Count = 100
+    cooldown_steps: Count = 200
+    shadow_horizon_points: Count = 500

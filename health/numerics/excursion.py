@@ -135,6 +135,10 @@ class Excursion:
         self._recent.extend([centre] * config.heal_points)
         self._recent.extend([level] * self._run_points)
 
+    def middle(self) -> float:
+        """Return the median of the last points, the open excursion's present height."""
+        return sorted(self._recent)[len(self._recent) >> 1]
+
     def echo_points(self) -> int:
         """Return for how many points the peak would be seen though it lasted only one.
 
@@ -153,10 +157,8 @@ class Excursion:
         self._recent.append(level)
         if self.points > self._config.adopt_points:
             self.adopt()
-        elif level <= self._heal_level:
-            middle = sorted(self._recent)[len(self._recent) >> 1]
-            if middle <= self._heal_level:
-                self.close()
+        elif level <= self._heal_level and self.middle() <= self._heal_level:
+            self.close()
 
     def _accept(self, level: float) -> None:
         second = self._last - (self._before + level) / 2

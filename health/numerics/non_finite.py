@@ -22,8 +22,8 @@ class NonFiniteDetector:
 
     def __init__(self, config: NonFiniteConfig) -> None:
         self._config = config
-        self._presence = 0.0
         self._points = 0
+        self._present_points = 0
         self.restarted(0)
 
     def restarted(self, at_step: int) -> None:
@@ -47,24 +47,28 @@ class NonFiniteDetector:
 
     def _judge(self, point: Point) -> tuple[bool, float, str]:
         loss, norm = point.loss, point.grad_norm
+        self._count_presence(loss is not None)
         if loss is not None:
-            self._presence += (1.0 - self._presence) / _PRESENCE_POINTS
-            self._points += 1
             if not math.isfinite(loss):
                 return True, loss, "loss is not finite"
-        elif self._has_vanished(point):
+        elif self._is_always_logged and not point.skipped:
             return True, math.nan, "loss has vanished from the log"
         if norm is not None and not math.isfinite(norm) and point.loss_scale is None:
             return True, norm, "gradient norm is not finite"
         return False, math.nan, ""
 
-    def _has_vanished(self, point: Point) -> bool:
-        usual = self._points >= _PRESENCE_POINTS and self._presence >= self._config.presence_frac
-        if usual and not point.skipped:
-            return True
-        if not usual:
-            self._presence -= self._presence / _PRESENCE_POINTS
-        return False
+    def _count_presence(self, present: bool) -> None:
+        """Learn from the first points whether the loss is in every one, or only in some."""
+        if self._points < _PRESENCE_POINTS:
+            self._points += 1
+            self._present_points += present
+        elif present and not self._is_always_logged:
+            self._points = self._present_points = 0
+
+    @property
+    def _is_always_logged(self) -> bool:
+        least = self._config.presence_frac * _PRESENCE_POINTS
+        return self._points >= _PRESENCE_POINTS and self._present_points >= least
 
     def _leak(self, point: Point) -> Signal | None:
         if self._level <= 0.0:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from ...logbook.findings import Finding
+from collections.abc import Iterable
+
+from ...logbook.findings import Finding, Severity
+from .activation_norm import ActivationNormDetector
 from .config import DetectorConfig, Mode, PanelConfig
 from .creep import CreepDetector
+from .cross_rank import CrossRankDetector, RankPoint
 from .excursion import Excursion
+from .grad_norm import GradNormDetector
 from .level_shift import LevelShiftDetector
 from .non_finite import NonFiniteDetector
-from .point import Detector, Point
+from .plateau import PlateauDetector
+from .point import Detector, Point, Signal
 from .scaler import ScalerDetector
+from .shadow import ShadowScore, Tally
 from .spike import SpikeDetector
 from .verdict import Verdict, VerdictKeeper
 
@@ -25,79 +32,103 @@ class Panel:
     def __init__(self, config: PanelConfig | None = None) -> None:
         self._config = config or PanelConfig()
         self._excursion = Excursion(self._config.spike)
-        self._detectors = self._build()
-        self._modes: dict[str, Mode] = {
-            name: section.mode for name, section in self._sections().items()
-        }
-        self._keeper = VerdictKeeper(self._config.cooldown_points)
+        self._cross_rank = CrossRankDetector(self._config.cross_rank)
+        built = self._build()
+        self._modes: dict[str, Mode] = {d.name: section.mode for d, section in built}
+        self._modes[self._cross_rank.name] = self._config.cross_rank.mode
+        self._detectors: list[Detector] = [detector for detector, _ in built]
+        self._running = [d for d in self._detectors if self._modes[d.name] != "off"]
+        self._keeper = VerdictKeeper(self._config.cooldown_steps)
+        self._score = ShadowScore(self._config.shadow_horizon_points)
         self._count = 0
         self._step: int | None = None
 
-    def _build(self) -> list[Detector]:
+    def _build(self) -> list[tuple[Detector, DetectorConfig]]:
+        """Every detector with its section. Worse news first: it then opens the episode."""
         config, excursion = self._config, self._excursion
         return [
-            NonFiniteDetector(config.non_finite),
-            ScalerDetector(config.scaler),
-            LevelShiftDetector(config.level_shift, excursion),
-            CreepDetector(config.creep, excursion),
-            SpikeDetector(excursion),
+            (NonFiniteDetector(config.non_finite), config.non_finite),
+            (ScalerDetector(config.scaler), config.scaler),
+            (LevelShiftDetector(config.level_shift, excursion), config.level_shift),
+            (CreepDetector(config.creep, excursion), config.creep),
+            (GradNormDetector(config.grad_norm), config.grad_norm),
+            (ActivationNormDetector(config.activation_norm), config.activation_norm),
+            (PlateauDetector(config.plateau), config.plateau),
+            (SpikeDetector(excursion), config.spike),
         ]
-
-    def _sections(self) -> dict[str, DetectorConfig]:
-        config = self._config
-        return {
-            NonFiniteDetector.name: config.non_finite,
-            ScalerDetector.name: config.scaler,
-            LevelShiftDetector.name: config.level_shift,
-            CreepDetector.name: config.creep,
-            SpikeDetector.name: config.spike,
-        }
 
     def update(self, point: Point) -> list[Finding]:
         """Take the next point; return what is new, usually nothing.
 
-        Returns: at most one finding per detector; severity only rises within an episode.
+        Returns: at most one finding per detector and one on which several agree; within an episode
+            severity only rises.
         """
-        if self._step is not None and point.step < self._step:
-            self.restarted(point.step)
-        self._step = point.step
+        step = point.step
+        if self._step is not None and step < self._step:
+            self.restarted(step)
+        self._step = step
         self._count += 1
         if point.loss is not None:
-            self._excursion.observe(point.step, point.loss, point.lr)
-        found: list[Finding] = []
-        for detector in self._detectors:
-            mode = self._modes[detector.name]
-            if mode == "off":
-                continue
-            signal = detector.observe(point)
-            if signal is not None:
-                finding = self._keeper.merge(
-                    point.step, self._count, signal, shadow=mode == "shadow"
-                )
-                if finding is not None:
-                    found.append(finding)
+            self._excursion.observe(step, point.loss, point.lr)
+        signals = [
+            signal for detector in self._running if (signal := detector.observe(point)) is not None
+        ]
+        return self._merge(step, signals) if signals else []
+
+    def update_ranks(self, step: int, points: Iterable[RankPoint]) -> list[Finding]:
+        """Take what each rank saw in one step; return what is new about single ranks."""
+        if self._modes[self._cross_rank.name] == "off":
+            return []
+        signals = self._cross_rank.observe_ranks(step, points)
+        return self._merge(step, signals) if signals else []
+
+    def _merge(self, step: int, signals: list[Signal]) -> list[Finding]:
+        keeper = self._keeper
+        found = []
+        for signal in signals:
+            shadow = self._modes[signal.detector] == "shadow"
+            finding = keeper.merge(step, signal, shadow=shadow)
+            if finding is not None:
+                found.append(finding)
+        if any(f.severity is Severity.WARN and not f.shadow for f in found):
+            agreed = keeper.agree(step)
+            if agreed is not None:
+                found.append(agreed)
+        if found:
+            self._score.expire(self._count)
+            self._score.note(self._count, found)
         return found
 
-    def restarted(self, at_step: int) -> None:
+    def restarted(self, at_step: int, *, numeric: bool = False) -> None:
         """Tell the detectors that the run goes on from at_step after a rollback or restart.
 
         Open episodes are dropped and a scaler may come down from its initial value again; what is
         known about the usual loss is kept.
+        numeric: the restart was made for a numeric reason, which confirms open shadow findings.
         """
         self._step = None
         self._excursion.close()
         self._keeper.reset()
+        self._cross_rank.restarted(at_step)
         for detector in self._detectors:
             detector.restarted(at_step)
+        if numeric:
+            self._score.confirm()
 
     def set_mode(self, detector: str, mode: Mode) -> None:
         """Switch one detector between acting, shadow and off, mid-flight.
 
+        What it has open is forgotten; it speaks again at its next signal.
         Raises: KeyError when there is no such detector.
         """
-        if detector not in self._modes:
-            raise KeyError(detector)
+        if self._modes[detector] == mode:
+            return
         self._modes[detector] = mode
+        self._keeper.forget(detector)
+        for each in (*self._detectors, self._cross_rank):
+            if each.name == detector:
+                each.restarted(self._step or 0)
+        self._running = [d for d in self._detectors if self._modes[d.name] != "off"]
 
     @property
     def detectors(self) -> dict[str, Mode]:
@@ -108,3 +139,8 @@ class Panel:
     def verdict(self) -> Verdict:
         """How the run stands now, over all detectors that act."""
         return self._keeper.current()
+
+    def precision(self, detector: str) -> Tally:
+        """Return how often detector, in shadow mode, has been right so far."""
+        self._score.expire(self._count)
+        return self._score.tally(detector)

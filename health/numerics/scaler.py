@@ -150,12 +150,22 @@ class ScalerDetector:
             return Severity.ROLLBACK, f"{rate:.0%} of {self._steps} steps skipped"
         if full and rate >= config.skip_warn_frac:
             return Severity.WARN, f"{rate:.0%} of {self._steps} steps skipped"
-        if low and self._was_above_low:
-            return Severity.WARN, f"loss scale fell below {config.low_scale:g}"
-        if low and step - self._began_at >= config.unsettled_steps:
-            return Severity.WARN, f"loss scale stays below {config.low_scale:g}"
         if self._skips >= 2 and self._has_fallen():
             return Severity.WARN, "loss scale is falling fast"
+        if low:
+            return self._judge_low(step)
+        return None, ""
+
+    def _judge_low(self, step: int) -> tuple[Severity | None, str]:
+        limit = self._config.low_scale
+        known_higher = self._was_above_low
+        if not known_higher and step - self._began_at < self._config.unsettled_steps:
+            return None, ""
+        how = "fell" if known_higher else "stays"
+        if self._scale < limit / 2:
+            return Severity.WARN, f"loss scale {how} below {limit / 2:g}"
+        if self._scale < limit:
+            return Severity.OBSERVE, f"loss scale {how} below {limit:g}"
         return None, ""
 
     def _has_fallen(self) -> bool:

@@ -10,14 +10,14 @@ from .point import Signal
 _RANK = {Severity.OBSERVE: 1, Severity.WARN: 2, Severity.ROLLBACK: 3}
 
 # Detectors that look at the same trouble from several sides speak with one voice.
-_FAMILY = {
-    "spike": "loss",
-    "level-shift": "loss",
-    "creep": "loss",
-    "non-finite": "loss",
-    "grad-norm": "norms",
-    "activation-norm": "norms",
-}
+_FAMILY = {"spike": "loss", "level-shift": "loss", "creep": "loss", "non-finite": "loss"}
+
+# Witnesses to one and the same trouble. Two warnings among them are grounds for a rollback when one
+# is from a key witness: gradients alone jump, and scalers dip, in runs that go on to recover.
+_WITNESSES = ("loss", "scaler-collapse", "grad-norm", "activation-norm")
+_KEY_WITNESSES = ("loss", "activation-norm")
+_AGREEMENT = "agreement"
+_SHADOW = "shadow/"
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -36,11 +36,17 @@ class _Episode:
 
     __slots__ = ("evidence", "onset_step", "open_detectors", "severity")
 
-    def __init__(self) -> None:
+    def __init__(self, onset_step: int) -> None:
         self.severity: Severity | None = None
-        self.onset_step: int | None = None
+        self.onset_step = onset_step
         self.open_detectors: list[str] = []
         self.evidence: list[Finding] = []
+
+    def add(self, finding: Finding) -> Finding:
+        self.severity = finding.severity
+        self.onset_step = finding.onset_step
+        self.evidence.append(finding)
+        return finding
 
 
 class VerdictKeeper:
@@ -50,50 +56,61 @@ class VerdictKeeper:
     dropped. A finding in shadow mode keeps its own episode and never touches the verdict.
     """
 
-    def __init__(self, cooldown_points: int) -> None:
-        self._cooldown_points = cooldown_points
+    def __init__(self, cooldown_steps: int) -> None:
+        self._cooldown_steps = cooldown_steps
         self._episodes: dict[str, _Episode] = {}
         self._last_warned: dict[str, int] = {}
 
-    def merge(self, step: int, count: int, signal: Signal, *, shadow: bool) -> Finding | None:
-        """Return the finding that signal leads to at this step, if it says anything new.
-
-        count: number of points seen so far; cooldown is measured in it.
-        """
-        family = _FAMILY.get(signal.detector, signal.detector)
-        key = f"shadow/{signal.detector}" if shadow else family
-        if signal.rank is not None:
-            key = f"{key}/{signal.rank}"
+    def merge(self, step: int, signal: Signal, *, shadow: bool) -> Finding | None:
+        """Return the finding that signal leads to at this step, if it says anything new."""
+        key = _key(signal, shadow=shadow)
         if signal.momentary:
-            key = f"{key}/{signal.kind}"
-            severity = self._cooled(key, count, signal.severity)
+            severity = self._cooled(key, step, signal.severity)
             return _finding(step, signal.onset_step, severity, signal, shadow=shadow)
         episode = self._episodes.get(key)
         if signal.ended:
             self._end(key, episode, signal.detector)
             return None
         if episode is None:
-            episode = self._episodes[key] = _Episode()
+            episode = self._episodes[key] = _Episode(signal.onset_step)
         if signal.detector not in episode.open_detectors:
             episode.open_detectors.append(signal.detector)
-        severity = self._cooled(key, count, signal.severity)
+        severity = self._cooled(key, step, signal.severity)
         if episode.severity is not None and _RANK[severity] <= _RANK[episode.severity]:
             return None
-        onset = signal.onset_step
-        if episode.onset_step is not None:
-            onset = min(onset, episode.onset_step)
-        finding = _finding(step, onset, severity, signal, shadow=shadow)
-        episode.severity = severity
-        episode.onset_step = onset
-        episode.evidence.append(finding)
-        return finding
+        onset = min(signal.onset_step, episode.onset_step)
+        return episode.add(_finding(step, onset, severity, signal, shadow=shadow))
+
+    def agree(self, step: int) -> Finding | None:
+        """Return a rollback finding when independent warnings have come to agree, else None."""
+        witnesses = self._warned_witnesses()
+        if witnesses is None or _AGREEMENT in self._episodes:
+            return None
+        if any(episode.severity is Severity.ROLLBACK for _, episode in witnesses):
+            return None
+        last = witnesses[-1][1].evidence[-1]
+        onset = min(episode.onset_step for _, episode in witnesses)
+        names = " and ".join(name for name, _ in witnesses)
+        episode = self._episodes[_AGREEMENT] = _Episode(onset)
+        return episode.add(
+            Finding(
+                detector=_AGREEMENT,
+                kind=last.kind,
+                severity=Severity.ROLLBACK,
+                step=step,
+                onset_step=onset,
+                value=last.value,
+                reference=last.reference,
+                message=f"{names} warn of the same trouble",
+            )
+        )
 
     def current(self) -> Verdict:
         """Return the verdict over all open episodes that are not in shadow mode."""
         found = [
             finding
             for key, episode in self._episodes.items()
-            if not key.startswith("shadow/")
+            if not key.startswith(_SHADOW)
             for finding in episode.evidence
         ]
         if not found:
@@ -102,26 +119,49 @@ class VerdictKeeper:
         onset = min(finding.onset_step for finding in found)
         return Verdict(worst, onset, tuple(sorted(found, key=lambda finding: finding.step)))
 
+    def forget(self, detector: str) -> None:
+        """Close what detector has open, in the verdict or in shadow: its mode is changing."""
+        for key, episode in list(self._episodes.items()):
+            self._end(key, episode, detector)
+
     def reset(self) -> None:
         """Close every episode: the run was restarted."""
         self._episodes.clear()
 
-    def _cooled(self, key: str, count: int, severity: Severity) -> Severity:
+    def _warned_witnesses(self) -> list[tuple[str, _Episode]] | None:
+        found = [
+            (name, episode)
+            for name in _WITNESSES
+            if (episode := self._episodes.get(name)) is not None
+            and episode.severity in (Severity.WARN, Severity.ROLLBACK)
+        ]
+        keys = any(name in _KEY_WITNESSES for name, _ in found)
+        return found if len(found) >= 2 and keys else None
+
+    def _cooled(self, key: str, step: int, severity: Severity) -> Severity:
         if severity is not Severity.WARN:
             return severity
         last = self._last_warned.get(key)
-        if last is not None and count - last < self._cooldown_points:
+        if last is not None and 0 <= step - last < self._cooldown_steps:
             return Severity.OBSERVE
-        self._last_warned[key] = count
+        self._last_warned[key] = step
         return severity
 
     def _end(self, key: str, episode: _Episode | None, detector: str) -> None:
-        if episode is None:
+        if episode is None or detector not in episode.open_detectors:
             return
-        if detector in episode.open_detectors:
-            episode.open_detectors.remove(detector)
+        episode.open_detectors.remove(detector)
         if not episode.open_detectors:
             del self._episodes[key]
+            if self._warned_witnesses() is None:
+                self._episodes.pop(_AGREEMENT, None)
+
+
+def _key(signal: Signal, *, shadow: bool) -> str:
+    key = signal.kind if signal.momentary else _FAMILY.get(signal.detector, signal.detector)
+    if shadow:
+        key = f"{_SHADOW}{signal.detector}/{key}"
+    return key if signal.rank is None else f"{key}/{signal.rank}"
 
 
 def _finding(
