@@ -1,0 +1,223 @@
+"""When a training run has stopped moving, and which rank stopped it.
+
+A hung run looks healthy from outside: every process is alive, most of them waiting inside a
+collective for the one that will never come. Two pure pieces answer it from the notes that workers
+leave in their progress pages. ProgressDeadline says when the slowest rank has gone too long without
+completing a step, judged against the median of recent steps. blame() names the rank that everybody
+else is waiting for, or admits that the facts do not single one out.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from ...logbook.wire import Phase
+
+STOPPED_STATES = "Tt"
+GONE_STATES = "ZX"
+
+
+class RankProgress(msgspec.Struct, frozen=True):
+    """Where one rank stands, as its node sees it.
+
+    step:  steps completed. age_s: seconds since the rank's last note.
+    state: process state letter of /proc/PID/stat; "?" when it was not read.
+    waits: whether its stack is inside a collective; None when no stack was taken.
+    """
+
+    rank: int
+    step: int
+    phase: Phase
+    age_s: float
+    state: str = "?"
+    waits: bool | None = None
+
+
+class HangLimits(msgspec.Struct, frozen=True):
+    """How long a step may take before the run counts as hung.
+
+    The deadline is the median of the last `window` step times, times `multiple`, kept within
+    [min_s, max_s]. Single steps of several times the median are normal (a slow read, a collected
+    garbage heap, a neighbour's traffic), so multiple stays well above the 3.4 seen in healthy runs.
+    saving_s: how long saving may hold up one step before it counts as silence.
+    """
+
+    multiple: float = 6.0
+    min_s: float = 5.0
+    max_s: float = 900.0
+    saving_s: float = 1800.0
+    window: int = 64
+
+
+class Overdue(msgspec.Struct, frozen=True):
+    """No rank of this node has completed a step for waited_s; deadline_s was the limit."""
+
+    step: int
+    waited_s: float
+    deadline_s: float
+    median_step_s: float
+
+
+# A longer gap between two looks means that the observer itself was stopped or starved, and what
+# it did not see is no evidence against the workers.
+_OWN_GAP_S = 2.0
+
+
+class ProgressDeadline:
+    """Watch the slowest of some ranks; say once per silence that its deadline has passed.
+
+    Nothing is armed before the first completed step of the attempt, because start-up (rendezvous,
+    loading, compiling) has no honest median yet; a start-up limit belongs to whoever started it.
+    Memory is constant. One object serves one attempt.
+    """
+
+    def __init__(self, limits: HangLimits) -> None:
+        self._limits = limits
+        self._steps_s: deque[float] = deque(maxlen=limits.window)
+        self._median_s = 0.0
+        self._step: int | None = None
+        self._advanced_s = 0.0
+        self._looked_s = 0.0
+        self._excused_s = 0.0
+        self._saving_s = 0.0
+        self._told = False
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether a step of this attempt has been completed."""
+        return bool(self._steps_s)
+
+    @property
+    def median_step_s(self) -> float:
+        """Median of the recent step times; 0.0 before the first."""
+        return self._median_s
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds that the step in progress may take."""
+        limits = self._limits
+        return min(max(limits.multiple * self._median_s, limits.min_s), limits.max_s)
+
+    def observe(self, rows: Sequence[RankProgress], now_s: float) -> Overdue | None:
+        """Look at the ranks at monotonic time now_s; meant to be called several times a second.
+
+        Returns: Overdue at the first look past the deadline; None otherwise, also on later looks
+            at the same silence. A completed step arms it again.
+        """
+        active = [row for row in rows if row.phase != Phase.DONE]
+        if not active or any(row.phase < Phase.TRAINING for row in active):
+            self._step = None
+            return None
+        step = min(row.step for row in active)
+        if step != self._step:
+            self._advance(step, now_s)
+            return None
+        self._excuse(active, now_s)
+        waited_s = now_s - self._advanced_s - self._excused_s
+        if self._told or not self.is_armed or waited_s <= self.deadline_s:
+            return None
+        self._told = True
+        return Overdue(step, waited_s, self.deadline_s, self._median_s)
+
+    def _advance(self, step: int, now_s: float) -> None:
+        if self._step is not None and step > self._step:
+            self._excuse((), now_s)
+            spent_s = max(now_s - self._advanced_s - self._excused_s, 0.0)
+            if spent_s > 0.0:
+                self._steps_s.append(spent_s / (step - self._step))
+                self._median_s = statistics.median(self._steps_s)
+        self._step = step
+        self._advanced_s = self._looked_s = now_s
+        self._excused_s = self._saving_s = 0.0
+        self._told = False
+
+    def _excuse(self, active: Sequence[RankProgress], now_s: float) -> None:
+        """Leave out of the wait what saving took (bounded), and what nobody was awake to see."""
+        gap_s = now_s - self._looked_s
+        self._looked_s = now_s
+        if gap_s > _OWN_GAP_S:
+            self._excused_s += gap_s
+            return
+        is_saving = any(row.phase == Phase.SAVING for row in active)
+        is_stopped = any(row.state in STOPPED_STATES for row in active)
+        if is_saving and not is_stopped:
+            credit_s = min(gap_s, max(self._limits.saving_s - self._saving_s, 0.0))
+            self._saving_s += credit_s
+            self._excused_s += credit_s
+
+
+def blame(rows: Sequence[RankProgress]) -> tuple[int | None, str]:
+    """Name the rank that the others wait for, with the evidence.
+
+    Strongest evidence first: a process that is stopped or gone; the lowest (step, phase); among
+    equals, the only ones whose stacks are not inside a collective while all others' are; then the
+    longest silence, since the rank that stopped first left its last note first.
+    Returns: (rank, reason), or (None, reason) when nothing tells the ranks apart. The order of
+        rows does not matter.
+    """
+    if not rows:
+        return None, "no rank was observed"
+    ordered = sorted(rows, key=lambda row: row.rank)
+    for letters, word in ((STOPPED_STATES, "stopped"), (GONE_STATES, "gone")):
+        found = [row for row in ordered if row.state in letters]
+        if found:
+            first = _oldest(found)
+            return first.rank, f"rank {first.rank} is {word} (state {first.state}) {_where(first)}"
+    return _blame_laggard(ordered)
+
+
+def _blame_laggard(ordered: list[RankProgress]) -> tuple[int | None, str]:
+    lowest = min((row.step, row.phase) for row in ordered)
+    behind = [row for row in ordered if (row.step, row.phase) == lowest]
+    if len(behind) < len(ordered):
+        first = _oldest(behind)
+        ahead = max(ordered, key=lambda row: (row.step, row.phase))
+        return first.rank, f"rank {first.rank} is behind {_where(first)}; rank {ahead.rank} is " + (
+            f"{_where(ahead)}" + (f"; {len(behind)} ranks are behind" if len(behind) > 1 else "")
+        )
+    working = [row for row in ordered if row.waits is False]
+    waiting = [row for row in ordered if row.waits]
+    if working and waiting and len(working) < len(waiting):
+        first = _oldest(working)
+        reason = f"rank {first.rank} is outside any collective {_where(first)}, "
+        return first.rank, reason + f"while {len(waiting)} ranks wait in one"
+    first = _oldest(ordered)
+    others_s = [row.age_s for row in ordered if row.rank != first.rank]
+    lead_s = first.age_s - max(others_s, default=0.0)
+    if lead_s < _CLEAR_LEAD_S:
+        return None, f"all {len(ordered)} ranks stand {_where(first)}; none stands out"
+    return first.rank, f"rank {first.rank} fell silent {lead_s:.1f} s before any other rank"
+
+
+# Notes of ranks in step with each other lie this close together, whatever node they are on.
+_CLEAR_LEAD_S = 0.1
+
+
+def _oldest(rows: list[RankProgress]) -> RankProgress:
+    return max(rows, key=lambda row: row.age_s)
+
+
+def _where(row: RankProgress) -> str:
+    return f"at step {row.step} in {row.phase.name}, silent for {row.age_s:.1f} s"
+
+
+_FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line \d+ in \S+', re.MULTILINE)
+_COLLECTIVE_FILE = re.compile(r"torch/distributed/(?!launch|run|elastic|checkpoint)")
+_TOP_FRAMES = 6
+
+
+def is_waiting_stack(stack: str) -> bool | None:
+    """Whether a faulthandler dump shows a thread inside a torch.distributed call.
+
+    Returns: None when the text holds no stack at all (a stopped process leaves none).
+    """
+    threads = re.split(r"^(?:Current t|T)hread 0x", stack, flags=re.MULTILINE)[1:]
+    files = [_FRAME.findall(thread)[:_TOP_FRAMES] for thread in threads]
+    if not any(files):
+        return None
+    return any(_COLLECTIVE_FILE.search(name) for names in files for name in names)

@@ -1,0 +1,168 @@
+"""What a node agent tells the controller.
+
+Reports of one agent carry an increasing seq and the attempt they speak of, so the controller can
+ignore what an older attempt still has to say, and can acknowledge what it has safely written down.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from ...health.nodes.liveness import RankProgress
+from ...logbook.wire import Phase, RankSample, WorkerMessage
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="report"):
+    """Fields of every report. node, agent, seq and time_s are stamped by the agent's outbox.
+
+    agent:  unique id of this life of the agent; seq starts again at 1 with a new one.
+    time_s: seconds since the epoch at which the agent knew.
+    is_droppable: may be thrown away first when the controller is away for too long.
+    """
+
+    is_droppable: ClassVar[bool] = False
+
+    attempt: int
+    node: str = ""
+    agent: str = ""
+    seq: int = 0
+    time_s: float = 0.0
+
+
+class WorkersStarted(Report, frozen=True, kw_only=True, tag="workers-started"):
+    """Every local worker of the attempt has been forked. pids: by rank."""
+
+    pids: dict[int, int]
+
+
+class WorkerMessages(Report, frozen=True, kw_only=True, tag="worker-messages"):
+    """What workers said, in order, (rank, message); everything but their RankSamples."""
+
+    batch: tuple[tuple[int, WorkerMessage], ...]
+
+
+class RankSamples(Report, frozen=True, kw_only=True, tag="rank-samples"):
+    """Per-rank timings. When the reader lags, whole steps are left out and counted.
+
+    stride: samples were kept of steps divisible by it. dropped_total: left out so far.
+    """
+
+    is_droppable: ClassVar[bool] = True
+
+    batch: tuple[RankSample, ...]
+    stride: int
+    dropped_total: int
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How one worker process ended; both None when nobody could learn the status."""
+
+    rank: int
+    pid: int
+    exit_code: int | None
+    signal: int | None
+
+
+class WorkerExited(Report, frozen=True, kw_only=True, tag="worker-exited"):
+    """A worker ended without being told to by its agent.
+
+    step, phase: the last note in its progress page. log_tail: last part of its log, bounded.
+    cause: "exit", "signal", "forkserver-lost" or "unknown".
+    """
+
+    exit: Exit
+    cause: str
+    step: int
+    phase: Phase
+    log_tail: str
+
+
+class StartFailed(Report, frozen=True, kw_only=True, tag="start-failed"):
+    """The attempt could not be started here. code: stable kebab-case identifier.
+
+    Codes: "stale-attempt", "bad-plan", "preload-failed", "forkserver-not-ready",
+    "forkserver-stuck", "forkserver-lost", "fork-failed", "old-worker-will-not-die",
+    "rendezvous-port-lost", "log-dir-unusable", "no-file-descriptors", "superseded".
+    """
+
+    code: str
+    message: str
+
+
+class AttemptStopped(Report, frozen=True, kw_only=True, tag="attempt-stopped"):
+    """No worker of the attempt lives here any more; exits of those that the agent ended."""
+
+    exits: tuple[Exit, ...]
+
+
+class HangSuspected(Report, frozen=True, kw_only=True, tag="hang-suspected"):
+    """This node's ranks have completed no step for too long.
+
+    rank, reason: whom the local facts blame; the controller blames across nodes from all rows.
+    stacks: by rank; of a process that could not dump its own, what the kernel knows of it.
+    """
+
+    rank: int | None
+    reason: str
+    waited_s: float
+    deadline_s: float
+    median_step_s: float
+    rows: tuple[RankProgress, ...]
+    stacks: dict[int, str]
+
+
+class StacksDumped(Report, frozen=True, kw_only=True, tag="stacks-dumped"):
+    """Answer to a request for stacks."""
+
+    rows: tuple[RankProgress, ...]
+    stacks: dict[int, str]
+
+
+class AgentStatus(Report, frozen=True, kw_only=True, tag="agent-status"):
+    """The agent's heartbeat. A newer one replaces an older one that nobody has read.
+
+    forkserver: "starting", "ready", "failed" or "closed"; forkserver_error holds its last words.
+    rendezvous_host/port: a socket listening here, kept for a rank 0 of the next attempt.
+    threads: of the forkserver after its preload; more than one makes forking unsafe.
+    """
+
+    is_droppable: ClassVar[bool] = True
+
+    rows: tuple[RankProgress, ...]
+    pids: dict[int, int]
+    forkserver: str
+    forkserver_error: str
+    threads: int
+    rendezvous_host: str
+    rendezvous_port: int
+    samples_dropped_total: int
+    reports_dropped_total: int
+    reports_lost_total: int
+
+
+class AgentNote(Report, frozen=True, kw_only=True, tag="agent-note"):
+    """Something the agent did or could not do, for the record. rank: None means the node.
+
+    Codes: "stale-command", "unknown-attempt", "stale-stop", "bad-frame", "forkserver-lost",
+    "worker-will-not-die", "log-cut", "agent-error", "command-lost".
+    """
+
+    code: str
+    message: str
+    rank: int | None = None
+
+
+AgentReport = (
+    WorkersStarted
+    | WorkerMessages
+    | RankSamples
+    | WorkerExited
+    | StartFailed
+    | AttemptStopped
+    | HangSuspected
+    | StacksDumped
+    | AgentStatus
+    | AgentNote
+)
