@@ -43,7 +43,7 @@ def _run_submitted(state: RunState, e: ev.RunSubmitted, time_s: float) -> RunSta
 
 
 def _controller_started(state: RunState, e: ev.ControllerStarted, time_s: float) -> RunState:
-    return replace(state, epoch=e.epoch)
+    return replace(state, epoch=e.epoch, controller_pid=e.pid)
 
 
 def _fault_injected(state: RunState, e: ev.FaultInjected, time_s: float) -> RunState:

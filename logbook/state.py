@@ -195,6 +195,7 @@ class RunState(msgspec.Struct, frozen=True):
     submitted_s: float = 0.0
     ended_s: float | None = None
     epoch: int = 0
+    controller_pid: int = 0
     end: Status | None = None
     paused: str = ""
     pause_reason: str = ""

@@ -33,6 +33,9 @@ class NodesSpec(_Section):
     """Workers that one node carries; one GPU each where there are GPUs."""
     spares: int = Field(default=0, ge=0, le=64)
     """Warm nodes that carry no rank until one is lost."""
+    spread: Literal["auto", "strict", "pack"] = "auto"
+    """strict: a machine of its own for each node; pack: all may share one; auto: strict unless the
+    cluster is a single machine."""
     when_short: Literal["wait", "shrink"] = "wait"
     """What to do when no spare is left: wait for a node, or shrink dp_shard to what fits."""
 
@@ -130,6 +133,8 @@ class RunSpec(_Section):
     retention: Retention = Retention()
     detectors: dict[str, Any] = {}
     """Settings of the health panel; empty takes its defaults."""
+    prepare: tuple[str, ...] = ()
+    """Command run once where the run is submitted, before anything starts; "python" is this one."""
     env: dict[str, str] = {}
     """Environment variables given to every worker."""
 

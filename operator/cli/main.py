@@ -1,1 +1,73 @@
-def main() -> None: ...
+"""The midwatch command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from ... import __version__
+from . import data, inspect, steer
+from .output import USAGE, one_clear_error
+
+app = typer.Typer(
+    name="midwatch",
+    help="The night watch over large training runs.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_version, is_eager=True
+    ),
+) -> None:
+    """The night watch over large training runs."""
+
+
+def _run_lazily() -> Callable[..., Any]:
+    # Ray takes a second to import; commands that only read a folder must not pay for it.
+    from .run_command import run
+
+    return run
+
+
+app.command()(inspect.status)
+app.command()(inspect.journal)
+app.command()(inspect.notes)
+app.command()(steer.lr)
+app.command()(steer.stop)
+app.command()(steer.resume)
+app.command()(steer.release)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one message and its exit status."""
+    if len(sys.argv) > 1 and sys.argv[1] == "run":
+        app.command()(_run_lazily())
+    else:
+        app.command(name="run")(_run_placeholder)
+    with one_clear_error():
+        try:
+            app()
+        except SystemExit as end:
+            # Typer ends usage errors with 2 as well.
+            raise SystemExit(end.code if end.code is not None else 0) from None
+
+
+def _run_placeholder() -> None:
+    """Train under the controller and watch; Ctrl-C saves and stops."""
+    raise SystemExit(USAGE)

@@ -1,0 +1,98 @@
+"""Commands that read a run: status, journal, notes. They need nothing but its folder."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.markdown import Markdown
+
+from ...logbook import events as ev
+from ...logbook.live_view import doing_text, render_summary
+from ...logbook.reader import Follower
+from ...logbook.render_text import Filters, line_of
+from ...logbook.summary import summarize
+from ..desk import note_path
+from .output import Output, OutputOption, RunArgument, console, print_json
+from .runs import NotFoundError, find_run, load_state
+
+FOLLOW_POLL_S = 0.2
+
+
+def status(run: RunArgument = None, output: OutputOption = Output.TEXT) -> None:
+    """Say how a run stands: what it is doing and why, figures, incidents."""
+    folder = find_run(run)
+    state = load_state(folder)
+    summary = summarize(state, time.time())
+    if output is Output.JSON:
+        print_json({"doing": doing_text(state), "seq": state.seq, "summary": summary})
+        return
+    console.print(doing_text(state))
+    console.print(render_summary(summary, [("folder", str(folder))]))
+
+
+def journal(
+    run: RunArgument = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as records appear.")
+    ] = False,
+    kind: Annotated[list[str] | None, typer.Option(help="Only these kinds of event.")] = None,
+    since: Annotated[int, typer.Option(help="Start at this sequence number.")] = 1,
+    attempt: Annotated[int | None, typer.Option(help="Only events of this attempt.")] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Print the journal, one event a line; -o json gives one object a line, for jq."""
+    filters = Filters(kinds=frozenset(kind or ()), since_seq=since, attempt=attempt)
+    follower: Follower[ev.Event] = Follower(find_run(run) / "journal", ev.Event, from_seq=since)
+    while True:
+        records = follower.poll()
+        for record in records:
+            if not filters.match(record):
+                continue
+            if output is Output.JSON:
+                print_json(record)
+            else:
+                print(line_of(record))
+        if not records:
+            if not follow:
+                return
+            time.sleep(FOLLOW_POLL_S)
+
+
+def notes(
+    run: RunArgument = None,
+    incident: Annotated[
+        str | None, typer.Option(help="Print the whole note of one incident.")
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """List the incidents of a run with the paths of their notes, or print one note."""
+    folder = find_run(run)
+    if incident is not None:
+        _print_note(folder, incident, output)
+        return
+    summary = summarize(load_state(folder), time.time())
+    rows = [(row, note_path(folder, row.id)) for row in summary.incidents]
+    if output is Output.JSON:
+        print_json([{"incident": row, "note": str(path)} for row, path in rows])
+        return
+    for row, path in rows:
+        print(f"{row.id}  {row.fault:18}  step {row.step:<8}  {row.outcome or 'open'}  {path}")
+
+
+def _print_note(folder: object, incident: str, output: Output) -> None:
+    from pathlib import Path
+
+    path = note_path(Path(str(folder)), incident)
+    if not path.is_file():
+        raise NotFoundError(
+            "no-such-incident", f"there is no note {path}.", remedy="`midwatch notes` lists them."
+        )
+    text = path.read_text(encoding="utf-8")
+    if output is Output.JSON:
+        print_json({"incident": incident, "path": str(path), "markdown": text})
+    elif console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        print(text)

@@ -1,0 +1,62 @@
+"""How commands answer: data to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from ...logbook.errors import ConfigError, MidwatchError
+from .runs import NotFoundError
+
+OK, FAILED, USAGE, NOT_FOUND, CONFLICT, TIMED_OUT = range(6)
+
+
+class Output(enum.StrEnum):
+    """The two shapes of an answer."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+OutputOption = Annotated[
+    Output, typer.Option("--output", "-o", help="text for people, json for programs")
+]
+RunArgument = Annotated[
+    str | None, typer.Argument(help="Name or folder of a run; the newest one by default.")
+]
+
+console = Console()
+err_console = Console(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document and a newline to standard output."""
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+@contextmanager
+def one_clear_error() -> Iterator[None]:
+    """Turn an error of ours into one message on standard error and its exit status."""
+    try:
+        yield
+    except MidwatchError as error:
+        sys.stderr.write(f"midwatch: {error}\n")
+        raise SystemExit(_status_of(error)) from None
+    except BrokenPipeError:
+        # The reader of our output has seen enough (`midwatch journal | head`).
+        sys.stderr.close()
+        raise SystemExit(OK) from None
+
+
+def _status_of(error: MidwatchError) -> int:
+    if isinstance(error, NotFoundError):
+        return NOT_FOUND
+    return USAGE if isinstance(error, ConfigError) else FAILED

@@ -1,0 +1,220 @@
+"""midwatch run: put a run on Ray, watch it to its end, and sum it up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ...logbook.errors import ConfigError, Fatal
+from ...logbook.live_view import render_live, render_summary
+from ...logbook.render_text import line_of
+from ...logbook.state import RunState, Status
+from ...logbook.summary import summarize
+from ..desk import note_path, post_request
+from ..faults import Injector, load_faults
+from ..runtime.local_ray import is_local, set_local_environment
+from ..spec import RunSpec
+from ..spec_file import load_spec
+from .output import FAILED, OK, Output, OutputOption, console, err_console, print_json
+from .runs import StateFollower, run_dir_of
+from .steer import make_request
+
+if TYPE_CHECKING:
+    from ..runtime.session import Session
+
+SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "runs"
+FRAME_S = 0.1
+PLAIN_KINDS = frozenset(
+    {"decision", "finding", "fault-injected", "node-lost", "controller-started"}
+)
+
+
+def run(
+    spec_path: Annotated[
+        Path | None, typer.Argument(metavar="SPEC", help="Run spec, YAML.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="The sample run with its faults.")] = False,
+    faults: Annotated[Path | None, typer.Option(help="Fault plan to strike with, YAML.")] = None,
+    compare: Annotated[
+        bool, typer.Option(help="Train once more without faults and compare the loss.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; RAY_ADDRESS, else a local one.")
+    ] = None,
+    detach: Annotated[bool, typer.Option(help="Leave once it is on the cluster.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Train under the controller and watch; Ctrl-C saves and stops."""
+    if demo:
+        spec_path, compare = spec_path or SAMPLES / "demo.yaml", True
+        faults = faults or SAMPLES / "demo-faults.yaml"
+    if spec_path is None:
+        raise ConfigError("usage", "name a run spec.", remedy="`midwatch run --demo` has its own.")
+    spec = _resolved(load_spec(spec_path))
+    plan = load_faults(faults) if faults is not None else None
+    _prepare(spec)
+    run_dir = run_dir_of(spec)
+    injector = Injector(run_dir, plan) if plan is not None else None
+    if is_local(address):
+        set_local_environment()
+    # Only now: ray reads the environment when it is imported.
+    from ..runtime.session import ray_session, submit, tear_down
+
+    with ray_session(address) as session:
+        undisturbed = _undisturbed(spec, session) if compare else None
+        if detach and not session.is_local:
+            submit(spec, run_dir, session)
+            console.print(f"{spec.name} is on the cluster; its folder is {run_dir}")
+            return
+        state = _supervise(spec, run_dir, session, injector)
+        tear_down(spec)
+    _sum_up(state, run_dir, undisturbed, output)
+    raise SystemExit(OK if state.status is Status.COMPLETED else FAILED)
+
+
+def _resolved(spec: RunSpec) -> RunSpec:
+    """The spec with its folders absolute: workers do not share this process's folder."""
+    trainer = dict(spec.trainer)
+    data = trainer.get("data")
+    if isinstance(data, dict) and isinstance(data.get("dir"), str):
+        trainer["data"] = {**data, "dir": str(Path(data["dir"]).absolute())}
+    return spec.model_copy(update={"trainer": trainer, "run_dir": str(run_dir_of(spec))})
+
+
+def _prepare(spec: RunSpec) -> None:
+    if not spec.prepare:
+        return
+    command = [sys.executable if word == "python" else word for word in spec.prepare]
+    err_console.print(f"preparing: {' '.join(spec.prepare)}")
+    try:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    except OSError as error:
+        raise ConfigError("prepare-failed", f"cannot start {command[0]}: {error}.") from error
+    if done.returncode:
+        raise ConfigError(
+            "prepare-failed",
+            f"`{' '.join(spec.prepare)}` ended with status {done.returncode}.",
+            remedy="Its own message stands above.",
+        )
+
+
+def _undisturbed(spec: RunSpec, session: Session) -> RunState:
+    """Train the same spec with no faults, in a folder of its own."""
+    from ..runtime.session import tear_down
+
+    name = f"{spec.name[:50]}-undisturbed"
+    folder = run_dir_of(spec).with_name(name)
+    quiet = spec.model_copy(update={"name": name, "run_dir": str(folder)})
+    state = _supervise(quiet, folder, session, None)
+    tear_down(quiet)
+    return state
+
+
+def _supervise(
+    spec: RunSpec, run_dir: Path, session: Session, injector: Injector | None
+) -> RunState:
+    from ..runtime.session import submit
+
+    if (run_dir / "journal").is_dir():
+        _refuse_finished(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    submit(spec, run_dir, session)
+    follower = StateFollower(run_dir)
+    total = int(spec.trainer.get("steps", 0))
+    watch = _watch_live if console.is_terminal else _watch_plain
+    try:
+        watch(follower, total, injector)
+    except KeyboardInterrupt:
+        err_console.print("stopping: finishing the step and saving (Ctrl-C again to leave at once)")
+        request = make_request("stop", "interrupted from the keyboard")
+        post_request(run_dir, request, time_s=time.time())
+        watch(follower, total, None)
+    return follower.state
+
+
+def _refuse_finished(run_dir: Path) -> None:
+    follower = StateFollower(run_dir)
+    follower.poll()
+    if follower.state.status is Status.COMPLETED:
+        raise ConfigError(
+            "run-exists",
+            f"{run_dir} holds a completed run.",
+            remedy="Remove the folder, or give the run another name or run_dir.",
+        )
+
+
+def _is_over(state: RunState) -> bool:
+    return state.status.is_terminal or state.status is Status.PAUSED
+
+
+def _watch_live(follower: StateFollower, total: int, injector: Injector | None) -> None:
+    def picture() -> RenderableType:
+        view = render_live(follower.state, total, time.time())
+        return view if injector is None else Group(view, Text(injector.next_text, style="dim"))
+
+    with Live(picture(), console=console, auto_refresh=False) as live:
+        _follow(follower, injector, lambda _: live.update(picture(), refresh=True))
+
+
+def _watch_plain(follower: StateFollower, total: int, injector: Injector | None) -> None:
+    told = 0
+
+    def tell(new: list[object]) -> None:
+        nonlocal told
+        state = follower.state
+        for record in new:
+            if record.kind in PLAIN_KINDS:  # type: ignore[attr-defined]
+                print(line_of(record), flush=True)  # type: ignore[arg-type]
+        last = state.last
+        if last is not None and state.step // 25 != told // 25:
+            scale = "-" if last.loss_scale is None else f"{last.loss_scale:g}"
+            print(
+                f"step {state.step}/{total} loss {last.loss:.4f} lr {last.lr:.3g} scale {scale} "
+                f"grad {last.grad_norm:.3g} {last.tokens_per_s:,.0f} tokens/s "
+                f"attempt {state.num_attempts} {state.status}",
+                flush=True,
+            )
+            told = state.step
+
+    _follow(follower, injector, tell)
+
+
+def _follow(
+    follower: StateFollower, injector: Injector | None, show: Callable[[list[object]], None]
+) -> None:
+    while True:
+        new = follower.poll()
+        if injector is not None:
+            injector.strike(follower.state)
+        show(list(new))
+        if _is_over(follower.state):
+            return
+        time.sleep(FRAME_S)
+
+
+def _sum_up(state: RunState, run_dir: Path, undisturbed: RunState | None, output: Output) -> None:
+    summary = summarize(state, time.time())
+    against = undisturbed.last.loss if undisturbed is not None and undisturbed.last else None
+    notes = [str(note_path(run_dir, row.id)) for row in summary.incidents]
+    if output is Output.JSON:
+        print_json({"summary": summary, "undisturbed_loss": against, "notes": notes})
+        return
+    extra = []
+    if against is not None and summary.loss is not None:
+        gap = summary.loss - against
+        extra = [("undisturbed loss", f"{against:.4f} (this run {gap:+.4f})")]
+    console.print(render_summary(summary, extra))
+    for path in notes:
+        console.print(f"note: {path}", soft_wrap=True)
+    console.print(f"run folder: {run_dir}", soft_wrap=True)
+    if state.status is Status.PAUSED:
+        raise Fatal("run-paused", f"the run is paused: {state.pause_reason}.")

@@ -1,0 +1,84 @@
+"""Finding a run on disk, and folding its journal as it grows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ...logbook import events as ev
+from ...logbook.errors import MidwatchError
+from ...logbook.fold import evolve
+from ...logbook.reader import Follower, Rewound
+from ...logbook.record import Record
+from ...logbook.state import RunState
+from ..spec import RunSpec
+
+RUNS = "runs"
+
+
+class NotFoundError(MidwatchError):
+    """What a command names does not exist; exit status 3."""
+
+
+def run_dir_of(spec: RunSpec) -> Path:
+    """Return the absolute folder of a run."""
+    return Path(spec.run_dir or Path(RUNS) / spec.name).absolute()
+
+
+def find_run(name: str | None) -> Path:
+    """Return the folder of a run given by name or path; None means the newest under runs/.
+
+    Raises: NotFoundError[no-such-run].
+    """
+    if name is None:
+        found = sorted(Path(RUNS).glob("*/journal"), key=os.path.getmtime)
+        if found:
+            return found[-1].parent.absolute()
+        raise NotFoundError(
+            "no-such-run", f"there is no run under {RUNS}/.", remedy="Start one: midwatch run SPEC."
+        )
+    for folder in (Path(name), Path(RUNS) / name):
+        if (folder / "journal").is_dir():
+            return folder.absolute()
+    known = ", ".join(sorted(p.parent.name for p in Path(RUNS).glob("*/journal"))) or "none"
+    raise NotFoundError(
+        "no-such-run",
+        f"{name!r} is neither the folder of a run nor the name of one under {RUNS}/.",
+        remedy=f"Known runs: {known}.",
+    )
+
+
+class StateFollower:
+    """The RunState of a run on disk, brought up to date by poll()."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._directory = run_dir / "journal"
+        self._follower = self._fresh()
+        self.state = RunState()
+
+    def _fresh(self) -> Follower[ev.Event]:
+        return Follower(self._directory, ev.Event)
+
+    def poll(self) -> list[Record[ev.Event]]:
+        """Fold everything new and return it."""
+        new: list[Record[ev.Event]] = []
+        try:
+            while records := self._follower.poll():
+                for record in records:
+                    self.state = evolve(
+                        self.state, record.event, seq=record.seq, time_s=record.time_s
+                    )
+                new += records
+        except Rewound:
+            # Records the writer never acknowledged were withdrawn: what was built on them goes.
+            self._follower.close()
+            self._follower, self.state = self._fresh(), RunState()
+            return self.poll()
+        return new
+
+
+def load_state(run_dir: Path) -> RunState:
+    """Return the state of a run as its journal stands now."""
+    follower = StateFollower(run_dir)
+    follower.poll()
+    return follower.state

@@ -1,0 +1,137 @@
+"""The controller as a Ray actor: detached, named, restarted by Ray for ever."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ... import __version__
+from ...logbook import events as ev
+from ...logbook.errors import Fatal
+from ...logbook.journal import Journal, JournalOptions
+from ...logbook.state import Status
+from ..controller import Controller
+from ..desk import FileDesk
+from ..policy.decide import POLICY_VERSION
+from ..ports import Ports
+from ..spec import RunSpec
+from ..spec_file import spec_data, spec_digest
+from .node_agent import log_to_file
+from .ray_cluster import ClusterSettings, RayCluster
+
+TICK_S = 0.1
+LINGER_S = 2.0
+_log = logging.getLogger(__name__)
+
+
+class _WallClock:
+    def now_s(self) -> float:
+        return time.time()
+
+
+class ControllerActor:
+    """One per run. Its thread turns the wheel; Ray's threads only bring signals in."""
+
+    def __init__(self, spec: dict[str, Any], settings: ClusterSettings) -> None:
+        run_dir = Path(settings.run_dir)
+        log_to_file(run_dir, "controller")
+        self._spec = RunSpec.model_validate(spec)
+        self._woken = threading.Event()
+        self._cluster = RayCluster(self._spec, settings, self._woken.set)
+        # The previous life of this actor may hold the lock for a moment longer.
+        options = JournalOptions(wait_s=10.0, takeover=True)
+        self._journal: Journal[ev.Event] = Journal(run_dir / "journal", ev.Event, options)
+        ports = Ports(
+            clock=_WallClock(),
+            journal=self._journal,
+            cluster=self._cluster,
+            checkpoints=self._cluster,
+            desk=FileDesk(run_dir),
+        )
+        self._controller = Controller(self._spec, ports)
+        self._thread = threading.Thread(target=self._turn, name="controller", daemon=True)
+        self._open()
+        self._thread.start()
+
+    def ingest(self, agent: str, payload: bytes) -> tuple[int, int]:
+        """Take an agent's reports; return (this controller's epoch, highest journaled seq)."""
+        return self._journal.epoch, self._cluster.ingest(agent, payload)
+
+    def ping(self) -> tuple[int, str]:
+        """Return (pid, status of the run)."""
+        return os.getpid(), self._controller.state.status
+
+    def _open(self) -> None:
+        self._controller.recover(self._journal.records())
+        state = self._controller.state
+        if not state.run:
+            self._controller.record(
+                ev.RunSubmitted(
+                    run=self._spec.name,
+                    spec=spec_data(self._spec),
+                    digest=spec_digest(self._spec),
+                    policy_version=POLICY_VERSION,
+                    midwatch_version=__version__,
+                    by=getpass.getuser(),
+                ),
+                sync=True,
+            )
+        self._controller.record(
+            ev.ControllerStarted(
+                epoch=self._journal.epoch,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                folded_events=state.seq,
+            ),
+            sync=True,
+        )
+
+    def _turn(self) -> None:
+        try:
+            while not self._controller.state.status.is_terminal:
+                self._controller.tick()
+                self._woken.wait(TICK_S)
+                self._woken.clear()
+            self._wind_up()
+        except Fatal as error:
+            # Another controller has the run: this one must not act, and must not come back.
+            _log.error("standing down: %s", error)
+            self._journal.close()
+        except BaseException:
+            # State is in the journal: a fresh process is the best answer to a bug of ours, too.
+            _log.exception("the controller failed; it starts again from its journal")
+            os._exit(1)
+
+    def _wind_up(self) -> None:
+        status = self._controller.state.status
+        assert status in (Status.COMPLETED, Status.STOPPED)
+        self._controller.tick()
+        self._cluster.close()
+        time.sleep(LINGER_S)
+        self._journal.close()
+
+
+def launch_controller(spec: RunSpec, settings: ClusterSettings, name: str, namespace: str) -> Any:
+    """Create the controller actor of a run, or return the one that is there."""
+    return (
+        ray.remote(ControllerActor)
+        .options(
+            name=name,
+            namespace=namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=16,
+            num_cpus=0,
+        )
+        .remote(spec_data(spec), settings)
+    )

@@ -1,0 +1,312 @@
+"""The Cluster and Checkpoints ports over Ray: actors started, watched and spoken to, never awaited.
+
+What comes back (reports, deaths, results) is put on one queue by Ray's callback threads, and wakes
+the controller.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ...checkpoints.store import LocalStore
+from ...health.nodes.liveness import HangLimits
+from ...logbook.events import CheckpointCommitted
+from ...logbook.plan import AttemptPlan
+from ...logbook.state import RunState
+from ...logbook.wire import Command, Mesh, WorkerStart
+from ..agent.plan import AgentConfig, LocalPlan, Preload
+from ..agent.reports import AgentReport
+from ..fleet import Fleet, Identity
+from ..ports import PruneResult, Signal, VerifyResult
+from ..spec import RunSpec
+from .names import NAMESPACE, agent_name, node_names
+from .node_agent import AgentSettings, NodeAgent
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_reports = msgspec.msgpack.Decoder(list[AgentReport]).decode
+_log = logging.getLogger(__name__)
+
+AGENT_THREADS = 8
+RECREATE_S = 5.0
+
+
+class ClusterSettings(msgspec.Struct, frozen=True):
+    """Where the nodes of a run are placed.
+
+    bundles: the placement group that holds one bundle a node, None when all share one machine.
+    resources: what each agent asks of Ray, e.g. {"num_gpus": 8}.
+    """
+
+    run_dir: str
+    resources: dict[str, float]
+    bundles: PlacementGroup | None = None
+
+
+class RayCluster:
+    """The nodes of one run. wake is called, from any thread, whenever a signal has arrived."""
+
+    def __init__(self, spec: RunSpec, settings: Any, wake: Callable[[], None]) -> None:
+        self._spec = spec
+        self._settings = settings
+        self._wake = wake
+        self._fleet = Fleet(spec.restart.heartbeat_deadline_s)
+        self._signals: deque[Signal] = deque()
+        self._taken: dict[str, int] = {}
+        self._acknowledged: dict[str, int] = {}
+        self._agents: dict[str, Any] = {}
+        self._created_s: dict[str, float] = {}
+        self._ids: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._plan_node = ""
+
+    # --- Cluster port ----------------------------------------------------------------------------
+
+    def poll(self) -> Sequence[Signal]:
+        now_s = time.time()
+        with self._lock:
+            found = list(self._signals)
+            self._signals.clear()
+            self._taken = {agent: self._fleet.last_seq(agent) for agent in self._ids.values()}
+            found += self._fleet.silent(now_s)
+        return found
+
+    def acknowledge(self) -> None:
+        with self._lock:
+            self._acknowledged = dict(self._taken)
+
+    def maintain(self, state: RunState) -> None:
+        """Create agents that are missing: at the start, and on nodes released from quarantine."""
+        if state.status.is_terminal:
+            return
+        for index, node in enumerate(node_names(self._spec.num_nodes, self._spec.nodes.spares)):
+            known = state.nodes.get(node)
+            if known is not None and known.quarantined:
+                continue
+            recent = time.time() - self._created_s.get(node, 0.0) < RECREATE_S
+            if not recent and not self._fleet.is_present(node):
+                self._created_s[node] = time.time()
+                self._adopt_or_create(index, node)
+
+    def start(self, plan: AttemptPlan) -> None:
+        host, port = self._fleet.rendezvous(plan.placements[0].node)
+        self._plan_node = plan.placements[0].node
+        starts = worker_starts(self._spec, self._settings.run_dir, plan, host, port)
+        for node, agent in self._agents.items():
+            local = LocalPlan(
+                attempt=plan.attempt,
+                workers=tuple(starts.get(node, ())),
+                entry_point=self._spec.entry_points.worker,
+                log_dir=str(Path(self._settings.run_dir) / "logs" / f"attempt-{plan.attempt}"),
+            )
+            agent.start.remote(_encode(local))
+
+    def stop(self, attempt: int) -> None:
+        for agent in self._agents.values():
+            agent.stop.remote(attempt)
+
+    def send(self, attempt: int, command: Command) -> None:
+        for agent in self._agents.values():
+            agent.send.remote(attempt, _encode(command))
+
+    def close(self) -> None:
+        """End every agent of the run."""
+        for node, agent in self._agents.items():
+            if self._fleet.is_present(node):
+                agent.close.remote()
+
+    # --- what comes back -------------------------------------------------------------------------
+
+    def ingest(self, agent: str, payload: bytes) -> int:
+        """Take reports of an agent; return the highest seq of its that is safely journaled."""
+        now_s = time.time()
+        reports = _decode_reports(payload)
+        with self._lock:
+            for report in reports:
+                up = self._fleet.take(report, now_s)
+                if up is not None:
+                    self._signals.append(up)
+                self._signals.append(report)
+            acknowledged = self._acknowledged.get(agent, 0)
+        self._wake()
+        return acknowledged
+
+    def _adopt_or_create(self, index: int, node: str) -> None:
+        name = agent_name(self._spec.name, node)
+        try:
+            handle = ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            handle = self._create(index, node, name)
+        self._agents[node] = handle
+        _on_result(handle.identity.remote(), lambda who: self._registered(node, who), _ignore)
+
+    def _create(self, index: int, node: str, name: str) -> Any:
+        options: dict[str, Any] = dict(self._settings.resources)
+        if self._settings.bundles is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                self._settings.bundles, placement_group_bundle_index=index
+            )
+        actor = ray.remote(NodeAgent).options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            max_restarts=0,
+            max_concurrency=AGENT_THREADS,
+            **options,
+        )
+        settings = AgentSettings(
+            run=self._spec.name,
+            run_dir=self._settings.run_dir,
+            config=agent_config(self._spec, self._settings.run_dir, node),
+            slots=self._spec.nodes.ranks_per_node,
+        )
+        return actor.remote(_encode(settings))
+
+    def _registered(self, node: str, encoded: bytes) -> None:
+        who = msgspec.msgpack.decode(encoded, type=Identity)
+        with self._lock:
+            self._ids[node] = who.agent
+            self._fleet.register(who, time.time())
+        lost = self._lost(node, who.agent)
+        _on_result(self._agents[node].lifeline.remote(), lambda _: lost("it closed"), lost)
+
+    def _lost(self, node: str, agent: str) -> Callable[[object], None]:
+        def lost(reason: object) -> None:
+            text = reason if isinstance(reason, str) else f"its process died ({_brief(reason)})"
+            with self._lock:
+                gone = self._fleet.gone(node, agent, text)
+                if gone is not None:
+                    self._signals.append(gone)
+            self._wake()
+
+        return lost
+
+    # --- Checkpoints port ------------------------------------------------------------------------
+
+    def verify(self, checkpoint: str) -> None:
+        """Have the agent that serves rank 0 read the checkpoint back."""
+        node = self._plan_node if self._fleet.is_present(self._plan_node) else ""
+        node = node or next((n for n in self._agents if self._fleet.is_present(n)), "")
+        if not node:
+            return
+
+        def done(error: str) -> None:
+            self._emit(VerifyResult(checkpoint, error))
+
+        # An agent that dies meanwhile says nothing about the checkpoint: it is asked for again.
+        _on_result(self._agents[node].verify.remote(checkpoint), done, _ignore)
+
+    def prune(self, checkpoints: tuple[str, ...]) -> None:
+        """Delete checkpoints on a thread of its own; a crash leaves whole ones or garbage."""
+
+        def work() -> None:
+            store = LocalStore(self._settings.run_dir)
+            for checkpoint in checkpoints:
+                try:
+                    store.delete(checkpoint)
+                except OSError as error:
+                    _log.warning("cannot delete %s: %s", checkpoint, error)
+            self._emit(PruneResult(checkpoints))
+
+        threading.Thread(target=work, name="prune", daemon=True).start()
+
+    def unknown(self, known: Sequence[str]) -> list[CheckpointCommitted]:
+        listing = LocalStore(self._settings.run_dir).listing()
+        return [
+            CheckpointCommitted(
+                attempt=manifest.attempt,
+                checkpoint=manifest.id,
+                step=manifest.step,
+                bytes=manifest.total_bytes,
+                blocked_s=0.0,
+                save_s=0.0,
+                tags=manifest.header.tags,
+            )
+            for manifest in listing.committed
+            if manifest.id not in known
+        ]
+
+    def _emit(self, signal: Signal) -> None:
+        with self._lock:
+            self._signals.append(signal)
+        self._wake()
+
+
+def agent_config(spec: RunSpec, run_dir: str, node: str) -> AgentConfig:
+    """Return the settings of one node's agent."""
+    limits = spec.restart
+    threads = str(spec.trainer.get("threads", 1))
+    return AgentConfig(
+        node=node,
+        work_dir=str(Path(run_dir) / "agents" / node),
+        host=str(ray.util.get_node_ip_address()),
+        preload=(Preload(spec.entry_points.preload, spec.trainer),),
+        env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **spec.env},
+        hang=HangLimits(
+            multiple=limits.hang_multiple, min_s=limits.hang_min_s, max_s=limits.hang_max_s
+        ),
+    )
+
+
+def worker_starts(
+    spec: RunSpec, run_dir: str, plan: AttemptPlan, host: str, port: int
+) -> dict[str, list[WorkerStart]]:
+    """Return the start orders of an attempt by node."""
+    mesh = Mesh(plan.mesh.dp_shard, plan.mesh.tp)
+    return {
+        place.node: [
+            WorkerStart(
+                run=spec.name,
+                run_dir=run_dir,
+                attempt=plan.attempt,
+                rank=place.first_rank + local_rank,
+                local_rank=local_rank,
+                world_size=mesh.world_size,
+                node=place.node,
+                mesh=mesh,
+                rendezvous_host=host,
+                rendezvous_port=port,
+                trainer=spec.trainer,
+                hyper=plan.hyper,
+                checkpoints=plan.checkpoints,
+                first_command=plan.first_command,
+            )
+            for local_rank in range(place.num_ranks)
+        ]
+        for place in plan.placements
+    }
+
+
+def _on_result(
+    ref: Any, done: Callable[[Any], None], failed: Callable[[BaseException], None]
+) -> None:
+    """Call done with the result of a Ray call, or failed with its error, on a thread of Ray's."""
+
+    def settled(future: Future[Any]) -> None:
+        error = future.exception()
+        if error is not None:
+            failed(error)
+        else:
+            done(future.result())
+
+    ref.future().add_done_callback(settled)
+
+
+def _ignore(error: BaseException) -> None:
+    _log.info("a call to an agent failed: %s", _brief(error))
+
+
+def _brief(error: object) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

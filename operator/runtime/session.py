@@ -1,0 +1,159 @@
+"""Joining or starting a Ray cluster, and putting a run on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group
+
+from ...logbook.errors import ConfigError, Retryable
+from ..spec import RunSpec
+from .controller_actor import launch_controller
+from .local_ray import is_local
+from .names import NAMESPACE, agent_name, controller_name, node_names
+from .ray_cluster import ClusterSettings
+
+PLACEMENT_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 60.0
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A connection to Ray. is_local: the cluster was started here and ends with this process."""
+
+    is_local: bool
+    address: str
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None) -> Iterator[Session]:
+    """Join the Ray cluster at address (or RAY_ADDRESS); start a private local one without.
+
+    For a local one, local_ray.set_local_environment() must have been called before ray's import.
+    Raises: Retryable[ray-unreachable]; ConfigError[ray-start-failed], ports in use included.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    session = _start_local() if is_local(address) else _join(str(address))
+    try:
+        yield session
+    finally:
+        ray.shutdown()
+
+
+def _start_local() -> Session:
+    try:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=128 << 20,
+        )
+    except (RayError, RuntimeError, ValueError, OSError, ConnectionError) as error:
+        raise ConfigError(
+            "ray-start-failed",
+            f"a local Ray cluster could not be started: {_first_line(error)}.",
+            remedy="Free the port or memory it names, or pass --address of a running cluster.",
+        ) from error
+    return Session(True, ray.get_runtime_context().gcs_address)
+
+
+def _join(address: str) -> Session:
+    try:
+        ray.init(
+            address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+        )
+    except (RayError, RuntimeError, ValueError, OSError, ConnectionError) as error:
+        raise Retryable(
+            "ray-unreachable",
+            f"no Ray cluster answers at {address}: {_first_line(error)}.",
+            delay_s=5.0,
+            remedy="Check the address, and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN if it asks "
+            "for a token; leave --address out to start a local cluster.",
+        ) from error
+    return Session(False, ray.get_runtime_context().gcs_address)
+
+
+def submit(spec: RunSpec, run_dir: Path, session: Session) -> Any:
+    """Put a run on the cluster (or find it there) and return its controller actor.
+
+    Raises: ConfigError[cluster-too-small]; Retryable[controller-not-ready].
+    """
+    settings = ClusterSettings(
+        run_dir=str(run_dir), resources=_resources(spec), bundles=_bundles(spec)
+    )
+    actor = launch_controller(spec, settings, controller_name(spec.name), NAMESPACE)
+    try:
+        ray.get(actor.ping.remote(), timeout=READY_TIMEOUT_S)
+    except (RayError, GetTimeoutError) as error:
+        raise Retryable(
+            "controller-not-ready",
+            f"the controller of {spec.name} did not come up: {_first_line(error)}.",
+            delay_s=5.0,
+            remedy=f"See {run_dir}/logs/controller.log.",
+        ) from error
+    return actor
+
+
+def tear_down(spec: RunSpec) -> None:
+    """End the actors of a run that has ended; harmless when repeated."""
+    names = [agent_name(spec.name, node) for node in _nodes(spec)]
+    for name in [controller_name(spec.name), *names]:
+        with contextlib.suppress(ValueError, RayError):
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+
+
+def _nodes(spec: RunSpec) -> tuple[str, ...]:
+    return node_names(spec.num_nodes, spec.nodes.spares)
+
+
+def _resources(spec: RunSpec) -> dict[str, float]:
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    wanted = spec.nodes.ranks_per_node if gpus else 0
+    return {"num_cpus": 0, "num_gpus": wanted}
+
+
+def _bundles(spec: RunSpec) -> PlacementGroup | None:
+    """A bundle a node, each on a machine of its own; None where all share this machine."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    wanted = len(_nodes(spec))
+    if spec.nodes.spread == "pack" or (spec.nodes.spread == "auto" and len(alive) == 1):
+        return None
+    if len(alive) < wanted:
+        raise ConfigError(
+            "cluster-too-small",
+            f"{spec.name} wants {wanted} nodes, spares included; the cluster has {len(alive)}.",
+            remedy="Add nodes, lower nodes.spares or the mesh, or set nodes.spread: pack.",
+        )
+    gpus = _resources(spec)["num_gpus"]
+    bundle = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
+    name = f"{spec.name}/nodes"
+    with contextlib.suppress(ValueError):
+        return get_placement_group(name)
+    group: PlacementGroup = placement_group(
+        [dict(bundle) for _ in range(wanted)],
+        strategy="STRICT_SPREAD",
+        name=name,
+        lifetime="detached",
+    )
+    if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
+        raise ConfigError(
+            "cluster-too-small",
+            f"Ray could not reserve {wanted} nodes with {bundle} each "
+            f"within {PLACEMENT_TIMEOUT_S:.0f} s.",
+            remedy="Free resources (ray status shows them) or lower what the spec asks for.",
+        )
+    return group
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:300] if text else type(error).__name__
