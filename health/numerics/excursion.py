@@ -18,6 +18,7 @@ _CADENCE_CHANGE = 4
 # logs stay above 0.5 in 99 % of their points, the same logs smoothed with 0.9 below it in 99 %.
 _SMOOTHED_RATIO = 0.5
 _MAX_ECHO_POINTS = 100
+_LEAST_CENTRE_POINTS = 5
 
 
 class Excursion:
@@ -41,6 +42,7 @@ class Excursion:
         self._noise = SortedWindow(config.noise_points)
         self._above = SortedWindow(config.noise_points)
         self._recent: deque[float] = deque(maxlen=config.heal_points)
+        self._accepted: deque[int] = deque(maxlen=config.centre_points)
         self._before = self._last = math.nan
         self._gap = 0
         self._last_step = 0
@@ -69,15 +71,29 @@ class Excursion:
         self._follow_cadence(step)
         if self.is_open:
             self._continue(level)
-        elif len(self._noise) >= self._config.ready_points:
+        elif self._is_ready():
             self._judge(step, level)
         elif level < math.inf:
-            self._accept(level)
+            self._accept(step, level)
 
     def close(self) -> None:
         """Forget the open excursion and keep the reference."""
         self.is_open = False
         self.points = self.high_points = self._run_points = 0
+
+    def restarted(self, at_step: int) -> None:
+        """Forget the open excursion, and a reference taken from a part of the run that is undone.
+
+        A run rolled back to an early step starts from the higher loss it had there; what the loss
+        had come down to since must not make that an excursion. The noise is kept.
+        """
+        self.close()
+        if self._accepted and at_step < self._accepted[0]:
+            self._centre.clear()
+            self._accepted.clear()
+            self._before = self._last = math.nan
+        self._rates.clear()
+        self.lr_raised = False
 
     def adopt(self) -> None:
         """Forget everything: what comes now is the new normal."""
@@ -104,6 +120,12 @@ class Excursion:
                 self._above.clear()
             self._gap = gap
 
+    def _is_ready(self) -> bool:
+        return (
+            len(self._noise) >= self._config.ready_points
+            and len(self._centre) >= _LEAST_CENTRE_POINTS
+        )
+
     def _judge(self, step: int, level: float) -> None:
         config = self._config
         centre = self._centre.median()
@@ -119,7 +141,7 @@ class Excursion:
         else:
             self._run_points = max(0, self._run_points - 2)
         if level <= threshold and self._run_points < config.run_points:
-            self._accept(level)
+            self._accept(step, level)
             return
         self.is_open = True
         self.reference, self.threshold, self._heal_level = (
@@ -160,7 +182,8 @@ class Excursion:
         elif level <= self._heal_level and self.middle() <= self._heal_level:
             self.close()
 
-    def _accept(self, level: float) -> None:
+    def _accept(self, step: int, level: float) -> None:
+        self._accepted.append(step)
         second = self._last - (self._before + level) / 2
         if second == second:
             self._noise.push(abs(second) * _SECOND_DIFFERENCE)

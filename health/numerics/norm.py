@@ -30,7 +30,7 @@ class NormGrowth:
 
     def restarted(self, at_step: int) -> None:
         """Forget the open episode and the trend; keep what is known about the usual size."""
-        self._excursion.close()
+        self._excursion.restarted(at_step)
         self._drift.reset()
         self._close()
 

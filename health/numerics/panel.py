@@ -103,11 +103,11 @@ class Panel:
         """Tell the detectors that the run goes on from at_step after a rollback or restart.
 
         Open episodes are dropped and a scaler may come down from its initial value again; what is
-        known about the usual loss is kept.
+        known about the usual loss is kept as far as it was learned before at_step.
         numeric: the restart was made for a numeric reason, which confirms open shadow findings.
         """
         self._step = None
-        self._excursion.close()
+        self._excursion.restarted(at_step)
         self._keeper.reset()
         self._cross_rank.restarted(at_step)
         for detector in self._detectors:

@@ -44,6 +44,7 @@ class ScalerDetector:
         self._was_above_low = False
         self._floor_steps = 0
         self._pinned_steps = 0
+        self._stuck_steps = 0
         self._skips = 0
         self._steps = 0
         self._recent.clear()
@@ -88,6 +89,7 @@ class ScalerDetector:
         self._scale = scale
         # A log may carry the scale and not the skips; a scale that fell has seen an overflow.
         skips = max(int(point.skipped), int(fell))
+        self._stuck_steps = self._stuck_steps + gap if skips >= gap else 0
         self._pinned_steps = self._pinned_steps + gap if skips >= gap and same else 0
         self._floor_steps = self._floor_steps + gap if scale <= self._config.floor else 0
         if scale < self._config.low_scale:
@@ -144,6 +146,8 @@ class ScalerDetector:
             if low and step - self._began_at >= config.unsettled_steps:
                 return Severity.WARN, "loss scale has not settled since the start"
             return None, ""
+        if self._stuck_steps >= config.floor_dwell_steps:
+            return Severity.ROLLBACK, f"every step skipped for {self._stuck_steps} steps"
         full = len(self._recent) >= config.skip_window_points
         rate = self._skips / self._steps if self._steps else 0.0
         if full and rate >= config.skip_rollback_frac:
@@ -182,7 +186,7 @@ class ScalerDetector:
             if not skips:
                 break
             steps_back += gap
-        back = max(steps_back, self._floor_steps, self._pinned_steps)
+        back = max(steps_back, self._floor_steps, self._stuck_steps)
         onset = step - max(0, back - 1)
         return max(self._began_at, min(onset, self._low_since or onset))
 
