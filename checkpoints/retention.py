@@ -77,7 +77,7 @@ def plan_retention(
     delete = [(c.id, _reason_to_go(c, rules)) for c in reversed(newest_first) if c.id not in kept]
     delete += [
         (name, "its save never finished")
-        for name in sorted(garbage)
+        for name in sorted(set(garbage).difference(c.id for c in candidates))
         if (parsed := parse_checkpoint_id(name)) is not None and parsed[1] < current_attempt
     ]
     return RetentionPlan(
@@ -143,3 +143,13 @@ def apply_retention(plan: RetentionPlan, store: CheckpointStore) -> tuple[str, .
             continue
         gone.append(name)
     return tuple(gone)
+
+
+def collect_garbage(store: CheckpointStore, current_attempt: int) -> tuple[str, ...]:
+    """Remove what dead attempts left unfinished, and deletions cut short; return what is gone."""
+    listing = store.listing()
+    plan = plan_retention(
+        (), RetentionRules(), Protected(), current_attempt=current_attempt, garbage=listing.garbage
+    )
+    halves = tuple((name, "its deletion was interrupted") for name in listing.deleting)
+    return apply_retention(RetentionPlan(delete=(*halves, *plan.delete), keep=()), store)

@@ -25,6 +25,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = run_ranks(measure, 4, folder, args.width, args.layers, args.saves)[0]
+        cold = [run_ranks(load_cold, 4, folder, args.width, args.layers) for _ in range(3)]
+        result["cold_load_s"] = statistics.median(max(seconds) for seconds in cold)
     for name, value in result.items():
         print(f"{name:28} {value:.6g}")
     print(json.dumps({"stall_frac": result["stall_frac"]}))
@@ -84,6 +86,19 @@ def measure(rank: int, folder: str, width: int, layers: int, saves: int) -> dict
     result["stall_frac"] = result["blocked_s"] / result["sync_dcp_save_s"]
     result["cost_to_steps_frac"] = result["cost_to_steps_s"] / result["sync_dcp_save_s"]
     return result
+
+
+def load_cold(rank: int, folder: str, width: int, layers: int) -> float:
+    """Return the seconds of the first load of a fresh process, as after a crash; slowest rank."""
+    import torch.distributed as dist
+    from midwatch.checkpoints.dcp import load_first
+    from midwatch.checkpoints.manifest import checkpoint_id
+
+    from tests.unit.checkpoints import models
+
+    state = adam_state(models.Mesh(2, 2), width, layers)
+    dist.barrier()
+    return load_first(folder, [checkpoint_id(1, 1)], state, rank=rank).load_s
 
 
 def adam_state(mesh: Any, width: int, layers: int) -> dict[str, Any]:
