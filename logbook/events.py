@@ -12,7 +12,7 @@ import msgspec
 
 from .decisions import Decision
 from .findings import Finding
-from .wire import CheckpointTags, StepSample
+from .wire import CheckpointTags, Hyper, StepSample
 
 
 class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"):
@@ -269,6 +269,7 @@ class CommandApplied(_Event, frozen=True, tag="command-applied"):
     readback: dict[str, float]
     previous: dict[str, float]
     error: str = ""
+    hyper: Hyper | None = None
 
 
 class NoteAdded(_Event, frozen=True, tag="note-added"):

@@ -24,7 +24,6 @@ from .state import (
     NodeState,
     RunState,
 )
-from .wire import Hyper, LrChange
 
 
 def evolve(state: RunState, event: ev.Event, *, seq: int, time_s: float) -> RunState:
@@ -227,18 +226,9 @@ def _command_applied(state: RunState, e: ev.CommandApplied, time_s: float) -> Ru
         detail=e.error,
     )
     state = replace(state, interventions={**state.interventions, found.request.id: known})
-    if e.error or not first:
+    if e.error or not first or e.hyper is None:
         return state
-    return replace(state, hyper=_changed_hyper(state.hyper, known, e))
-
-
-def _changed_hyper(hyper: Hyper, known: Intervention, e: ev.CommandApplied) -> Hyper:
-    if known.request.action in ("lr", "lr-factor"):
-        change = LrChange(e.at_step, e.readback["lr_factor"], known.request.id)
-        return replace(hyper, lr_changes=(*hyper.lr_changes, change))
-    if known.request.action == "grad-clip":
-        return replace(hyper, grad_clip=e.readback["grad_clip"])
-    return hyper
+    return replace(state, hyper=e.hyper)
 
 
 def _note_added(state: RunState, e: ev.NoteAdded, time_s: float) -> RunState:

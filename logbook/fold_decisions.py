@@ -227,6 +227,16 @@ def _verify(
     return replace(state, checkpoints={**state.checkpoints, action.checkpoint: known})
 
 
+def _observe(state: RunState, action: d.Observe, decision: d.Decision, time_s: float) -> RunState:
+    # The attempt that goes on is the one that outlives the incident.
+    if state.attempt is None or decision.incident is None:
+        return state
+    number = state.attempt.number
+    return fold_incident(
+        state, decision.incident, lambda known: replace(known, attempt_after=number)
+    )
+
+
 def _unchanged(state: RunState, action: Any, decision: d.Decision, time_s: float) -> RunState:
     return state
 
@@ -246,5 +256,5 @@ _APPLY: dict[type, _Apply] = {
     d.CloseIncident: _close,
     d.VerifyCheckpoint: _verify,
     d.PruneCheckpoints: _unchanged,
-    d.Observe: _unchanged,
+    d.Observe: _observe,
 }

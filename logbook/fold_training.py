@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from . import events as ev
+from .decisions import Action, PruneCheckpoints, VerifyCheckpoint
 from .fold_decisions import fold_incident
 from .state import RECENT_STEPS, TREND_STEPS, CheckpointState, Incident, RunState
 from .wire import StepSample
@@ -39,7 +40,7 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
     )
     if state.trending:
         state = _with_trends(state)
-    return _with_recovery(state, time_s) if is_first and state.open_incidents else state
+    return _with_recovery(state, time_s) if state.open_incidents else state
 
 
 def _with_trends(state: RunState) -> RunState:
@@ -72,6 +73,7 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
     def recovered(incident: Incident) -> Incident:
         if incident.attempt_after != running.number or incident.recovered_s is not None:
             return incident
+        lost = max(0, incident.draft.step - running.resumed_step)
         return replace(
             incident,
             recovered_s=time_s,
@@ -79,11 +81,12 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
             checkpoint_tags=source.tags if source is not None else None,
             lr_after=sample.lr,
             loss_after=sample.loss,
-            steps_lost=max(0, incident.draft.step - running.resumed_step),
+            steps_lost=lost if incident.attempt_before != running.number else 0,
         )
 
     for name in state.open_incidents:
-        state = fold_incident(state, name, recovered)
+        if state.incidents[name].recovered_s is None:
+            state = fold_incident(state, name, recovered)
     return state
 
 
@@ -132,14 +135,22 @@ def checkpoint_verified(state: RunState, e: ev.CheckpointVerified, time_s: float
     if known is None:
         return state
     known = replace(known, verified=not e.error, error=e.error)
+    state = _without_pending(state, VerifyCheckpoint(e.checkpoint))
     return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
 
 
 def checkpoints_pruned(state: RunState, e: ev.CheckpointsPruned, time_s: float) -> RunState:
     """Retention deleted checkpoints."""
     gone = frozenset(e.checkpoints)
+    state = _without_pending(state, PruneCheckpoints(e.checkpoints))
     return replace(
         state,
         checkpoints={n: c for n, c in state.checkpoints.items() if n not in gone},
         trending=tuple(n for n in state.trending if n not in gone),
     )
+
+
+def _without_pending(state: RunState, action: Action) -> RunState:
+    # Long work is done when its result is in, not when it was handed over.
+    pending = {name: d for name, d in state.pending.items() if d.action != action}
+    return replace(state, pending=pending)

@@ -11,6 +11,7 @@ from .state import Incident, RunState
 
 FAULT_OF_INJECTION = {
     "kill-worker": ("worker-killed", "peers-lost"),
+    "kill-controller": ("controller-lost",),
     "kill-agent": ("node-lost",),
     "stop-worker": ("hang",),
     "raise-lr": (),

@@ -180,7 +180,8 @@ class CheckpointStage(msgspec.Struct, frozen=True, tag="checkpoint"):
 class Applied(msgspec.Struct, frozen=True, tag="applied"):
     """A command took effect on this rank. readback holds values read from the live optimizer.
 
-    at_step is the first step that runs under the new values and is the same on every rank.
+    at_step is the first step that runs under the new values and is the same on every rank. hyper
+    holds every change in force afterwards, None when the command changed nothing.
     """
 
     rank: int
@@ -189,6 +190,7 @@ class Applied(msgspec.Struct, frozen=True, tag="applied"):
     readback: dict[str, float]
     previous: dict[str, float] = {}
     error: str = ""
+    hyper: Hyper | None = None
 
 
 class WorkerFailed(msgspec.Struct, frozen=True, tag="failed"):

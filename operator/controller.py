@@ -21,6 +21,7 @@ from ..logbook.state import RunState
 from ..logbook.wire import StepSample
 from .observer import Observer
 from .policy.decide import decide
+from .policy.upkeep import note_takeover
 from .ports import Ports
 from .spec import RunSpec
 
@@ -47,6 +48,12 @@ class Controller:
         for sample in self.state.samples:
             self._panel.update(_point(sample))
         self._undone = dict(self.state.pending)
+
+    def take_over(self) -> None:
+        """Note that an earlier controller of this run was lost, if it was at work."""
+        takeover = note_takeover(self.state, self._ports.clock.now_s())
+        if takeover is not None:
+            self.record(ev.DecisionMade(takeover), ev.ActionDone(takeover.id), sync=True)
 
     def record(self, *events: ev.Event, sync: bool = False) -> None:
         """Append events to the journal, then fold them: the only way the state changes."""
@@ -130,7 +137,9 @@ class Controller:
         except MidwatchError as error:
             self.record(ev.ActionDone(decision.id, error=str(error)))
             return
-        self.record(ev.ActionDone(decision.id))
+        # Verifying and pruning take long: they are done when their result is in.
+        if not isinstance(decision.action, (d.VerifyCheckpoint, d.PruneCheckpoints)):
+            self.record(ev.ActionDone(decision.id))
 
     def _perform(self, decision: d.Decision) -> None:
         action, cluster = decision.action, self._ports.cluster

@@ -168,6 +168,7 @@ def _applied(report: rp.WorkerMessages, seq: int, acks: list[tuple[int, wire.App
         readback=first.readback,
         previous=first.previous,
         error=error,
+        hyper=first.hyper,
     )
 
 

@@ -197,6 +197,7 @@ class Loop:
                 readback=train_step.readback(next_step),
                 previous=previous,
                 error=effect.error,
+                hyper=effect.hyper if effect.is_changed else None,
             )
         )
         return effect

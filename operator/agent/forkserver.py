@@ -154,13 +154,17 @@ class ForkServer:
         sys.stdout.flush()
         sys.stderr.flush()
         server_pid = os.getpid()
+        # A signal meant for the worker must wait until this program's handlers are gone from it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
+            if pid == 0:
+                self._be_worker(order, fds, server_pid)
         except OSError as error:
             send_news(self._sock, SpawnFailed(order.attempt, order.rank, str(error)))
             return
-        if pid == 0:
-            self._be_worker(order, fds, server_pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         # Not reaped yet, so the number cannot mean another process: the one safe moment for this.

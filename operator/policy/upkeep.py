@@ -44,10 +44,10 @@ def close_incidents(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
 
 def _outcome(state: RunState, spec: RunSpec, incident: Incident) -> str:
     draft, last = incident.draft, state.last
-    if incident.decisions and all(isinstance(d.action, Observe) for d in incident.decisions):
-        return "noted; nothing was done"
     if incident.recovered_s is None or last is None:
         return ""
+    if all(isinstance(d.action, Observe) for d in incident.decisions):
+        return "training went on; nothing had to be done"
     took_s = incident.recovered_s - draft.seen_s
     recovered = f"recovered in {took_s:.2f} s, {incident.steps_lost} steps trained again"
     if not draft.is_numeric:
@@ -83,6 +83,24 @@ def note_findings(state: RunState, spec: RunSpec, now_s: float) -> list[Decision
         )
         return [make_decision(state, Observe(), f"{finding.message}; watched", opens=draft)]
     return []
+
+
+def note_takeover(state: RunState, now_s: float) -> Decision | None:
+    """Return the note that a new controller makes of its lost predecessor, if there was one."""
+    resting = state.status.is_terminal or bool(state.paused)
+    if not state.controller_pid or resting:
+        return None
+    draft = IncidentDraft(
+        id=next_incident_id(state),
+        fault="controller-lost",
+        title=f"controller {state.epoch} was lost and replaced",
+        step=state.step,
+        seen_s=now_s,
+        onset_step=state.step,
+    )
+    reason = f"{state.seq} events folded from the journal; workers went on meanwhile"
+    evidence = (("last event", str(state.seq)), ("lost process", str(state.controller_pid)))
+    return make_decision(state, Observe(), reason, evidence=evidence, opens=draft)
 
 
 def verify_checkpoints(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:

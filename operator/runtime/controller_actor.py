@@ -84,6 +84,7 @@ class ControllerActor:
                 ),
                 sync=True,
             )
+        self._controller.take_over()
         self._controller.record(
             ev.ControllerStarted(
                 epoch=self._journal.epoch,
