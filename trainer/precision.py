@@ -82,20 +82,3 @@ def arithmetic_for(config: TrainConfig, device_type: str) -> Arithmetic:
     if emulation == "auto":
         emulation = "native" if device_type == "cuda" else "float32-product"
     return Native() if emulation == "native" else Float32Product()
-
-
-def pick_device(config: TrainConfig, local_rank: int) -> torch.device:
-    """Return the device of this rank; "auto" takes a GPU when torch sees one.
-
-    Raises: ConfigError[no-gpu] when a GPU is asked for and there is none for this rank.
-    """
-    gpus = torch.cuda.device_count()
-    if config.device == "cpu" or (config.device == "auto" and gpus == 0):
-        return torch.device("cpu")
-    if local_rank >= gpus:
-        raise ConfigError(
-            "no-gpu",
-            f"local rank {local_rank} needs a GPU of its own, torch sees {gpus}",
-            remedy="Start at most one rank per GPU, or set device to cpu.",
-        )
-    return torch.device("cuda", local_rank)

@@ -218,7 +218,7 @@ class TrainStep:
                 torch.tensor([ballot.highest_command_seq], dtype=torch.float64).to(self.device),
             ]
         )
-        rows = row.new_empty(self.mesh.world_size * row.numel())
+        rows = row.new_zeros(self.mesh.world_size * row.numel())
         dist.all_gather_single(rows, row)
         gathered: list[list[float]] = rows.view(self.mesh.world_size, -1).tolist()
         self._laps.end(COMM)
