@@ -9,11 +9,13 @@ and be saved in their place. So all these caches are emptied, and no mesh may be
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from functools import _lru_cache_wrapper
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor._redistribute import clear_redistribute_planner_cache
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
@@ -51,7 +53,7 @@ def _small(config: TrainConfig) -> TrainConfig:
 def _make_one_step(config: TrainConfig) -> None:
     # Neither a usual mesh nor a usual size of one, should a cache ever escape.
     mesh = Mesh(dp_shard=3, tp=2)
-    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=mesh.world_size)
+    dist.init_process_group("fake", store=HashStore(), rank=0, world_size=mesh.world_size)
     try:
         train_step = TrainStep(config, mesh, Hyper(), torch.device("cpu"))
         tokens = torch.zeros((config.micro_batch_size, config.seq_len + 1), dtype=torch.int64)
@@ -62,7 +64,8 @@ def _make_one_step(config: TrainConfig) -> None:
 
 def forget_meshes() -> None:
     """Empty every cache in which torch keeps a mesh. Raises: RuntimeError when one is left."""
-    _clear_sharding_prop_cache()
+    clear_sharding_cache: Callable[[], None] = _clear_sharding_prop_cache
+    clear_sharding_cache()
     clear_redistribute_planner_cache()
     for cached in gc.get_objects():
         # isinstance would ask some lazy torch objects for their class, which warns.

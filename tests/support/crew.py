@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
@@ -32,6 +33,8 @@ from midwatch.logbook.wire import (
 )
 
 DEADLINE_S = 60.0
+PIPE_BYTES = 4096
+"""The smallest pipe there is: about twenty samples fill it."""
 
 
 class Nursery:
@@ -48,6 +51,7 @@ class Nursery:
         )
         theirs.close()
         self._ended: dict[int, int] = {}
+        self.crews: list[Crew] = []
 
     def fork(self, start: WorkerStart, descriptors: list[int]) -> int:
         """Return the pid of a new worker that holds copies of descriptors."""
@@ -68,6 +72,11 @@ class Nursery:
         self._channel.settimeout(None)
         return os.waitstatus_to_exitcode(self._ended[pid])
 
+    def end_crews(self) -> None:
+        """Make sure that no worker of any crew is left."""
+        while self.crews:
+            self.crews.pop().end()
+
     def close(self) -> None:
         self._channel.close()
         self.process.wait(DEADLINE_S)
@@ -76,14 +85,18 @@ class Nursery:
 class Worker:
     """The agent's end of one worker."""
 
-    def __init__(self, nursery: Nursery, start: WorkerStart, listener: socket.socket) -> None:
+    def __init__(
+        self, nursery: Nursery, start: WorkerStart, listener: socket.socket | None
+    ) -> None:
         report, their_report = os.pipe()
+        fcntl.fcntl(their_report, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         their_command, command = os.pipe()
         page = os.memfd_create("progress")
         os.truncate(page, PROGRESS_BYTES)
         theirs = [their_report, their_command, page]
         self.page = ProgressPage(page)
-        descriptors = [*theirs, listener.fileno()] if start.rank == 0 else theirs
+        inherits = start.rank == 0 and listener is not None
+        descriptors = [*theirs, listener.fileno()] if inherits and listener else theirs
         self.pid = nursery.fork(start, descriptors)
         for descriptor in theirs:
             os.close(descriptor)
@@ -122,14 +135,21 @@ class Worker:
 class Crew:
     """The workers of one attempt."""
 
-    def __init__(self, nursery: Nursery, starts: Iterable[WorkerStart]) -> None:
+    def __init__(
+        self, nursery: Nursery, starts: Iterable[WorkerStart], *, share_listener: bool = True
+    ) -> None:
+        """share_listener False keeps the rendezvous port busy instead of handing it to rank 0."""
         self._nursery = nursery
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-            self.workers = [
-                Worker(nursery, msgspec.structs.replace(start, rendezvous_port=port), listener)
-                for start in starts
-            ]
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        shared = self._listener if share_listener else None
+        self.workers = [
+            Worker(nursery, msgspec.structs.replace(start, rendezvous_port=port), shared)
+            for start in starts
+        ]
+        if share_listener:
+            self._listener.close()
+        nursery.crews.append(self)
 
     def order(self, command: Command, ranks: Iterable[int] | None = None) -> None:
         for worker in self.workers:
@@ -158,8 +178,12 @@ class Crew:
     def places(self) -> list[tuple[int, Phase]]:
         return [worker.page.read()[:2] for worker in self.workers]
 
+    def deadline(self) -> Deadline:
+        return Deadline(self)
+
     def end(self) -> None:
         """Make sure that nothing of this attempt is left."""
+        self._listener.close()
         for worker in self.workers:
             worker.abandon()
         self.exit_codes()
@@ -195,6 +219,19 @@ class Crew:
     def committed(self) -> list[str]:
         stages: list[CheckpointStage] = self.said(CheckpointStage)
         return [stage.checkpoint for stage in stages if stage.stage == "committed"]
+
+
+class Deadline:
+    """Bounds a loop that looks at something no descriptor tells about."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._ends_s = time.monotonic() + DEADLINE_S
+
+    def check(self) -> None:
+        if time.monotonic() > self._ends_s:
+            raise TimeoutError(f"still waiting; the workers are at {self._crew.places()}")
+        time.sleep(0.005)
 
 
 def starts_for(

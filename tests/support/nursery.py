@@ -7,6 +7,7 @@ a child ends, (pid, status of waitpid) is sent too.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import selectors
@@ -71,5 +72,9 @@ def _serve(channel: socket.socket, worker: str) -> None:
 
 if __name__ == "__main__":
     _attribute("midwatch.trainer.warmup:preload")(msgspec.json.decode(sys.argv[2]))
-    with socket.socket(fileno=int(sys.argv[1])) as channel:
+    # A tester that is gone needs no answer, and no worker outlives this process.
+    with (
+        socket.socket(fileno=int(sys.argv[1])) as channel,
+        contextlib.suppress(ConnectionError),
+    ):
         _serve(channel, "midwatch.trainer.worker:main")
