@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from ..logbook.errors import IntegrityError
 from .config import ModelConfig
 
 _ROWS_PER_BLOCK = 64
@@ -39,6 +40,33 @@ def initialize(parameters: Mapping[str, nn.Parameter], config: ModelConfig, seed
                 _fill_normal(local, name, parameter, _std(name, config), seed)
 
 
+def load_whole(parameters: Mapping[str, nn.Parameter], whole: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy whole parameters, given one after another, into the shards of this rank.
+
+    Raises: IntegrityError[parameter-mismatch] when a name or shape is not the model's, or one is
+            left without a value.
+    """
+    left = dict(parameters)
+    with torch.no_grad():
+        for name, tensor in whole:
+            parameter = left.pop(name, None)
+            if parameter is None or parameter.shape != tensor.shape:
+                raise _mismatch(f"{name} of shape {tuple(tensor.shape)} is not one of the model's")
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            offset = _offset(parameter)
+            for dim, size in enumerate(local.shape):
+                tensor = tensor.narrow(dim, min(offset[dim], tensor.shape[dim] - size), size)
+            local.copy_(tensor)
+    if left:
+        raise _mismatch(f"{len(left)} parameters have no value, the first is {min(left)}")
+
+
+def _mismatch(message: str) -> IntegrityError:
+    return IntegrityError(
+        "parameter-mismatch", message, remedy="Load weights of a model of the same shape."
+    )
+
+
 def _std(name: str, config: ModelConfig) -> float:
     ends_branch = name.endswith(("attention.out.weight", "ffn.down.weight"))
     return config.init_std / math.sqrt(2 * config.layers) if ends_branch else config.init_std
@@ -52,14 +80,14 @@ def _fill_normal(local: Tensor, name: str, parameter: Tensor, std: float, seed: 
         local[start : start + part.shape[0]].copy_(part)
 
 
-def _offset(parameter: Tensor) -> tuple[int, int]:
-    """Return the global (row, column) at which this rank's shard begins."""
+def _offset(parameter: Tensor) -> tuple[int, ...]:
+    """Return where in the whole parameter this rank's shard begins."""
     if not isinstance(parameter, DTensor):
-        return 0, 0
+        return (0,) * parameter.ndim
     _, offset = compute_local_shape_and_global_offset(
         parameter.shape, parameter.device_mesh, parameter.placements
     )
-    return int(offset[0]), int(offset[1])
+    return tuple(int(start) for start in offset)
 
 
 def _blocks(
