@@ -56,6 +56,7 @@ def _opened(state: RunState, draft: d.IncidentDraft, time_s: float) -> RunState:
         opened_s=time_s,
         opened_seq=state.seq + 1,
         attempt_before=state.attempt.number if state.attempt is not None else 0,
+        step_before=state.step,
         lr_before=last.lr if last is not None else None,
         loss_before=last.loss if last is not None else None,
     )
@@ -115,14 +116,17 @@ def _start_attempt(
 def _linked_to_incidents(state: RunState, attempt: int) -> RunState:
     # An attempt that fails before its first step leaves its predecessor's incidents open: they
     # are recovered by whichever attempt trains at last.
+    last = state.last
+
+    def linked(known: Incident) -> Incident:
+        if known.recovered_s is not None or known.is_watched:
+            return known
+        if known.attempt_after is None and last is not None:
+            known = replace(known, step_before=last.step, lr_before=last.lr, loss_before=last.loss)
+        return replace(known, attempt_after=attempt)
+
     for name in state.open_incidents:
-        state = fold_incident(
-            state,
-            name,
-            lambda known: (
-                known if known.recovered_s is not None else replace(known, attempt_after=attempt)
-            ),
-        )
+        state = fold_incident(state, name, linked)
     return state
 
 
@@ -227,16 +231,6 @@ def _verify(
     return replace(state, checkpoints={**state.checkpoints, action.checkpoint: known})
 
 
-def _observe(state: RunState, action: d.Observe, decision: d.Decision, time_s: float) -> RunState:
-    # The attempt that goes on is the one that outlives the incident.
-    if state.attempt is None or decision.incident is None:
-        return state
-    number = state.attempt.number
-    return fold_incident(
-        state, decision.incident, lambda known: replace(known, attempt_after=number)
-    )
-
-
 def _unchanged(state: RunState, action: Any, decision: d.Decision, time_s: float) -> RunState:
     return state
 
@@ -256,5 +250,5 @@ _APPLY: dict[type, _Apply] = {
     d.CloseIncident: _close,
     d.VerifyCheckpoint: _verify,
     d.PruneCheckpoints: _unchanged,
-    d.Observe: _observe,
+    d.Observe: _unchanged,
 }

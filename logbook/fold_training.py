@@ -71,9 +71,12 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
     source = state.checkpoints.get(running.resumed_from)
 
     def recovered(incident: Incident) -> Incident:
-        if incident.attempt_after != running.number or incident.recovered_s is not None:
+        if incident.is_watched:
+            # The attempt went on: its next step is all there is to wait for.
+            same = incident.attempt_before == running.number
+            return replace(incident, recovered_s=time_s) if same else incident
+        if incident.attempt_after != running.number:
             return incident
-        lost = max(0, incident.draft.step - running.resumed_step)
         return replace(
             incident,
             recovered_s=time_s,
@@ -81,7 +84,7 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
             checkpoint_tags=source.tags if source is not None else None,
             lr_after=sample.lr,
             loss_after=sample.loss,
-            steps_lost=lost if incident.attempt_before != running.number else 0,
+            steps_lost=max(0, incident.step_before - running.resumed_step),
         )
 
     for name in state.open_incidents:

@@ -168,16 +168,8 @@ def render_summary(summary: RunSummary, extra: list[tuple[str, str]]) -> Rendera
     for name, value in rows:
         table.add_row(name, value)
     incidents = Table(header_style="dim", padding=(0, 1), show_edge=False)
-    for name in (
-        "incident",
-        "fault",
-        "step",
-        "detected in",
-        "recovered in",
-        "steps lost",
-        "outcome",
-    ):
-        incidents.add_column(name, overflow="fold")
+    for name in ("incident", "fault", "step", "detected in", "recovered in", "steps lost"):
+        incidents.add_column(name, no_wrap=True)
     for row in summary.incidents:
         incidents.add_row(
             row.id,
@@ -186,6 +178,5 @@ def render_summary(summary: RunSummary, extra: list[tuple[str, str]]) -> Rendera
             span_text(row.detect_s),
             span_text(row.recover_s),
             str(row.steps_lost),
-            row.outcome,
         )
     return Group(table, Text(""), incidents)

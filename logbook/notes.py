@@ -68,7 +68,8 @@ def _seen(incident: Incident) -> list[str]:
     whom = [f"node {draft.node}"] if draft.node else []
     whom += [f"rank {draft.rank}"] if draft.rank is not None else []
     lines = [f"Blamed on: {', '.join(whom)}." if whom else "Blamed on nobody in particular.", ""]
-    evidence = [pair for decision in incident.decisions[:1] for pair in decision.evidence]
+    found = (pair for decision in incident.decisions for pair in decision.evidence)
+    evidence = list(dict.fromkeys(found))
     if not evidence:
         return [*lines, "No further values."]
     lines += ["| what | value |", "|---|---|"]

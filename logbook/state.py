@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .decisions import Decision, IncidentDraft
+from .decisions import Decision, IncidentDraft, Observe
 from .events import (
     FaultInjected,
     FindingSeen,
@@ -128,14 +128,15 @@ class CheckpointState(msgspec.Struct, frozen=True):
 class Incident(msgspec.Struct, frozen=True):
     """Something that went wrong, from the first sign to the outcome.
 
-    lr_before/after and loss_before/after are of the last step before and the first step after;
-    steps_lost counts completed steps that must be trained again.
+    step_before, lr_before and loss_before are of the last step before the answer, lr_after and
+    loss_after of the first step after it; steps_lost counts completed steps to be trained again.
     """
 
     draft: IncidentDraft
     opened_s: float
     opened_seq: int
     attempt_before: int
+    step_before: int = 0
     decisions: tuple[Decision, ...] = ()
     attempt_after: int | None = None
     checkpoint: str | None = None
@@ -148,6 +149,11 @@ class Incident(msgspec.Struct, frozen=True):
     recovered_s: float | None = None
     closed_s: float | None = None
     outcome: str = ""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether nothing was done about it so far but to write it down."""
+        return all(isinstance(decision.action, Observe) for decision in self.decisions)
 
     @property
     def is_open(self) -> bool:

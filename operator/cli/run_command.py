@@ -204,7 +204,7 @@ def _follow(
 def _sum_up(state: RunState, run_dir: Path, undisturbed: RunState | None, output: Output) -> None:
     summary = summarize(state, time.time())
     against = undisturbed.last.loss if undisturbed is not None and undisturbed.last else None
-    notes = [str(note_path(run_dir, row.id)) for row in summary.incidents]
+    notes = {row.id: str(note_path(run_dir, row.id)) for row in summary.incidents}
     if output is Output.JSON:
         print_json({"summary": summary, "undisturbed_loss": against, "notes": notes})
         return
@@ -213,8 +213,10 @@ def _sum_up(state: RunState, run_dir: Path, undisturbed: RunState | None, output
         gap = summary.loss - against
         extra = [("undisturbed loss", f"{against:.4f} (this run {gap:+.4f})")]
     console.print(render_summary(summary, extra))
-    for path in notes:
-        console.print(f"note: {path}", soft_wrap=True)
-    console.print(f"run folder: {run_dir}", soft_wrap=True)
+    console.print()
+    for row in summary.incidents:
+        console.print(f"{row.id}: {row.title}; {row.outcome}", soft_wrap=True, highlight=False)
+        console.print(f"    note: {notes[row.id]}", soft_wrap=True, highlight=False)
+    console.print(f"run folder: {run_dir}", soft_wrap=True, highlight=False)
     if state.status is Status.PAUSED:
         raise Fatal("run-paused", f"the run is paused: {state.pause_reason}.")

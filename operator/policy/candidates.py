@@ -27,7 +27,8 @@ def resume_point(state: RunState, spec: RunSpec) -> Resume:
     """
     for name in reversed(state.open_incidents):
         known = state.incidents[name]
-        if known.draft.is_numeric and known.recovered_s is None:
+        is_open = known.recovered_s is None and not known.is_watched
+        if known.draft.is_numeric and is_open:
             return _as_resume(state, last_good_checkpoint(state, spec, known.draft.onset_step))
     return _as_resume(state, newest_usable(_candidates(state)))
 

@@ -86,7 +86,8 @@ def _opens(state: RunState, draft: IncidentDraft) -> IncidentDraft | str:
     for name in state.open_incidents:
         known = state.incidents[name]
         same = known.draft.fault == draft.fault and known.draft.node == draft.node
-        if attempt is not None and known.attempt_before == attempt.number and same:
+        unanswered = known.attempt_after is None and same
+        if attempt is not None and known.attempt_before == attempt.number and unanswered:
             return name
     return draft
 

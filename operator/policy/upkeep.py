@@ -44,10 +44,10 @@ def close_incidents(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
 
 def _outcome(state: RunState, spec: RunSpec, incident: Incident) -> str:
     draft, last = incident.draft, state.last
+    if incident.is_watched:
+        return _watched_outcome(state, spec, incident)
     if incident.recovered_s is None or last is None:
         return ""
-    if all(isinstance(d.action, Observe) for d in incident.decisions):
-        return "training went on; nothing had to be done"
     took_s = incident.recovered_s - draft.seen_s
     recovered = f"recovered in {took_s:.2f} s, {incident.steps_lost} steps trained again"
     if not draft.is_numeric:
@@ -63,12 +63,25 @@ def _outcome(state: RunState, spec: RunSpec, incident: Incident) -> str:
     return f"{recovered}; loss {last.loss:.4f} at step {last.step}, past the old onset"
 
 
+def _watched_outcome(state: RunState, spec: RunSpec, incident: Incident) -> str:
+    draft = incident.draft
+    if state.num_attempts != incident.attempt_before:
+        return "overtaken by a restart for another cause"
+    if not draft.is_numeric:
+        return "training went on" if incident.recovered_s is not None else ""
+    if state.step < draft.step + spec.numeric.heal_steps:
+        return ""
+    return "did not get worse; nothing was done"
+
+
 def note_findings(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Open and leave alone an incident for a warning: a note, nothing else."""
     for seen in state.findings:
         finding = seen.finding
         is_new = not state.noted_finding or seen.id > state.noted_finding
         if not is_new or finding.shadow or finding.severity is not Severity.WARN:
+            continue
+        if any(state.incidents[n].draft.fault == finding.kind for n in state.open_incidents):
             continue
         draft = IncidentDraft(
             id=next_incident_id(state),
@@ -79,6 +92,7 @@ def note_findings(state: RunState, spec: RunSpec, now_s: float) -> list[Decision
             onset_step=finding.onset_step,
             node=finding.node,
             rank=finding.rank,
+            is_numeric=finding.node is None,
             finding=seen.id,
         )
         return [make_decision(state, Observe(), f"{finding.message}; watched", opens=draft)]
