@@ -52,6 +52,7 @@ class PipeReport:
     """Messages as frames on the agent's pipe.
 
     on_gone is called when the agent has closed its end; it is expected not to return.
+    dropped_total: RankSamples given up so far.
     """
 
     def __init__(self, fd: int, on_gone: Callable[[], None]) -> None:
@@ -82,6 +83,8 @@ class PipeReport:
             while self._backlog and (left_s := deadline_s - time.monotonic()) > 0.0:
                 select.select([], [self._fd], [], left_s)
                 self._flush()
+        if self.dropped_total:
+            print(f"{self.dropped_total} rank samples dropped: slow agent", file=sys.stderr)
 
     def _keep(self, frame: bytes) -> None:
         if self._backlog_bytes + len(frame) > BACKLOG_BYTES_MAX:

@@ -25,6 +25,8 @@ def preload(trainer_config: dict[str, Any]) -> None:
     """
     # numpy's linear algebra starts its threads when it is imported, hence also the late import.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    # Has torch count GPUs through NVML: asking the CUDA runtime would start what no fork survives.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     from .rehearsal import rehearse
 
     rehearse(trainer_config)

@@ -66,6 +66,7 @@ def test_a_rate_is_changed_at_one_step_on_every_rank_once_all_have_heard(
         assert applied.previous["lr"] == scheduled_lr(trainer, at_step)
         assert applied.readback["lr"] == 0.5 * scheduled_lr(trainer, at_step)
         assert applied.readback["grad_clip"] == applied.previous["grad_clip"]
+        assert applied.hyper == Hyper(lr_changes=(LrChange(at_step, 0.5, "iv-1"),))
     for sample in crew.steps():
         factor = 0.5 if sample.step >= at_step else 1.0
         assert sample.lr == factor * scheduled_lr(trainer, sample.step)
@@ -128,7 +129,7 @@ def test_impossible_orders_change_nothing_and_say_so_on_every_rank(
         assert [a.rank for a in answers] == RANKS
         assert len({(a.at_step, a.error) for a in answers}) == 1
         assert answers[0].error.startswith(code + ":")
-        assert all(a.readback == a.previous for a in answers)
+        assert all(a.readback == a.previous and a.hyper is None for a in answers)
     assert all(sample.lr == scheduled_lr(trainer, sample.step) for sample in crew.steps())
     header = read_manifest(checkpoint_dir(tmp_path, crew.committed()[-1])).header
     assert header.hyper == Hyper()

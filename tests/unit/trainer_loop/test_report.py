@@ -77,7 +77,9 @@ def test_messages_arrive_in_order(pipe: tuple[int, int]) -> None:
     assert report.dropped_total == 0
 
 
-def test_a_silent_agent_costs_rank_samples_and_nothing_else(pipe: tuple[int, int]) -> None:
+def test_a_silent_agent_costs_rank_samples_and_nothing_else(
+    pipe: tuple[int, int], capfd: pytest.CaptureFixture[str]
+) -> None:
     report = PipeReport(pipe[1], never_gone)
     steps = 8000
     for step in range(1, steps + 1):
@@ -90,6 +92,7 @@ def test_a_silent_agent_costs_rank_samples_and_nothing_else(pipe: tuple[int, int
     ranks = [m.step for m in received if isinstance(m, RankSample)]
     assert ranks == sorted(ranks)
     assert len(ranks) + report.dropped_total == steps
+    assert capfd.readouterr().err == f"{report.dropped_total} rank samples dropped: slow agent\n"
 
 
 def test_rank_samples_are_kept_again_once_the_agent_has_caught_up(pipe: tuple[int, int]) -> None:
