@@ -174,7 +174,9 @@ def encode_values(flat: Mapping[str, Any]) -> dict[str, bytes]:
         if not isinstance(value, torch.Tensor):
             check_plain(key, value)
             stream = io.BytesIO()
-            torch.save(value, stream)
+            # The older of torch's two formats ends where it ends; the newer one is found from the
+            # end of the file, which the room behind a value would hide.
+            torch.save(value, stream, _use_new_zipfile_serialization=False)
             encoded[key] = stream.getvalue()
     return encoded
 

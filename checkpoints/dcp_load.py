@@ -98,7 +98,7 @@ class _Loading:
         content = self._file(number)[part.offset : part.offset + part.bytes]
         try:
             return torch.load(io.BytesIO(content), weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
             raise IntegrityError(
                 "value-unsafe",
                 f"{key} in checkpoint {self.manifest.id} is no plain value: {error}",

@@ -175,6 +175,19 @@ def test_a_state_may_change_its_layout(saver: Saver, tmp_path: Path) -> None:
     assert is_state_of(loaded(tmp_path, saved(saver, 3).checkpoint), 3.0)
 
 
+def test_a_value_may_outgrow_its_room(saver: Saver, tmp_path: Path) -> None:
+    for step, text in ((1, "x"), (2, "y" * 5000), (3, "z")):
+        state = {"text": text, "weights": torch.full((9,), float(step))}
+        checkpoint = saver.save(state, models.header(step)).result(WAIT_S).checkpoint
+        target = {"text": "", "weights": torch.zeros(9)}
+        load(checkpoint_dir(tmp_path, checkpoint), target)
+        assert target["text"] == text
+        assert torch.equal(target["weights"], state["weights"])
+        stock = {"text": "", "weights": torch.zeros(9)}
+        dcp.load(stock, checkpoint_id=checkpoint_dir(tmp_path, checkpoint), no_dist=True)
+        assert stock["text"] == text
+
+
 def test_what_needs_a_pickle_is_refused(saver: Saver, stages: Stages) -> None:
     for leaf in (object(), {1, 2}, [torch.Generator()], (torch.ones(1),)):
         with pytest.raises(ConfigError) as caught:
@@ -312,3 +325,36 @@ def test_one_rank_that_cannot_write_fails_the_save_on_all(tmp_path: Path) -> Non
     assert listing.garbage == ()
     for checkpoint in listing.ids:
         verify(checkpoint_dir(tmp_path, checkpoint))
+
+
+def train_and_save(rank: int, folder: str) -> list[str]:
+    import torch.distributed as dist
+
+    mesh = Mesh(2, 1)
+    saver = Saver(models.saver_config(folder, rank, mesh))
+    state = models.sharded_state(mesh, 1)
+    handles = []
+    for step in range(1, 31):
+        for parameter in state["model"].values():
+            parameter.to_local().fill_(float(step))
+        state["step"] = step
+        if step % 3 == 0:
+            handles.append(saver.save(state, models.header(step)))
+        for repeat in range(5):
+            total = torch.full((100,), float(step + repeat + rank))
+            dist.all_reduce(total)
+            assert torch.equal(total, torch.full((100,), float(2 * (step + repeat) + 1)))
+    checkpoints = [handle.result(WAIT_S).checkpoint for handle in handles]
+    for step, checkpoint in zip(range(3, 31, 3), checkpoints, strict=True):
+        load(checkpoint_dir(folder, checkpoint), models.wipe(state), rank=rank)
+        assert state["step"] == step
+        for parameter in state["model"].values():
+            assert (parameter.to_local() == step).all()
+    saver.close()
+    return checkpoints
+
+
+def test_saves_beside_training_never_meet_its_collectives(tmp_path: Path) -> None:
+    first, second = run_ranks(train_and_save, 2, str(tmp_path))
+    assert first == second
+    assert LocalStore(tmp_path).listing().ids == tuple(first)
