@@ -318,7 +318,7 @@ def check_mesh(config: TrainConfig, mesh: Mesh, world_size: int | None = None) -
 
 
 def _does_not_fit(reason: str, remedy: str) -> ConfigError:
-    return ConfigError("mesh-does-not-fit", reason, remedy=remedy)
+    return ConfigError("mesh-does-not-fit", f"{reason}.", remedy=remedy)
 
 
 def _preset_under(name: str, section: dict[str, Any]) -> dict[str, Any]:

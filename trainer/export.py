@@ -93,7 +93,7 @@ def model_config_from_hf(section: Mapping[str, Any]) -> ModelConfig:
         if section.get(field, value) != value:
             raise ConfigError(
                 "not-an-opt-model",
-                f"config.json has {field} {section[field]!r}, this trainer knows {value!r} only",
+                f"config.json has {field} {section[field]!r}, this trainer knows {value!r} only.",
                 remedy="Import an OPT model as released by its authors.",
             )
     width, embed_width = section["hidden_size"], section["word_embed_proj_dim"]
@@ -168,7 +168,7 @@ def export_hf(
     if missing:
         raise ConfigError(
             "missing-parameter",
-            f"{len(missing)} parameters of the model are not in the state, the first {missing[0]}",
+            f"the state lacks {len(missing)} parameters of the model, first of all {missing[0]}.",
             remedy="Export from a state of the same model.",
         )
     if write:
@@ -202,7 +202,7 @@ def import_hf(folder: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
     except FileNotFoundError:
         raise ConfigError(
             "not-an-opt-model",
-            f"{folder} has no config.json",
+            f"{folder} has no config.json.",
             remedy="Give a folder as written by save_pretrained.",
         ) from None
     config = model_config_from_hf(section)
@@ -216,7 +216,7 @@ def _read_parameters(folder: Path, config: ModelConfig) -> Iterator[tuple[str, T
         if tuple(tensor.shape) != shape:
             raise IntegrityError(
                 "hf-shape-mismatch",
-                f"{name} has shape {tuple(tensor.shape)} in {folder}, its config.json says {shape}",
+                f"{name} in {folder} has shape {tuple(tensor.shape)}, config.json says {shape}.",
                 remedy="Fetch the model again; its files do not belong together.",
             )
         yield name, tensor
@@ -235,7 +235,7 @@ class _LazyTensors(Mapping[str, Tensor]):
         if not single.exists():
             raise ConfigError(
                 "not-an-opt-model",
-                f"{folder} has neither {_SINGLE} nor {_INDEX}",
+                f"{folder} has neither {_SINGLE} nor {_INDEX}.",
                 remedy="Convert the weights to safetensors first.",
             )
         with safe_open(str(single), framework="pt") as opened:
@@ -260,7 +260,7 @@ def _get(theirs: Mapping[str, Tensor], name: str) -> Tensor:
             return theirs[candidate].float()
     raise IntegrityError(
         "hf-tensor-missing",
-        f"{name} is not among the {len(theirs)} tensors of the model",
+        f"{name} is not among the {len(theirs)} tensors of the model.",
         remedy="Fetch the model again, or import one that is complete.",
     )
 

@@ -43,20 +43,32 @@ def build_model(
 ) -> OptModel:
     """Return the model on the mesh with memory for its shards, their values still arbitrary.
 
-    Built on the meta device, so no rank ever holds more than its shards.
+    No rank ever holds more than its shards.
     """
+    model = lay_out_model(config, mesh, device.type, clock)
+    if device.type == "cpu":
+        for unit in fsdp_units(model):
+            time_collectives(unit, clock)
+    model.to_empty(device=device)
+    return model
+
+
+def lay_out_model(
+    config: TrainConfig, mesh: DeviceMesh, device_type: str, clock: CommClock
+) -> OptModel:
+    """Return the model split over the mesh on the meta device, its shards without memory."""
     with torch.device("meta"):
-        arithmetic = arithmetic_for(config, device.type)
+        arithmetic = arithmetic_for(config, device_type)
         model = OptModel(config.model, arithmetic, config.activation_checkpointing)
     if mesh[TP_AXIS].size() > 1:
         _split_over_tp(model, mesh[TP_AXIS], clock)
     _shard_over_dp(model, config, mesh[DP_AXIS])
-    if device.type == "cpu":
-        for unit in model.modules():
-            if isinstance(unit, FSDPModule):
-                time_collectives(unit, clock)
-    model.to_empty(device=device)
     return model
+
+
+def fsdp_units(model: OptModel) -> list[FSDPModule]:
+    """Return the modules of a model whose weights FSDP gathers together."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def _split_over_tp(model: OptModel, mesh: DeviceMesh, clock: CommClock) -> None:

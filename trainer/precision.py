@@ -75,7 +75,7 @@ def arithmetic_for(config: TrainConfig, device_type: str) -> Arithmetic:
         if emulation == "float32-product":
             raise ConfigError(
                 "fp16-emulation-without-fp16",
-                f"fp16_emulation float32-product has no meaning in precision {config.precision}",
+                f"fp16_emulation float32-product has no meaning in precision {config.precision}.",
                 remedy="Set precision to fp16, or fp16_emulation to auto.",
             )
         return Native()

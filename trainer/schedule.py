@@ -43,14 +43,14 @@ def factor_for_lr(
     if not (math.isfinite(target_lr) and target_lr >= 0.0):
         raise ConfigError(
             "lr-out-of-range",
-            f"learning rate {target_lr} is not a finite number of at least 0",
+            f"learning rate {target_lr} is not a finite number of at least 0.",
             remedy="Give a positive rate.",
         )
     current_lr = lr_at(step, optimizer, schedule, lr_changes)
     if current_lr == 0.0:
         raise ConfigError(
             "lr-out-of-range",
-            f"the schedule is at 0 at step {step}, so no factor makes it {target_lr}",
+            f"the schedule is at 0 at step {step}, so no factor makes it {target_lr}.",
             remedy="Use a schedule with end_lr_frac above 0.",
         )
     return target_lr / current_lr

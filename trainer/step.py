@@ -26,7 +26,7 @@ from ..logbook.wire import Hyper, Mesh, Phase
 from .collectives import CommClock
 from .config import TrainConfig, check_mesh
 from .loss_scaler import LossScaler
-from .mesh import build_mesh, coordinates
+from .mesh import build_mesh, coordinates, share_cores
 from .model import Forward
 from .optim import MOMENTS, ShardedAdamW, local
 from .parallelize import build_model
@@ -132,6 +132,8 @@ class TrainStep:
         self._comm = CommClock()
         self._laps = Laps(device, self._comm)
         self.model = build_model(config, build_mesh(mesh, device), device, self._comm)
+        if device.type == "cpu":
+            share_cores()
         self.parameters = dict(self.model.named_parameters())
         initialize(self.parameters, config.model, config.seed)
         # FSDP may move shards into padded memory when it first gathers; do that before the

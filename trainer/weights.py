@@ -51,14 +51,14 @@ def load_whole(parameters: Mapping[str, nn.Parameter], whole: Iterable[tuple[str
         for name, tensor in whole:
             parameter = left.pop(name, None)
             if parameter is None or parameter.shape != tensor.shape:
-                raise _mismatch(f"{name} of shape {tuple(tensor.shape)} is not one of the model's")
+                raise _mismatch(f"{name} of shape {tuple(tensor.shape)} is not one of the model's.")
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
             offset = _offset(parameter)
             for dim, size in enumerate(local.shape):
                 tensor = tensor.narrow(dim, min(offset[dim], tensor.shape[dim] - size), size)
             local.copy_(tensor)
     if left:
-        raise _mismatch(f"{len(left)} parameters have no value, the first is {min(left)}")
+        raise _mismatch(f"{len(left)} parameters have no value, the first is {min(left)}.")
 
 
 def _mismatch(message: str) -> IntegrityError:

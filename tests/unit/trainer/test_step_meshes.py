@@ -50,6 +50,22 @@ def test_weights_start_alike_and_losses_agree(mesh: Mesh, alone: dict[str, Any])
             assert theirs == [getattr(o, name) for o in results[0]["outcomes"]]
 
 
+def test_ranks_that_hold_nothing_of_a_weight_train_along() -> None:
+    # Eight rows over five ranks: two each on four of them, and none on the last.
+    narrow = {
+        "precision": "fp32",
+        "model": {"width": 8, "heads": 1},
+        "micro_batch_size": 1,
+        "global_batch_size": 5,
+    }
+    (alone,) = run_ranks(_train, 1, Mesh(1, 1), narrow, 3)
+    results = run_ranks(_train, 5, Mesh(5, 1), narrow, 3)
+    assert results[0]["weights"] == alone["weights"]
+    for here, there in zip(results[4]["outcomes"], alone["outcomes"], strict=True):
+        assert here.loss == pytest.approx(there.loss, rel=1e-5)
+        assert here.grad_norm == pytest.approx(there.grad_norm, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "quirk",
     [
