@@ -84,7 +84,8 @@ class CreepConfig(DetectorConfig):
     ready_blocks: say nothing before so many blocks.
     warn_z: rise in units of the usual wander of the level.
     min_rise_frac, min_rise_nats: and at least so much.
-    stay_blocks: after a warning, roll back if the rise has not halved within so many blocks.
+    stay_blocks: after a warning, roll back if the rise has not halved from its
+        peak within so many blocks.
     """
 
     block_points: Count = 8
@@ -93,7 +94,7 @@ class CreepConfig(DetectorConfig):
     warn_z: Positive = 9.0
     min_rise_frac: Positive = 0.015
     min_rise_nats: Positive = 0.02
-    stay_blocks: Count = 8
+    stay_blocks: Count = 12
 
 
 class NormConfig(DetectorConfig):
@@ -225,6 +226,7 @@ class PanelConfig(BaseModel):
 
     cooldown_steps: a warning repeated within so many steps of the last one of its family is
         recorded as an observation.
+    agreement_points: warnings of independent detectors agree when raised within so many points.
     shadow_horizon_points: a shadow finding is refuted when so many points pass without a rollback.
     """
 
@@ -240,4 +242,5 @@ class PanelConfig(BaseModel):
     non_finite: NonFiniteConfig = NonFiniteConfig()
     scaler: ScalerConfig = ScalerConfig()
     cooldown_steps: Count = 200
+    agreement_points: Count = 50
     shadow_horizon_points: Count = 500

@@ -30,6 +30,7 @@ class CreepDetector:
         self._told: Severity | None = None
         self._onset_step = 0
         self._reference = 0.0
+        self._peak = 0.0
         self._blocks = 0
 
     def restarted(self, at_step: int) -> None:
@@ -65,12 +66,14 @@ class CreepDetector:
             return None
         self._told = Severity.WARN
         self._onset_step, self._reference = drift.best_step, drift.best
-        self._healed_below = drift.best + rise / 2
+        self._peak = drift.level
         self._blocks = 0
         return self._signal(Severity.WARN)
 
     def _follow(self) -> Signal | None:
-        if self._drift.level < self._healed_below:
+        level = self._drift.level
+        self._peak = max(self._peak, level)
+        if level < (self._reference + self._peak) / 2.0:
             signal = self._signal(Severity.OBSERVE, ended=True)
             self._close()
             return signal

@@ -71,7 +71,8 @@ class _Metric:
             else:
                 self._learn(rank, distance, stray)
         self._fold_scatter(sorted(strays))
-        return found
+        # Half against half: the median is as likely to be the wrong side.
+        return found if 2 * len(found) < len(values) else []
 
     def _is_out(self, stray: float) -> bool:
         config = self._config

@@ -14,6 +14,7 @@ _UPPER_Q75_TO_SIGMA = 1.0 / 0.6745
 # A second difference x1 - (x0 + x2) / 2 of independent noise has sqrt(1.5) times its deviation.
 _SECOND_DIFFERENCE = 1.0 / math.sqrt(1.5)
 _CADENCE_CHANGE = 4
+_CADENCE_GAPS = 3
 # Below this ratio of point-to-point noise to spread, the log is a running average. Recorded raw
 # logs stay above 0.5 in 99 % of their points, the same logs smoothed with 0.9 below it in 99 %.
 _SMOOTHED_RATIO = 0.5
@@ -44,7 +45,7 @@ class Excursion:
         self._recent: deque[float] = deque(maxlen=config.heal_points)
         self._accepted: deque[int] = deque(maxlen=config.centre_points)
         self._before = self._last = math.nan
-        self._gap = 0
+        self._gap = self._long_gaps = 0
         self._last_step = 0
         self._run_points = 0
         self._run_onset = 0
@@ -110,15 +111,22 @@ class Excursion:
         self.lr_raised = lr > self._config.lr_rise_factor * rates[0]
 
     def _follow_cadence(self, step: int) -> None:
-        """Take the noise anew when the log changes from, say, every step to every 500th."""
+        """Take the noise anew when the log changes from, say, every step to every 500th.
+
+        One long gap is a hole in the log, or skipped steps; a cadence takes several. An excursion
+        that began with them is judged by noise that no longer applies, and is dropped.
+        """
         gap = step - self._last_step
         self._last_step = step
-        if gap > 0:
-            if self._gap and gap >= _CADENCE_CHANGE * self._gap and not self.is_open:
-                self._centre.clear()
-                self._noise.clear()
-                self._above.clear()
-            self._gap = gap
+        if gap <= 0:
+            return
+        if not self._gap or gap < _CADENCE_CHANGE * self._gap:
+            self._gap, self._long_gaps = gap, 0
+            return
+        self._long_gaps += 1
+        if self._long_gaps >= _CADENCE_GAPS and self.points <= _CADENCE_GAPS:
+            self._gap, self._long_gaps = gap, 0
+            self.adopt()
 
     def _is_ready(self) -> bool:
         return (
@@ -156,6 +164,11 @@ class Excursion:
         # The points before the onset were ordinary, so healing starts from a full window.
         self._recent.extend([centre] * config.heal_points)
         self._recent.extend([level] * self._run_points)
+
+    @property
+    def is_high(self) -> bool:
+        """Whether the latest point is above the level at which the excursion counts as healed."""
+        return not self.latest <= self._heal_level
 
     def middle(self) -> float:
         """Return the median of the last points, the open excursion's present height."""
@@ -204,9 +217,9 @@ class Excursion:
     def _memory_of_log(self) -> float:
         """Return m if the log looks like a running average x = m * x_before + (1 - m) * raw.
 
-        Second differences of such a series have (1 - m)(3 - m) / 3 of the variance that they
-        would have in an independent one, so their ratio to the spread gives m.
+        The ratio of jitter to spread falls as m grows: 0.43, 0.34 and 0.31 in recorded logs that
+        were averaged with m = 0.8, 0.9 and 0.95; a straight line through these is used.
         """
         spread = self._spread()
         ratio = self._jitter() / spread if spread > 0.0 else 1.0
-        return 2.0 - math.sqrt(1.0 + 3.0 * ratio * ratio) if ratio < _SMOOTHED_RATIO else 0.0
+        return min(0.96, 1.316 - 1.2 * ratio) if ratio < _SMOOTHED_RATIO else 0.0

@@ -6,9 +6,11 @@ import math
 
 from ...logbook.findings import Severity
 from .config import NonFiniteConfig
+from .excursion import Excursion
 from .point import Point, Signal
 
 _PRESENCE_POINTS = 50
+_QUIET_WEIGHT = 1.0 / 3.0
 
 
 class NonFiniteDetector:
@@ -16,46 +18,63 @@ class NonFiniteDetector:
 
     A gradient that overflowed under a dynamic scaler is the scaler's business: the step was
     skipped and the scale comes down. A non-finite loss, or a skip without any scaler, is ours.
+    A loss that vanishes from a log that used to carry it in every point counts in full during an
+    excursion, and for less in a quiet run, where the log may merely have become coarser.
     """
 
     name = "non-finite"
 
-    def __init__(self, config: NonFiniteConfig) -> None:
+    def __init__(self, config: NonFiniteConfig, excursion: Excursion) -> None:
         self._config = config
+        self._excursion = excursion
         self._points = 0
         self._present_points = 0
         self.restarted(0)
 
     def restarted(self, at_step: int) -> None:
         self._level = 0.0
+        self._count = 0
+        self._missing = 0
         self._onset_step = at_step
         self._told: Severity | None = None
 
     def observe(self, point: Point) -> Signal | None:
         """Return a signal at the first non-finite point, as they add up, and when they are over."""
-        bad, value, what = self._judge(point)
-        if not bad:
-            return self._leak(point)
+        weight, value, what = self._judge(point)
+        if weight <= 0.0:
+            return self._leak()
         if self._level <= 0.0:
             self._onset_step = point.step
-        self._level += 1.0
+            self._count = 0
+        self._level = round(self._level + weight, 6)
+        self._count += 1
         severity = self._severity(point.step)
-        if severity is self._told or self._told is Severity.ROLLBACK:
+        if severity is None or severity is self._told or self._told is Severity.ROLLBACK:
             return None
         self._told = severity
-        return self._signal(severity, value, f"{what} for {self._level:g} points")
+        return self._signal(severity, value, f"{what} for {self._count} points")
 
-    def _judge(self, point: Point) -> tuple[bool, float, str]:
+    def _judge(self, point: Point) -> tuple[float, float, str]:
+        """Return how much this point counts, its value, and what is wrong with it."""
         loss, norm = point.loss, point.grad_norm
         self._count_presence(loss is not None)
         if loss is not None:
             if not math.isfinite(loss):
-                return True, loss, "loss is not finite"
+                return 1.0, loss, "loss is not finite"
+            self._reappear()
         elif self._is_always_logged and not point.skipped:
-            return True, math.nan, "loss has vanished from the log"
+            self._missing += 1
+            weight = 1.0 if self._excursion.is_open else _QUIET_WEIGHT
+            return weight, math.nan, "loss has vanished from the log"
         if norm is not None and not math.isfinite(norm) and point.loss_scale is None:
-            return True, norm, "gradient norm is not finite"
-        return False, math.nan, ""
+            return 1.0, norm, "gradient norm is not finite"
+        return 0.0, math.nan, ""
+
+    def _reappear(self) -> None:
+        """A loss that was only missing is back: it was not NaN, and is learned about anew."""
+        if self._missing:
+            self._level = min(self._level, 0.5)
+            self._missing = self._points = self._present_points = 0
 
     def _count_presence(self, present: bool) -> None:
         """Learn from the first points whether the loss is in every one, or only in some."""
@@ -70,7 +89,7 @@ class NonFiniteDetector:
         least = self._config.presence_frac * _PRESENCE_POINTS
         return self._points >= _PRESENCE_POINTS and self._present_points >= least
 
-    def _leak(self, point: Point) -> Signal | None:
+    def _leak(self) -> Signal | None:
         if self._level <= 0.0:
             return None
         self._level -= 0.5
@@ -79,14 +98,17 @@ class NonFiniteDetector:
         self._told = None
         return self._signal(Severity.OBSERVE, 0.0, "values are finite again", ended=True)
 
-    def _severity(self, step: int) -> Severity:
+    def _severity(self, step: int) -> Severity | None:
         config = self._config
         span = step - self._onset_step + 1
         if self._level >= config.rollback_points:
             return Severity.ROLLBACK
-        if self._level >= config.sparse_points and span >= 2 * config.rollback_points:
+        sparse = span >= 4 * self._count and span >= 2 * config.rollback_points
+        if sparse and self._level >= config.sparse_points:
             return Severity.ROLLBACK
-        return Severity.WARN if self._level >= config.warn_points else Severity.OBSERVE
+        if self._level >= config.warn_points:
+            return Severity.WARN
+        return Severity.OBSERVE if self._level >= 1.0 else None
 
     def _signal(
         self, severity: Severity, value: float, message: str, *, ended: bool = False

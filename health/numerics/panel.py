@@ -38,7 +38,7 @@ class Panel:
         self._modes[self._cross_rank.name] = self._config.cross_rank.mode
         self._detectors: list[Detector] = [detector for detector, _ in built]
         self._running = [d for d in self._detectors if self._modes[d.name] != "off"]
-        self._keeper = VerdictKeeper(self._config.cooldown_steps)
+        self._keeper = VerdictKeeper(self._config.cooldown_steps, self._config.agreement_points)
         self._score = ShadowScore(self._config.shadow_horizon_points)
         self._count = 0
         self._step: int | None = None
@@ -47,7 +47,7 @@ class Panel:
         """Every detector with its section. Worse news first: it then opens the episode."""
         config, excursion = self._config, self._excursion
         return [
-            (NonFiniteDetector(config.non_finite), config.non_finite),
+            (NonFiniteDetector(config.non_finite, excursion), config.non_finite),
             (ScalerDetector(config.scaler), config.scaler),
             (LevelShiftDetector(config.level_shift, excursion), config.level_shift),
             (CreepDetector(config.creep, excursion), config.creep),
@@ -87,7 +87,7 @@ class Panel:
         found = []
         for signal in signals:
             shadow = self._modes[signal.detector] == "shadow"
-            finding = keeper.merge(step, signal, shadow=shadow)
+            finding = keeper.merge(step, self._count, signal, shadow=shadow)
             if finding is not None:
                 found.append(finding)
         if any(f.severity is Severity.WARN and not f.shadow for f in found):

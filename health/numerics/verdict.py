@@ -34,15 +34,17 @@ class Verdict(msgspec.Struct, frozen=True):
 class _Episode:
     """One excursion as a family of detectors sees it, from the first finding to the last end."""
 
-    __slots__ = ("evidence", "onset_step", "open_detectors", "severity")
+    __slots__ = ("evidence", "onset_step", "open_detectors", "raised_at", "severity")
 
     def __init__(self, onset_step: int) -> None:
         self.severity: Severity | None = None
         self.onset_step = onset_step
         self.open_detectors: list[str] = []
         self.evidence: list[Finding] = []
+        self.raised_at = 0
 
-    def add(self, finding: Finding) -> Finding:
+    def add(self, finding: Finding, count: int) -> Finding:
+        self.raised_at = count
         self.severity = finding.severity
         self.onset_step = finding.onset_step
         self.evidence.append(finding)
@@ -56,13 +58,17 @@ class VerdictKeeper:
     dropped. A finding in shadow mode keeps its own episode and never touches the verdict.
     """
 
-    def __init__(self, cooldown_steps: int) -> None:
+    def __init__(self, cooldown_steps: int, agreement_points: int) -> None:
         self._cooldown_steps = cooldown_steps
+        self._agreement_points = agreement_points
         self._episodes: dict[str, _Episode] = {}
         self._last_warned: dict[str, int] = {}
 
-    def merge(self, step: int, signal: Signal, *, shadow: bool) -> Finding | None:
-        """Return the finding that signal leads to at this step, if it says anything new."""
+    def merge(self, step: int, count: int, signal: Signal, *, shadow: bool) -> Finding | None:
+        """Return the finding that signal leads to at this step, if it says anything new.
+
+        count: number of points so far.
+        """
         key = _key(signal, shadow=shadow)
         if signal.momentary:
             severity = self._cooled(key, step, signal.severity)
@@ -79,31 +85,37 @@ class VerdictKeeper:
         if episode.severity is not None and _RANK[severity] <= _RANK[episode.severity]:
             return None
         onset = min(signal.onset_step, episode.onset_step)
-        return episode.add(_finding(step, onset, severity, signal, shadow=shadow))
+        finding = episode.add(_finding(step, onset, severity, signal, shadow=shadow), count)
+        # A witness whose warning has already led to a rollback has nothing to add.
+        called = severity is Severity.ROLLBACK and key in _WITNESSES
+        return None if called and _AGREEMENT in self._episodes else finding
 
     def agree(self, step: int) -> Finding | None:
-        """Return a rollback finding when independent warnings have come to agree, else None."""
+        """Return a rollback finding when independent warnings have come to agree, else None.
+
+        Warnings agree that were raised within agreement_points of each other; one that has stood
+        for long says nothing about the other.
+        """
         witnesses = self._warned_witnesses()
         if witnesses is None or _AGREEMENT in self._episodes:
             return None
         if any(episode.severity is Severity.ROLLBACK for _, episode in witnesses):
             return None
-        last = witnesses[-1][1].evidence[-1]
-        onset = min(episode.onset_step for _, episode in witnesses)
-        names = " and ".join(name for name, _ in witnesses)
+        keys = [episode for name, episode in witnesses if name in _KEY_WITNESSES]
+        last = keys[-1].evidence[-1]
+        onset = min(episode.onset_step for episode in keys)
         episode = self._episodes[_AGREEMENT] = _Episode(onset)
-        return episode.add(
-            Finding(
-                detector=_AGREEMENT,
-                kind=last.kind,
-                severity=Severity.ROLLBACK,
-                step=step,
-                onset_step=onset,
-                value=last.value,
-                reference=last.reference,
-                message=f"{names} warn of the same trouble",
-            )
+        finding = Finding(
+            detector=_AGREEMENT,
+            kind=last.kind,
+            severity=Severity.ROLLBACK,
+            step=step,
+            onset_step=onset,
+            value=last.value,
+            reference=last.reference,
+            message=f"{' and '.join(name for name, _ in witnesses)} warn of the same trouble",
         )
+        return episode.add(finding, 0)
 
     def current(self) -> Verdict:
         """Return the verdict over all open episodes that are not in shadow mode."""
@@ -135,8 +147,14 @@ class VerdictKeeper:
             if (episode := self._episodes.get(name)) is not None
             and episode.severity in (Severity.WARN, Severity.ROLLBACK)
         ]
-        keys = any(name in _KEY_WITNESSES for name, _ in found)
-        return found if len(found) >= 2 and keys else None
+        newest = max((episode.raised_at for _, episode in found), default=0)
+        fresh = [
+            (name, episode)
+            for name, episode in found
+            if newest - episode.raised_at <= self._agreement_points
+        ]
+        has_key = any(name in _KEY_WITNESSES for name, _ in fresh)
+        return fresh if len(fresh) >= 2 and has_key else None
 
     def _cooled(self, key: str, step: int, severity: Severity) -> Severity:
         if severity is not Severity.WARN:
