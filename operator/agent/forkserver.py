@@ -197,7 +197,7 @@ class ForkServer:
             if worker is not None:
                 # While the leader is a zombie its group number cannot be taken by a stranger.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    pass
+                    os.killpg(ended.si_pid, signal.SIGKILL)
             os.waitid(os.P_PID, ended.si_pid, os.WEXITED)
             if worker is not None:
                 self._report_gone(worker, ended)

@@ -1,9 +1,11 @@
 """A trainer of a few lines that speaks the worker's protocol; what it does stands in its config.
 
-Keys of WorkerStart.trainer (all optional): step_s, steps, and at step `at`: "return" CODE,
-"exit" CODE, "raise" TEXT, "hang" (silent for ever), "garbage" (bytes that are no frame),
-"flood" COUNT (StepSamples at once), "samples" COUNT (RankSamples at once), "grandchild" (a
-subprocess of its own session when "escape"), "ignore_term". Only the rank `rank` is faulty.
+Keys of WorkerStart.trainer (all optional): step_s, steps, chatter (a long line per step), deaf
+(neither commands nor the agent's end are heard), mute, and at step `at`: "return" CODE, "exit"
+CODE, "raise" TEXT, "hang" (silent for ever), "pause_s" (silent for a while), "save_s" (a phase of
+saving), "garbage" (bytes that are no frame), "flood" COUNT (StepSamples at once), "samples" COUNT
+(RankSamples at once), "grandchild" (a subprocess, in a session of its own when "escape"),
+"ignore_term". Only rank `faulty` (0) does so.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class _Fake:
         step_s = self.config.get("step_s", 0.005)
         for step in range(self.config.get("steps", 1_000_000)):
             self.page.note(step, Phase.FORWARD)
-            if step == self.config.get("at") and self.start.rank == self.config.get("rank", 0):
+            if step == self.config.get("at") and self.start.rank == self.config.get("faulty", 0):
                 self._fail()
                 if "return" in self.config:
                     return int(self.config["return"])
@@ -80,6 +82,8 @@ class _Fake:
                 self.say(step_sample(step + 1))
             self.say(rank_sample(self.start.rank, step + 1))
             self.page.note(step + 1, Phase.TRAINING)
+            if "chatter" in self.config:
+                print(f"step {step}: " + "x" * 200)
             if self._obey():
                 break
         self.page.note(step + 1, Phase.DONE)
@@ -88,12 +92,16 @@ class _Fake:
 
     def say(self, message: WorkerMessage) -> None:
         assert self.start.report_fd is not None
+        if "mute" in self.config:
+            return
         frame = encode_frame(message)
         while frame:
             frame = frame[os.write(self.start.report_fd, frame) :]
 
     def _obey(self) -> bool:
         assert self.start.command_fd is not None
+        if "deaf" in self.config:
+            return False
         try:
             data = os.read(self.start.command_fd, 65536)
         except BlockingIOError:
@@ -114,8 +122,8 @@ class _Fake:
         print("preloaded", PRELOADED.get("pid"), "env", os.environ.get("FAKE"))
         print("threads", threading.active_count(), "main", sys.modules["__main__"].__spec__)
         if self.start.listen_fd is not None:
-            listener = socket.socket(fileno=self.start.listen_fd)
-            print("listening", listener.getsockname()[1])
+            self.listener = socket.socket(fileno=self.start.listen_fd)
+            print("listening", self.listener.getsockname()[1])
 
     def _fail(self) -> None:
         config = self.config
@@ -138,6 +146,10 @@ class _Fake:
             raise RuntimeError(config["raise"])
         if "exit" in config:
             sys.exit(config["exit"])
+        if "save_s" in config:
+            self.page.note(config["at"], Phase.SAVING)
+            time.sleep(config["save_s"])
+        time.sleep(config.get("pause_s", 0.0))
         if "hang" in config:
             stand_still()
 
