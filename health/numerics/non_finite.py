@@ -10,7 +10,7 @@ from .excursion import Excursion
 from .point import Point, Signal
 
 _PRESENCE_POINTS = 50
-_QUIET_WEIGHT = 1.0 / 3.0
+_QUIET_WEIGHT = 0.34
 
 
 class NonFiniteDetector:
@@ -46,7 +46,7 @@ class NonFiniteDetector:
         if self._level <= 0.0:
             self._onset_step = point.step
             self._count = 0
-        self._level = round(self._level + weight, 6)
+        self._level += weight
         self._count += 1
         severity = self._severity(point.step)
         if severity is None or severity is self._told or self._told is Severity.ROLLBACK:
