@@ -68,6 +68,12 @@ class SaveHandle:
         self._ended.set()
 
 
+class _Layout(msgspec.Struct, frozen=True):
+    flat: dict[str, Any]
+    paths: dict[str, Any]
+    done: threading.Event
+
+
 class _Job(msgspec.Struct, frozen=True):
     handle: SaveHandle
     header: SaveHeader
@@ -94,9 +100,10 @@ class Saver:
         self._exchange = GlooExchange(config) if config.world_size > 1 else NoExchange()
         self._committer = Committer(config, self._exchange, describe_for_dcp)
         self._image: Image | None = None
+        self._preparation: threading.Event | None = None
         self._last: SaveHandle | None = None
         self._callback_error: Exception | None = None
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | _Layout | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="midwatch-saver", daemon=True)
         self._thread.start()
 
@@ -104,6 +111,16 @@ class Saver:
     def is_busy(self) -> bool:
         """Whether a save is in flight on this rank (ranks may differ for a moment)."""
         return self._last is not None and not self._last.is_done()
+
+    def prepare(self, state: dict[str, Any]) -> None:
+        """Lay out the image of this rank's file on the saving thread, beside the first steps.
+
+        Optional, once, before the first save, with a state of the same layout; without it the first
+        save does this while the loop waits. Not collective.
+        """
+        flat, paths = flatten(state)
+        self._preparation = threading.Event()
+        self._jobs.put(_Layout(flat, paths, self._preparation))
 
     def save(self, state: dict[str, Any], header: SaveHeader, *, sync: bool = False) -> SaveHandle:
         """Copy the state to host memory, return, and write it on the saving thread.
@@ -160,6 +177,8 @@ class Saver:
             self._exchange.close()
 
     def _stage(self, state: dict[str, Any]) -> StagedFile:
+        if self._preparation is not None:
+            self._preparation.wait()
         flat, paths = flatten(state)
         image = self._image
         if image is None or not image.is_for(flat) or not image.stage(flat):
@@ -171,6 +190,9 @@ class Saver:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
+            if isinstance(job, _Layout):
+                self._lay_out(job)
+                continue
             outcome = self._committer.run(job.header, job.staged, job.begun_s)
             outcome = msgspec.structs.replace(outcome, blocked_s=job.handle.blocked_s)
             try:
@@ -179,6 +201,14 @@ class Saver:
                 self._callback_error = error
             finally:
                 job.handle._end(outcome)
+
+    def _lay_out(self, layout: _Layout) -> None:
+        try:
+            self._image = Image(layout.flat, layout.paths, rank_file(self._config.rank))
+        except Exception:
+            self._image = None  # The first save meets the same error, where it can be answered.
+        finally:
+            layout.done.set()
 
     def _report(self, stage: CheckpointStage) -> None:
         if self._on_stage is not None:

@@ -52,6 +52,8 @@ def measure(rank: int, folder: str, width: int, layers: int, saves: int) -> dict
     def note(name: str, value: float) -> None:
         found.setdefault(name, []).append(value)
 
+    saver.prepare(state)
+    steps(40)
     first = saver.save(state, models.header(1))
     first.result()
     steps(40)

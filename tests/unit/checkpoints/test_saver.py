@@ -188,6 +188,18 @@ def test_a_value_may_outgrow_its_room(saver: Saver, tmp_path: Path) -> None:
         assert stock["text"] == text
 
 
+def test_a_prepared_save_holds_the_state_of_its_own_moment(saver: Saver, tmp_path: Path) -> None:
+    saver.prepare(state_of(1.0))
+    assert is_state_of(loaded(tmp_path, saved(saver, 2).checkpoint), 2.0)
+
+
+def test_a_preparation_for_another_layout_does_no_harm(saver: Saver, tmp_path: Path) -> None:
+    saver.prepare({"weights": torch.ones(3), "bad": object()})
+    assert is_state_of(loaded(tmp_path, saved(saver, 1).checkpoint), 1.0)
+    saver.prepare({"weights": torch.ones(3)})
+    assert is_state_of(loaded(tmp_path, saved(saver, 2).checkpoint), 2.0)
+
+
 def test_what_needs_a_pickle_is_refused(saver: Saver, stages: Stages) -> None:
     for leaf in (object(), {1, 2}, [torch.Generator()], (torch.ones(1),)):
         with pytest.raises(ConfigError) as caught:
