@@ -113,18 +113,24 @@ class Follower(Generic[E]):
                 return []
 
     def report_tail(self) -> None:
-        """Report what stands behind the last whole record, for a reader that stops here."""
-        cursor = self._cursor
-        if cursor is not None and (tail := cursor.rest()):
-            place, number = cursor.place, cursor.header.segment
-            message = f"segment {number} ends with {len(tail)} bytes of an unfinished record"
-            self._on_notice(Notice("torn-tail", number, place.offset, len(tail), message))
+        """Report what stands behind the last whole record, for a reader that stops there."""
+        number = 0
+        if self._cursor is not None:
+            place, number = self._cursor.place, self._cursor.header.segment
+            if tail := len(self._cursor.rest()):
+                message = f"segment {number} ends with {tail} bytes of an unfinished record"
+                self._on_notice(Notice("torn-tail", number, place.offset, tail, message))
+        unborn = segment_path(self._directory, number + 1)
+        if unborn.exists() and segment_header(self._directory, number + 1) is None:
+            message = f"segment {number + 1} has no header yet, and no records"
+            size = unborn.stat().st_size
+            self._on_notice(Notice("torn-tail", number + 1, 0, size, message))
 
     def _begin(self) -> SegmentCursor[Record[E]] | None:
         """Open the segment that holds from_seq; None while there is no journal."""
         for number in reversed(list_segments(self._directory)):
             found = segment_header(self._directory, number)
-            if found is not None and (number == 1 or found[0].first_seq <= self._from_seq):
+            if found is not None and (number == 1 or found[0].first_seq < self._from_seq):
                 cursor = self._open(number, *found)
                 successor = self._successor(cursor)
                 seek(cursor, self._from_seq, successor.previous_bytes if successor else None)
