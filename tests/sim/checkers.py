@@ -1,0 +1,196 @@
+"""What must hold at every decision and after every tick, whatever the night brings.
+
+A checker reads only the journal and the world's own truth; it keeps a fold of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from midwatch.logbook import decisions as d
+from midwatch.logbook import events as ev
+from midwatch.logbook.fold import evolve
+from midwatch.logbook.plan import AttemptPlan
+from midwatch.logbook.record import Record
+from midwatch.logbook.state import RunState
+from midwatch.logbook.wire import Hyper
+from midwatch.operator.policy.candidates import last_good_checkpoint
+from midwatch.operator.spec import RunSpec
+
+from .world import World
+
+HOUR_S = 3600.0
+FULL_LOOK_EVERY = 64
+SETTLED = ("applied", "rejected", "failed", "reverted")
+
+
+def canonical(state: RunState) -> bytes:
+    """A state as bytes, so that NaN equals NaN."""
+    return msgspec.msgpack.encode(state)
+
+
+def rate_factor(hyper: Hyper, step: int) -> float:
+    """What the changes in force multiply the scheduled rate of a step by."""
+    return math.prod(c.factor for c in hyper.lr_changes if c.from_step <= step)
+
+
+class Checker:
+    """Folds the journal beside the controller and looks at every decision in it."""
+
+    def __init__(self, spec: RunSpec, world: World) -> None:
+        self.shadow = RunState()
+        self.decisions: list[d.Decision] = []
+        self.num_looks = 0
+        self._spec = spec
+        self._world = world
+        self._seen_ids: set[str] = set()
+        self._restarts_s: list[float] = []
+        self._last_plan: AttemptPlan | None = None
+        self._sent: dict[int, set[int]] = {}
+
+    # --- what is fed -----------------------------------------------------------------------------
+
+    def appended(self, records: Sequence[Record[ev.Event]]) -> None:
+        """Records went into the journal."""
+        for record in records:
+            before = self.shadow
+            if isinstance(record.event, ev.DecisionMade):
+                self._check(before, record.event.decision, record.time_s)
+            self.shadow = evolve(before, record.event, seq=record.seq, time_s=record.time_s)
+            assert self.shadow.seq == before.seq + 1, "the journal has a gap"
+
+    def reopened(self, records: Iterable[Record[ev.Event]]) -> None:
+        """A controller opened the journal: what it will read is what was folded here."""
+        fresh = RunState()
+        for record in records:
+            fresh = evolve(fresh, record.event, seq=record.seq, time_s=record.time_s)
+        assert canonical(fresh) == canonical(self.shadow), "the journal folds to another state"
+
+    def look(self, live: RunState) -> None:
+        """A tick has ended."""
+        self.num_looks += 1
+        state = self.shadow
+        assert live.seq == state.seq, "the controller has folded something else than it wrote"
+        assert live.num_decisions == len(self._seen_ids)
+        if self.num_looks % FULL_LOOK_EVERY == 0 or state.status.is_terminal:
+            assert canonical(live) == canonical(state), "fold(journal) differs from the live state"
+        missing = [name for name in state.incidents if name not in self._world.notes]
+        assert not missing, f"no note for {missing}"
+        assert len(state.pending) < 32, f"decisions pile up: {list(state.pending)}"
+
+    def pending(self) -> list[str]:
+        """What is still open, for the message of a night that gets nowhere."""
+        state = self.shadow
+        lines = [
+            f"incident {name}: {state.incidents[name].draft.title}" for name in state.open_incidents
+        ]
+        lines += [
+            f"intervention {name}: {i.stage}, sent in attempt {i.sent_attempt}"
+            for name, i in state.interventions.items()
+            if i.stage not in SETTLED
+        ]
+        lines += [f"decision {name}: {p.action}" for name, p in state.pending.items()]
+        lines += [
+            f"node {n.node}: present {n.present}, quarantined {n.quarantined!r}"
+            for n in state.nodes.values()
+        ]
+        gang = self._world.live_gang
+        if gang is not None:
+            lives = {rank: worker.life.value for rank, worker in gang.workers.items()}
+            lines.append(f"gang {gang.attempt} at step {gang.weights.step}: {lives}")
+        return lines
+
+    # --- decisions -------------------------------------------------------------------------------
+
+    def _check(self, state: RunState, decision: d.Decision, now_s: float) -> None:
+        assert decision.id not in self._seen_ids, f"{decision.id} was made twice"
+        assert decision.reason.strip(), f"{decision.id} has no reason"
+        self._seen_ids.add(decision.id)
+        self.decisions.append(decision)
+        action = decision.action
+        if isinstance(action, d.StartAttempt):
+            self._check_start(state, decision, action, now_s)
+        elif isinstance(action, d.SendCommand):
+            self._check_command(state, action)
+        elif isinstance(action, d.PruneCheckpoints):
+            self._check_prune(state, action)
+        elif isinstance(action, d.ResumeRun):
+            self._restarts_s.clear()
+        elif isinstance(action, d.QuarantineNode):
+            assert action.node in state.nodes
+
+    def _check_start(
+        self, state: RunState, decision: d.Decision, action: d.StartAttempt, now_s: float
+    ) -> None:
+        plan = action.plan
+        assert not state.paused, "a paused run was started"
+        assert state.end is None, "an ended run was started"
+        assert plan.attempt == state.num_attempts + 1
+        assert len(set(plan.nodes)) == len(plan.nodes), "a node carries two blocks of ranks"
+        for node in plan.nodes:
+            assert state.nodes[node].is_usable, f"{node} is not usable"
+        ranks = [p.first_rank + i for p in plan.placements for i in range(p.num_ranks)]
+        assert ranks == list(range(plan.mesh.world_size))
+        for name in plan.checkpoints:
+            known = state.checkpoints[name]
+            assert known.verified is not False, f"{name} is known to be unsound"
+            assert not known.abandoned, f"{name} lies on a lineage that was left"
+            assert not known.quarantined, f"{name} is quarantined"
+        if state.num_attempts:
+            self._restarts_s = [t for t in self._restarts_s if now_s - t < HOUR_S] + [now_s]
+            assert len(self._restarts_s) <= self._spec.restart.max_restarts_per_hour
+        if action.rollback_onset is not None:
+            self._check_rollback(action)
+        self._last_plan = plan
+
+    def _check_rollback(self, action: d.StartAttempt) -> None:
+        plan, last = action.plan, self._last_plan
+        assert last is not None
+        step = plan.resume_step + 1
+        assert plan.resume_step <= (action.rollback_onset or 0)
+        new = (plan.checkpoints[:1], plan.nodes, plan.hyper)
+        assert new != (last.checkpoints[:1], last.nodes, last.hyper), "an identical retry"
+        before = rate_factor(last.hyper, max(step, last.resume_step + 1))
+        assert rate_factor(plan.hyper, step) < before or self._has_lowered(action), (
+            "a rollback did not lower the rate"
+        )
+
+    def _has_lowered(self, action: d.StartAttempt) -> bool:
+        # Against the rate at the end of the failing attempt, which changes may have raised.
+        step = self.shadow.step + 1
+        return rate_factor(action.plan.hyper, step) < rate_factor(self.shadow.hyper, step)
+
+    def _check_command(self, state: RunState, action: d.SendCommand) -> None:
+        attempt = state.attempt
+        assert attempt is not None, "a command to nobody"
+        sent = self._sent.setdefault(attempt.number, set())
+        seq = action.command.seq
+        # Ranks take commands in order without a gap, so a gap would silence the run for ever.
+        expected = max(sent, default=attempt.plan.first_command - 1) + 1
+        assert seq == expected or seq in sent, f"command {seq} leaves a gap before {expected}"
+        sent.add(seq)
+
+    def _check_prune(self, state: RunState, action: d.PruneCheckpoints) -> None:
+        last_good = last_good_checkpoint(state, self._spec, state.step).checkpoint
+        assert last_good not in action.checkpoints, "last_good was pruned"
+        kept = [
+            c
+            for c in state.checkpoints.values()
+            if c.checkpoint not in action.checkpoints and c.verified and not c.abandoned
+        ]
+        had = [c for c in state.checkpoints.values() if c.verified and not c.abandoned]
+        assert kept or not had, "no verified checkpoint is left"
+
+    # --- the end of a night ----------------------------------------------------------------------
+
+    def check_end(self) -> None:
+        """A run that ended has nothing left open, and did nothing twice."""
+        state = self.shadow
+        assert state.status.is_terminal
+        unsettled = {n: i.stage for n, i in state.interventions.items() if i.stage not in SETTLED}
+        assert not unsettled, f"interventions never settled: {unsettled}"
+        causes = [change.cause for change in state.hyper.lr_changes]
+        assert len(causes) == len(set(causes)), "a change of the rate is in force twice"
+        assert not state.open_incidents, f"incidents left open: {state.open_incidents}"

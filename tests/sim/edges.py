@@ -1,0 +1,201 @@
+"""The controller's ports over the simulated world; one set for each life of the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from midwatch.logbook.events import CheckpointCommitted, Event
+from midwatch.logbook.notes import render_note
+from midwatch.logbook.plan import AttemptPlan
+from midwatch.logbook.record import Codec, Record
+from midwatch.logbook.state import Incident, RunState
+from midwatch.logbook.wire import Command
+from midwatch.operator.agent.reports import AgentReport
+from midwatch.operator.fleet import Fleet
+from midwatch.operator.ports import PruneResult, Signal, VerifyResult
+from midwatch.operator.runtime.names import node_names
+
+from .agent import SimAgent
+from .world import World
+
+RECREATE_S = 5.0
+
+
+class SimCluster:
+    """The Cluster and Checkpoints ports, as the Ray runtime has them. wake asks for a tick soon."""
+
+    def __init__(self, world: World, wake: Callable[[], None]) -> None:
+        self.wake = wake
+        self._world = world
+        self._fleet = Fleet(world.spec.restart.heartbeat_deadline_s)
+        self._signals: list[Signal] = []
+        self._known: dict[str, SimAgent] = {}
+        self._created_s: dict[str, float] = {}
+        self._taken: dict[str, int] = {}
+        self._ingested: dict[str, int] = {}
+
+    # --- Cluster ---------------------------------------------------------------------------------
+
+    def poll(self) -> Sequence[Signal]:
+        found, self._signals = self._signals, []
+        self._taken = dict(self._ingested)
+        return [*found, *self._fleet.silent(self._world.timeline.now_s())]
+
+    def acknowledge(self) -> None:
+        for agent in self._known.values():
+            seq = self._taken.get(agent.identity.agent, 0)
+            agent.outbox = [report for report in agent.outbox if report.seq > seq]
+
+    def maintain(self, state: RunState) -> None:
+        if state.status.is_terminal:
+            return
+        now_s = self._world.timeline.now_s()
+        for node in node_names(self._world.spec.num_nodes, self._world.spec.nodes.spares):
+            known = state.nodes.get(node)
+            if known is not None and known.quarantined:
+                continue
+            recent = now_s - self._created_s.get(node, 0.0) < RECREATE_S
+            if not recent and not self._fleet.is_present(node):
+                self._created_s[node] = now_s
+                self._world.boot_agent(node)
+                self._world.timeline.later(self._world.times.boot_s, lambda n=node: self._meet(n))
+
+    def start(self, plan: AttemptPlan) -> None:
+        self._fleet.rendezvous(plan.placements[0].node)
+        for agent in self._known.values():
+            self._world.wire.order(agent, lambda a=agent: a.start(plan))
+
+    def stop(self, attempt: int) -> None:
+        for agent in self._known.values():
+            self._world.wire.order(agent, lambda a=agent: a.stop(attempt))
+
+    def send(self, attempt: int, command: Command) -> None:
+        for agent in self._known.values():
+            if agent.lost_commands > 0:
+                agent.lost_commands -= 1
+            else:
+                self._world.wire.order(agent, lambda a=agent: a.send(attempt, command))
+
+    # --- Checkpoints -----------------------------------------------------------------------------
+
+    def verify(self, checkpoint: str) -> None:
+        reader = next((a for a in self._known.values() if a.is_alive), None)
+
+        def done() -> None:
+            if reader is not None and reader.is_alive:
+                self._emit(VerifyResult(checkpoint, self._world.disk.problem(checkpoint)))
+
+        self._world.timeline.later(self._world.times.verify_s, done)
+
+    def prune(self, checkpoints: tuple[str, ...]) -> None:
+        def done() -> None:
+            for name in checkpoints:
+                self._world.disk.saved.pop(name, None)
+            self._emit(PruneResult(checkpoints))
+
+        self._world.timeline.later(0.2, done)
+
+    def unknown(self, known: Sequence[str]) -> list[CheckpointCommitted]:
+        return [
+            CheckpointCommitted(
+                attempt=saved.attempt,
+                checkpoint=saved.id,
+                step=saved.step,
+                bytes=1000,
+                blocked_s=0.0,
+                save_s=0.0,
+                tags=saved.tags,
+            )
+            for saved in self._world.disk.saved.values()
+            if saved.id not in known
+        ]
+
+    # --- what comes back -------------------------------------------------------------------------
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self._signals)
+
+    def knows(self, agent: SimAgent) -> bool:
+        return self._known.get(agent.node) is agent
+
+    def ingest(self, agent: SimAgent, report: AgentReport) -> None:
+        """Take a report, unless this controller is no longer the one it was sent to."""
+        if self._world.cluster is not self:
+            return
+        name = agent.identity.agent
+        self._ingested[name] = max(self._ingested.get(name, 0), report.seq)
+        up = self._fleet.take(report, self._world.timeline.now_s())
+        if up is not None:
+            self._emit(up)
+        self._emit(report)
+
+    def died(self, agent: SimAgent) -> None:
+        """The process of an agent that this controller knew has ended."""
+        gone = self._fleet.gone(agent.node, agent.identity.agent, "its process died")
+        if gone is not None:
+            self._emit(gone)
+
+    def _meet(self, node: str) -> None:
+        agent = self._world.agents.get(node)
+        current = self._world.cluster is self
+        if not current or agent is None or not agent.is_alive or self._world.wire.is_cut(node):
+            return
+        self._known[node] = agent
+        self._fleet.register(agent.identity, self._world.timeline.now_s())
+        self._world.wire.flush(agent)
+
+    def _emit(self, signal: Signal) -> None:
+        if self._world.cluster is self:
+            self._signals.append(signal)
+            self.wake()
+
+
+class SimDesk:
+    """Requests wait in the world until they are settled; notes and dumps end there."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._taken = 0
+
+    def requests(self) -> Sequence[Event]:
+        self._taken = len(self._world.requests)
+        return list(self._world.requests)
+
+    def settled(self) -> None:
+        del self._world.requests[: self._taken]
+        self._taken = 0
+
+    def write_note(self, state: RunState, incident: Incident) -> None:
+        self._world.notes[incident.draft.id] = render_note(state, incident)
+
+    def attach(self, name: str, text: str) -> str:
+        return f"evidence/{name}"
+
+
+class MemoryJournal:
+    """The journal without a disk: the same lines, decoded from the same bytes."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.lines: list[bytes] = []
+        self._codec: Codec[Event] = Codec(Event)
+
+    def reopen(self) -> MemoryJournal:
+        """Open it for the next controller."""
+        self.epoch += 1
+        return self
+
+    def append(
+        self, events: Sequence[tuple[float, int, Event]], sync: bool = False
+    ) -> list[Record[Event]]:
+        first = len(self.lines) + 1
+        lines = [
+            self._codec.encode(first + index, time_s, attempt, self.epoch, event)
+            for index, (time_s, attempt, event) in enumerate(events)
+        ]
+        self.lines += lines
+        return [self._codec.decode(line[:-1]) for line in lines]
+
+    def records(self) -> list[Record[Event]]:
+        return [self._codec.decode(line[:-1]) for line in self.lines]
