@@ -72,9 +72,10 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
 
     def recovered(incident: Incident) -> Incident:
         if incident.is_watched:
-            # The attempt went on: its next step is all there is to wait for.
-            same = incident.attempt_before == running.number
-            return replace(incident, recovered_s=time_s) if same else incident
+            # The attempt went on: its next step is all there is to wait for, unless the trouble is
+            # in the numbers, which a step alone does not clear.
+            goes_on = incident.attempt_before == running.number and not incident.draft.is_numeric
+            return replace(incident, recovered_s=time_s) if goes_on else incident
         if incident.attempt_after != running.number:
             return incident
         return replace(

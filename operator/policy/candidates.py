@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 from ...checkpoints.last_good import Candidate, Choice, Rules, choose_last_good, newest_usable
-from ...logbook.state import RunState
+from ...logbook.state import TREND_STEPS, RunState
+from ...logbook.trend import Trend
 from ..spec import RunSpec
 
 MAX_CANDIDATES = 8
@@ -41,7 +43,10 @@ def last_good_checkpoint(
         margin_steps=spec.numeric.rollback_margin_steps,
         min_scale=spec.numeric.min_loss_scale,
     )
-    return choose_last_good(_candidates(state), onset_step, rules, before_step=before_step)
+    candidates = _candidates(state)
+    if onset_step < state.step:
+        candidates = [_before_onset(state, c, onset_step) for c in candidates]
+    return choose_last_good(candidates, onset_step, rules, before_step=before_step)
 
 
 def _candidates(state: RunState) -> list[Candidate]:
@@ -59,6 +64,24 @@ def _candidates(state: RunState) -> list[Candidate]:
         )
         for c in state.checkpoints.values()
     ]
+
+
+def _before_onset(state: RunState, candidate: Candidate, onset_step: int) -> Candidate:
+    """The candidate with trends of the steps before the onset only.
+
+    What followed the onset says that the run is sick, not that the checkpoint was: with it, every
+    checkpoint of the last TREND_STEPS would look alike. Older ones keep the trend of their fold.
+    """
+    samples = state.samples
+    if not samples or samples[0].step > candidate.step + 1:
+        return candidate
+    end = min(onset_step, candidate.step + TREND_STEPS + 1)
+    activation, grad = Trend(), Trend()
+    for sample in samples:
+        if candidate.step < sample.step < end:
+            activation = activation.add(sample.step, sample.activation_norm)
+            grad = grad.add(sample.step, sample.grad_norm)
+    return replace(candidate, activation=activation, grad=grad)
 
 
 def _as_resume(state: RunState, choice: Choice) -> Resume:

@@ -45,7 +45,7 @@ def plan_rollback(
     attempt = state.attempt
     assert attempt is not None
     assert attempt.alarm is not None
-    finding = attempt.alarm.finding
+    finding = _with_earliest_onset(state, spec, attempt.alarm.finding)
     draft = opens if isinstance(opens, IncidentDraft) else None
     incident = opens if isinstance(opens, str) else None
     rung = _rung(state, spec, finding)
@@ -63,21 +63,33 @@ def plan_rollback(
             opens=draft,
             incident=incident,
         )
-    return _decision(state, spec, rung, choice, draft, incident)
+    return _decision(state, spec, finding, rung, choice, draft, incident)
+
+
+def _with_earliest_onset(state: RunState, spec: RunSpec, finding: Finding) -> Finding:
+    """The finding, its onset moved back to the first sign of the same trouble.
+
+    Detectors see one trouble at different times: a loss jumps, and the scaler collapses ten steps
+    later. A checkpoint from between the two is sick.
+    """
+    reach = spec.numeric.heal_steps
+    onset = finding.onset_step
+    signs = [s.finding for s in state.findings if s.attempt == state.num_attempts]
+    for sign in sorted(signs, key=lambda sign: -sign.onset_step):
+        if not sign.shadow and onset - reach <= sign.onset_step < onset:
+            onset = sign.onset_step
+    return replace(finding, onset_step=onset)
 
 
 def _decision(
     state: RunState,
     spec: RunSpec,
+    finding: Finding,
     rung: Rung,
     choice: Choice,
     draft: IncidentDraft | None,
     incident: str | None,
 ) -> Decision:
-    attempt = state.attempt
-    assert attempt is not None
-    assert attempt.alarm is not None
-    finding = attempt.alarm.finding
     placed = plan_placement(state, spec)
     if placed is None:
         return make_decision(

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import ray
 
 from ... import __version__
@@ -68,6 +69,10 @@ class ControllerActor:
     def ping(self) -> tuple[int, str]:
         """Return (pid, status of the run)."""
         return os.getpid(), self._controller.state.status
+
+    def snapshot(self) -> bytes:
+        """Return the live RunState, encoded: one immutable value, whole whenever it is taken."""
+        return msgspec.msgpack.encode(self._controller.state)
 
     def _open(self) -> None:
         self._controller.recover(self._journal.records())
