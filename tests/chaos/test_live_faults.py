@@ -1,0 +1,187 @@
+"""Every fault the core promises to survive, alone and in pairs, on a real Ray with real workers.
+
+After a hardware fault the loss curve must equal the undisturbed run's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from midwatch.logbook.state import RunState, Status
+from midwatch.operator.runtime.session import Session, ray_session
+
+from tests.support.live_run import (
+    LiveRun,
+    Strike,
+    build_corpus,
+    kill,
+    nano_spec,
+    strike_agent,
+    strike_controller,
+    strike_worker,
+    wait_until,
+    worker_pid,
+)
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with ray_session("local") as joined:
+        yield joined
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_corpus(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    session: Session, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, float]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with LiveRun(nano_spec("undisturbed", folder, corpus), session) as run:
+        state = run.finish()
+        assert state.status is Status.COMPLETED
+        assert not state.incidents
+        losses = run.losses()
+    assert sorted(losses) == list(range(1, 41))
+    return losses
+
+
+def survive(
+    run: LiveRun, undisturbed: dict[int, float], expected: list[str], *strikes: Strike
+) -> RunState:
+    """Run to the end under the strikes and check what must hold after any hardware fault."""
+    state = run.finish(*strikes)
+    assert state.status is Status.COMPLETED, run.describe()
+    assert run.losses() == undisturbed
+    assert sorted(i.draft.fault for i in state.incidents.values()) == sorted(expected)
+    assert all(incident.outcome for incident in state.incidents.values())
+    for name in state.incidents:
+        assert (run.run_dir / "notes" / f"{name}.md").is_file()
+    live = run.live_state()
+    assert live == run.folded()
+    return state
+
+
+def test_a_killed_worker(session: Session, corpus: Path, undisturbed: dict, tmp_path: Path) -> None:
+    with LiveRun(nano_spec("worker", tmp_path, corpus), session) as run:
+        state = survive(run, undisturbed, ["worker-killed"], strike_worker(2, 12))
+    (incident,) = state.incidents.values()
+    assert incident.draft.rank == 2
+    assert incident.checkpoint == "step-00000010.a0001"
+    assert not any(node.quarantined for node in state.nodes.values())
+
+
+def test_a_killed_agent_is_replaced_by_the_spare(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    with LiveRun(nano_spec("agent", tmp_path, corpus), session) as run:
+        state = survive(run, undisturbed, ["node-lost"], strike_agent(0, 12))
+    (incident,) = state.incidents.values()
+    assert [n.node for n in state.nodes.values() if n.quarantined] == [incident.draft.node]
+    assert state.num_attempts == 2
+
+
+def test_a_stopped_worker_is_a_hang_with_stacks(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    with LiveRun(nano_spec("hang", tmp_path, corpus), session) as run:
+        stop = strike_worker(3, 12, signal.SIGSTOP)
+        state = survive(run, undisturbed, ["hang"], stop)
+    (incident,) = state.incidents.values()
+    assert incident.draft.rank == 3
+    stacks = [path.read_text() for path in (tmp_path / "evidence").iterdir()]
+    assert len(stacks) == 2
+    assert any("torch/distributed" in text for text in stacks)
+
+
+def test_a_killed_controller_costs_no_step(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    with LiveRun(nano_spec("controller", tmp_path, corpus), session) as run:
+        die = strike_controller(lambda state: state.step >= 12)
+        state = survive(run, undisturbed, ["controller-lost"], die)
+    assert state.num_attempts == 1
+    assert state.epoch == 2
+
+
+def test_a_worker_killed_while_recovering(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    def again(state: RunState) -> bool:
+        attempt = state.attempt
+        recovering = attempt is not None and attempt.number == 2 and attempt.first_step_s is None
+        return recovering and kill(worker_pid(state, 1))
+
+    with LiveRun(nano_spec("again", tmp_path, corpus), session) as run:
+        expected = ["worker-killed", "worker-killed"]
+        state = survive(run, undisturbed, expected, strike_worker(2, 12), again)
+    assert state.num_attempts == 3
+
+
+def test_an_agent_killed_during_a_checkpoint(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    struck: list[str] = []
+
+    def during_save(state: RunState) -> bool:
+        if state.attempt is None or state.step < 10:
+            return False
+        for folder in (tmp_path / "checkpoints").iterdir():
+            writer = state.nodes[state.attempt.plan.placements[0].node].pid
+            if not (folder / "manifest.json").exists() and kill(writer):
+                struck.append(folder.name)
+                return True
+        return False
+
+    with LiveRun(nano_spec("saving", tmp_path, corpus), session) as run:
+        state = survive(run, undisturbed, ["node-lost"], during_save)
+    assert struck
+    (incident,) = state.incidents.values()
+    assert incident.checkpoint, "every checkpoint committed before must still be usable"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_controller_killed_while_it_decides(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path, seed: int
+) -> None:
+    # Seeded moments from before the controller can have heard of the dead worker to after it
+    # has written down its decision.
+    moment = [
+        lambda state: True,
+        lambda state: state.num_attempts == 2,
+        lambda state: state.num_attempts == 2 and worker_pid(state, 0) is not None,
+    ][seed]
+    victim = random.Random(seed).randrange(4)
+    killed: list[bool] = []
+
+    def worker(state: RunState) -> bool:
+        if state.step >= 12 and not killed and kill(worker_pid(state, victim)):
+            killed.append(True)
+        return bool(killed)
+
+    def controller(state: RunState) -> bool:
+        return bool(killed) and moment(state) and kill(state.controller_pid)
+
+    with LiveRun(nano_spec(f"deciding-{seed}", tmp_path, corpus), session) as run:
+        expected = ["controller-lost", "worker-killed"]
+        state = survive(run, undisturbed, expected, worker, controller)
+    assert state.epoch == 2
+    assert state.num_attempts == 2
+
+
+def test_no_process_of_a_run_outlives_it(session: Session, corpus: Path, tmp_path: Path) -> None:
+    with LiveRun(nano_spec("orphans", tmp_path, corpus), session) as run:
+        state = run.until(lambda state: state.step >= 5)
+        assert state.attempt is not None
+        pids = [pid for pids in state.attempt.pids.values() for pid in pids]
+    assert len(pids) == 4
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers live on")
