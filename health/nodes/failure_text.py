@@ -38,8 +38,8 @@ from .numeric_text import read_numbers
 from .verdicts import Action, Blame
 
 # A larger text keeps its head, where the cause tends to be, and its end, where the failure is.
-TEXT_CHARS_MAX = 4_000_000
-LINE_CHARS_MAX = 4096
+TEXT_CHARS_MAX = 500_000
+LINE_CHARS_MAX = 2048
 LINES_REPORTED_MAX = 20
 # Under this an answer is a guess, and a guess never holds a run or costs a node.
 GUESS_CONFIDENCE = 0.5
@@ -92,23 +92,38 @@ def classify(text: str) -> Classification:
     Never raises on any text. The action is never "drain" or "evict" when the blame is the code's
     or the data's.
     """
-    lines = _ANSI.sub("", _bounded(text)).splitlines()
+    numbers, lines = _read_lines(text)
     matches = [*_line_matches(lines), *_numeric_matches(lines), *_phase_matches(lines)]
     if not matches:
         return Classification(UNKNOWN, 0.0, (), Blame.UNKNOWN, Action.WATCH)
-    return _conclude(matches, lines)
+    return _conclude(matches, numbers, lines)
 
 
-def _bounded(text: str) -> str:
-    if len(text) <= TEXT_CHARS_MAX:
-        return text
-    half = TEXT_CHARS_MAX // 2
-    return text[:half] + "\n" + text[-half:]
+def _read_lines(text: str) -> tuple[Sequence[int], list[str]]:
+    """Return the lines to read, without colours and cut to length, and the number of each."""
+    lines = text.splitlines()
+    numbers: Sequence[int] = range(1, len(lines) + 1)
+    if len(text) > TEXT_CHARS_MAX:
+        head = _fitting(lines, TEXT_CHARS_MAX // 2)
+        tail = max(head, len(lines) - _fitting(reversed(lines), TEXT_CHARS_MAX // 2))
+        numbers = [*numbers[:head], *numbers[tail:]]
+        lines = [*lines[:head], *lines[tail:]]
+    return numbers, [_ANSI.sub("", line)[:LINE_CHARS_MAX] for line in lines]
+
+
+def _fitting(lines: Iterable[str], chars: int) -> int:
+    """Return how many lines fit into chars, each counted up to the length that is read."""
+    count = 0
+    for line in lines:
+        chars -= min(len(line), LINE_CHARS_MAX) + 1
+        if chars < 0:
+            break
+        count += 1
+    return count
 
 
 def _line_matches(lines: Sequence[str]) -> Iterable[_Match]:
     for index, line in enumerate(lines):
-        line = line[:LINE_CHARS_MAX]
         event = parse_line(line) or parse_quoted_xid(line)
         if event is not None:
             yield _from_event(event, index)
@@ -177,7 +192,9 @@ def _phase_matches(lines: Sequence[str]) -> Iterable[_Match]:
         yield _Match(HOST_HANG, NOISE, 0.4, index, 0, usual.blame, usual.action)
 
 
-def _conclude(matches: Sequence[_Match], lines: Sequence[str]) -> Classification:
+def _conclude(
+    matches: Sequence[_Match], numbers: Sequence[int], lines: Sequence[str]
+) -> Classification:
     best = min(
         matches, key=lambda match: (-match.tier, match.index, match.column, -match.confidence)
     )
@@ -189,15 +206,17 @@ def _conclude(matches: Sequence[_Match], lines: Sequence[str]) -> Classification
     return Classification(
         label=best.label,
         confidence=confidence,
-        lines=_quote(same, lines),
+        lines=_quote(same, numbers, lines),
         blame=best.blame,
         action=_safe_action(best, confidence),
     )
 
 
-def _quote(matches: Sequence[_Match], lines: Sequence[str]) -> tuple[MatchedLine, ...]:
+def _quote(
+    matches: Sequence[_Match], numbers: Sequence[int], lines: Sequence[str]
+) -> tuple[MatchedLine, ...]:
     indices = sorted({match.index for match in matches})[:LINES_REPORTED_MAX]
-    return tuple(MatchedLine(index + 1, lines[index][:LINE_CHARS_MAX]) for index in indices)
+    return tuple(MatchedLine(numbers[index], lines[index]) for index in indices)
 
 
 def _safe_action(best: _Match, confidence: float) -> Action:

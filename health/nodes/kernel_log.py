@@ -15,7 +15,7 @@ from .verdicts import Action, Blame
 from .xid import XidFact, caused_by, explain, explain_sxid
 
 # A longer line is cut: kernel records end at about a kilobyte, so more is somebody's paste.
-LINE_CHARS_MAX = 4096
+LINE_CHARS_MAX = 1024
 
 
 class KernelEvent(msgspec.Struct, frozen=True):
@@ -57,13 +57,14 @@ _PCI_ADDRESS = re.compile(
 )
 _ROWS = tuple((re.compile(row.pattern, re.IGNORECASE), row) for row in ROWS)
 # No row matches a line without one of these words, and most lines have none.
+# No row matches a line without one of these, and most lines have none. Searched in lower case,
+# which is several times faster than ignoring case.
 _WORTH = re.compile(
-    r"NVRM|nvswitch|peermem|PCIe|AER|DPC|pciehp|D3cold|device not ready|machine check|mce:|"
-    r"hardware error|hardware memory|EDAC|memory failure|temperature|thermal|panic|BUG|oops|"
+    r"nvrm|nvswitch|peermem|pcie|aer|dpc|d3cold|device not ready|machine check|mce:|hardware error|"
+    r"hardware memory|edac|memory failure|temperature|thermal|panic|bug: |kernel bug|oops|"
     r"unable to handle|lockup|rcu|blocked|oom|out of memory|killed process|segfault|traps:|mlx|"
-    r"\bib|infiniband|ipoib|rdma|bnxt|irdma|efa|NETDEV|link is|link status|md/|-fs|XFS|BTRFS|"
-    r"nvme|access beyond|I/O error|error, dev|ata\d|nfs|lustre|ceph|rbd",
-    re.IGNORECASE,
+    r"\bib|infiniband|rdma|bnxt|irdma|\befa|netdev|link is|link status|md/|-fs|xfs|btrfs|nvme|"
+    r"access beyond|i/o error|error, dev|\bata\d|nfs|lustre|ceph|rbd"
 )
 
 
@@ -73,9 +74,10 @@ def parse_line(line: str) -> KernelEvent | None:
     Any prefix is fine: dmesg with or without readable times, syslog, the journal, a bare message.
     """
     line = line.rstrip()[:LINE_CHARS_MAX]
-    if not _WORTH.search(line):
+    lowered = line.lower()
+    if not _WORTH.search(lowered):
         return None
-    if "xid" in line.lower():
+    if "xid" in lowered:
         found = _XID.search(line)
         if found is not None:
             return _xid_event(line, found)

@@ -118,7 +118,7 @@ ROWS: tuple[KernelRow, ...] = (
          r"task (?P<dev>\S+:\d+) blocked (?:in I/O wait )?for more than \d+ seconds"),
     # memory used up
     _Row("oom_host", lb.OOM_HOST, W, CODE, "out of memory",
-         r"(?P<dev>[^\]:]*?) invoked oom-killer:"),
+         r"(?:^|[\]:>] +|\d\d:\d\d +)(?P<dev>[^\]:]*?) invoked oom-killer:"),
     _Row("oom_host", lb.OOM_HOST, W, CODE, "out of memory",
          r"oom-kill:constraint=\w+,.*task=(?P<dev>[^,]+),pid=\d+"),
     _Row("oom_host", lb.OOM_HOST, W, CODE, "out of memory",

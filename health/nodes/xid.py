@@ -21,14 +21,19 @@ _SOURCES = {
     "K": "k8s-device-plugin 1b826ac",
     "D": "open-gpu-kernel-modules df1c9a3",
 }
-# XID 154 prints the recovery the driver now asks for, as a number and in words.
-_RECOVERY = {
-    0: Action.IGNORE,
-    1: Action.EVICT,
-    2: Action.EVICT,
-    3: Action.DRAIN,
-    4: Action.DRAIN,
-}
+# The recovery a driver asks for, as XID 154 prints it and as NVML reports it (nvml.h,
+# nvmlDeviceGpuRecoveryAction_t): none, GPU reset, node reboot, drain peers, drain and reset,
+# recover the IMEX domain, bus reset, system reboot.
+RECOVERY_ACTIONS = (
+    Action.IGNORE,
+    Action.EVICT,
+    Action.EVICT,
+    Action.DRAIN,
+    Action.DRAIN,
+    Action.DRAIN,
+    Action.EVICT,
+    Action.EVICT,
+)
 _RECOVERY_TO = re.compile(r"\bto\s+0x([0-9a-f]+)", re.IGNORECASE)
 _CAUSED_BY = re.compile(r"caused by previous Xid (\d+)", re.IGNORECASE)
 
@@ -116,6 +121,12 @@ def answer(fact: XidFact) -> XidAnswer:
     return XidAnswer(fact.code, fact.name, fact.action, fact.source)
 
 
+def recovery_action(number: int) -> Action:
+    """Return what a recovery action that the driver asks for means for the node."""
+    known = 0 <= number < len(RECOVERY_ACTIONS)
+    return RECOVERY_ACTIONS[number] if known else UNKNOWN_ACTION
+
+
 def caused_by(detail: str) -> int | None:
     """Return the code that a line names as the cause of its own, or None."""
     found = _CAUSED_BY.search(detail)
@@ -139,8 +150,7 @@ def _refine_recovery(fact: XidFact, detail: str) -> XidFact:
     found = _RECOVERY_TO.search(detail)
     if found is None:
         return fact
-    action = _RECOVERY.get(int(found[1], 16), UNKNOWN_ACTION)
-    return msgspec.structs.replace(fact, action=action)
+    return msgspec.structs.replace(fact, action=recovery_action(int(found[1], 16)))
 
 
 def _refine_aftermath(fact: XidFact, cause: XidFact) -> XidFact:

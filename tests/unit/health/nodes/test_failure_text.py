@@ -1,0 +1,207 @@
+"""What a failure text is about: first cause before consequence, and no node lost to user code."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from midwatch.health.nodes.failure_rules import CONSEQUENCES, RULES
+from midwatch.health.nodes.failure_text import (
+    LINE_CHARS_MAX,
+    LINES_REPORTED_MAX,
+    TEXT_CHARS_MAX,
+    classify,
+)
+from midwatch.health.nodes.labels import LABELS
+from midwatch.health.nodes.verdicts import Action, Blame
+from midwatch.tests.support.recorded import recorded
+
+FRESH = tomllib.loads(Path(__file__).with_name("fresh_excerpts.toml").read_text())["excerpt"]
+BAR = 0.8
+TIMEOUT = (
+    "[rank9]:[E ProcessGroupNCCL.cpp:607] [Rank 9] Watchdog caught collective operation timeout:"
+    " WorkNCCL(SeqNum=991, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600010 milliseconds before"
+    " timing out."
+)
+CLEAN_UP = (
+    "W torch/distributed/elastic/multiprocessing/api.py:898] Sending process 2711 closing signal"
+    " SIGTERM"
+)
+
+
+def test_the_answer_has_exactly_the_promised_fields() -> None:
+    answer = msgspec.json.decode(
+        msgspec.json.encode(classify("CUDA error: uncorrectable ECC error"))
+    )
+    assert list(answer) == ["label", "confidence", "lines", "blame", "action"]
+    assert answer["lines"] == [{"number": 1, "text": "CUDA error: uncorrectable ECC error"}]
+
+
+def test_every_label_has_a_consequence_and_every_rule_a_label() -> None:
+    assert set(CONSEQUENCES) == set(LABELS)
+    assert {rule.label for rule in RULES} <= set(LABELS)
+    assert all(0 < rule.confidence <= 1 for rule in RULES)
+
+
+def test_fresh_texts_reach_the_bar() -> None:
+    wrong = [(e["label"], classify(e["text"]).label) for e in FRESH]
+    wrong = [pair for pair in wrong if pair[0] != pair[1]]
+    assert len(wrong) <= (1 - BAR) * len(FRESH), wrong
+
+
+def test_recorded_texts_reach_the_bar_and_cost_no_node_for_user_code() -> None:
+    rows = json.loads((recorded("failure_excerpts") / "excerpts.json").read_text())
+    wrong = []
+    for row in rows:
+        found = classify(row["text"])
+        if found.label != row["label"]:
+            wrong.append((row["id"], row["label"], found.label))
+        if row["label"] == "user_code":
+            assert found.action not in (Action.DRAIN, Action.EVICT)
+    assert len(wrong) <= (1 - BAR) * len(rows), wrong
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n\n", "all is well", "step 10 | loss 2.31 | 412 ms", "\x00"]
+)
+def test_a_text_about_nothing_is_unknown(text: str) -> None:
+    found = classify(text)
+    assert (found.label, found.confidence, found.lines) == ("unknown", 0.0, ())
+    assert found.action is Action.WATCH
+
+
+@pytest.mark.parametrize(
+    ("cause", "label"),
+    [
+        ("RuntimeError: CUDA error: uncorrectable ECC error encountered", "gpu_ecc"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50 GiB.", "oom_gpu"),
+        ("RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x5 and 6x7)", "user_code"),
+        ("OSError: [Errno 28] No space left on device", "storage"),
+        ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", "gpu_fell_off_bus"),
+        ("node: NCCL WARN NET/IB : Got completion from peer with status=12", "network_ib"),
+        ("slurmstepd: error: *** JOB 1 ON n1 CANCELLED AT x DUE TO NODE FAILURE ***", "node_lost"),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_cause_beats_its_consequences_wherever_it_stands(
+    cause: str, label: str, is_first: bool
+) -> None:
+    echoes = [TIMEOUT, CLEAN_UP, "failed (exitcode: -6) local_rank: 3 (pid: 99)"]
+    lines = [cause, *echoes] if is_first else [*echoes, cause]
+    assert classify("\n".join(lines)).label == label
+
+
+def test_among_equals_the_first_line_wins() -> None:
+    peer = "socketProgress: Connection closed by remote peer node-12<43210>"
+    assert classify(f"{TIMEOUT}\n{peer}").label == "nccl_timeout"
+    assert classify(f"{peer}\n{TIMEOUT}").label == "remote_peer_exit"
+
+
+def test_killing_the_survivors_is_not_running_out_of_memory() -> None:
+    text = f"{TIMEOUT}\n{CLEAN_UP}\nforcefully exiting via Signals.SIGKILL"
+    assert classify(text).label == "nccl_timeout"
+
+
+def test_a_preempted_job_whose_node_failed_lost_its_node() -> None:
+    assert classify("job preempted (node failure)").label == "node_lost"
+
+
+def test_ray_memory_pressure_is_host_memory() -> None:
+    text = "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory."
+    assert classify(text).label == "oom_host"
+
+
+def test_a_fault_of_the_program_beside_its_xid_costs_no_node() -> None:
+    text = "NVRM: Xid (PCI:0000:3b:00): 31, Ch 8\nRuntimeError: CUDA error: device-side assert"
+    found = classify(text)
+    assert found.action not in (Action.DRAIN, Action.EVICT)
+
+
+def test_an_unfamiliar_exception_is_a_guess_that_holds_nothing() -> None:
+    found = classify("Traceback (most recent call last):\nsoundfile.LibsndfileError: bad")
+    assert found.label == "user_code"
+    assert found.confidence < 0.5
+    assert found.action is Action.RESTART
+
+
+def test_lines_are_numbered_in_the_whole_text_however_long() -> None:
+    filler = "step 1 of many, nothing to see\n"
+    count = 2 * TEXT_CHARS_MAX // len(filler)
+    found = classify(filler * count + "RuntimeError: CUDA error: an illegal memory access")
+    assert found.label == "cuda_illegal_access"
+    assert found.lines[0].number == count + 1
+
+
+def test_what_is_quoted_is_bounded() -> None:
+    text = ("CUDA error: uncorrectable ECC error " + "x" * 2 * LINE_CHARS_MAX + "\n") * 100
+    found = classify(text)
+    assert len(found.lines) == LINES_REPORTED_MAX
+    assert all(len(line.text) <= LINE_CHARS_MAX for line in found.lines)
+
+
+def test_colours_do_not_hide_a_message() -> None:
+    assert classify("\x1b[31mCUDA error: \x1b[0muncorrectable ECC error").label == "gpu_ecc"
+
+
+_PIECES = [e["text"] for e in FRESH] + ["NVRM: Xid (PCI:0000:3b:00): 48, x", "ValueError: no"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=80)), max_size=4))
+def test_any_mixture_gets_a_sound_answer(pieces: list[str]) -> None:
+    found = classify("\n".join(pieces))
+    assert found.label in LABELS
+    assert 0.0 <= found.confidence < 1.0
+    if found.blame in (Blame.CODE, Blame.DATA):
+        assert found.action not in (Action.DRAIN, Action.EVICT)
+    if found.action in (Action.DRAIN, Action.EVICT):
+        assert found.confidence >= 0.5
+
+
+NUMBERS = [
+    ("loss_scale_collapse", [
+        "OVERFLOW! Rank 0 Skipping step. Attempted loss scale: 2, reducing to 1",
+        "OVERFLOW! Rank 0 Skipping step. Attempted loss scale: 1, reducing to 1",
+        "OVERFLOW! Rank 0 Skipping step. Attempted loss scale: 1, reducing to 1",
+    ]),
+    ("healthy_startup_overflows", [
+        "OVERFLOW! Rank 0 Skipping step. Attempted loss scale: 262144, reducing to 262144",
+        "OVERFLOW! Rank 0 Skipping step. Attempted loss scale: 262144, reducing to 131072",
+    ]),
+    ("healthy_startup_overflows", [
+        "Gradient overflow.  Skipping step, loss scaler 0 reducing loss scale to 32768.0",
+    ]),
+    ("loss_scale_collapse", [
+        "Gradient overflow.  Skipping step, loss scaler 0 reducing loss scale to 6.1e-05",
+        "Gradient overflow.  Skipping step, loss scaler 0 reducing loss scale to 3.0e-05",
+    ]),
+    ("loss_scale_normal_drift", [
+        "epoch 001: 100 loss=12.0, loss_scale=0.250",
+        "epoch 001: 200 loss=11.0, loss_scale=0.125",
+        "epoch 001: 300 loss=10.0, loss_scale=0.125",
+    ]),
+    ("loss_scale_collapse", [
+        "epoch 009: 100 loss=3.0, loss_scale=0.250",
+        "epoch 009: 200 loss=3.1, loss_scale=0.125",
+        "epoch 009: 300 loss=3.2, loss_scale=0.062",
+    ]),
+    ("nan_loss", ["iteration 12 | lm loss: nan | loss scale: 1.0 | grad norm: nan |"]),
+    ("nan_loss", ["step 7 loss=inf"]),
+    ("unknown", ["iteration 5 | lm loss: 2.5E+00 | loss scale: 65536.0 | grad norm: 0.5 |"]),
+    ("unknown", ["| epoch 028 | valid on 'valid' subset | loss nan"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("label", "lines"), NUMBERS)
+def test_a_training_log_is_read_by_its_numbers(label: str, lines: list[str]) -> None:
+    assert classify("\n".join(lines)).label == label
+
+
+def test_a_message_outweighs_the_numbers_beside_it() -> None:
+    text = "step 7 loss=nan\nRuntimeError: CUDA error: uncorrectable ECC error encountered"
+    assert classify(text).label == "gpu_ecc"
