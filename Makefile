@@ -32,7 +32,6 @@ lint: setup build/typing/midwatch
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
 
 # mypy finds the package by its name through this link, since the repository root is the package.
 build/typing/midwatch:

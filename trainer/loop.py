@@ -122,9 +122,13 @@ class Loop:
     def run(self, last_step: int) -> Finished:
         """Train until last_step steps are completed; the final state is committed on return."""
         is_stopped = False
+        first_step = self._step + 1
         self._parts.progress.note(Phase.TRAINING)
         while self._step < last_step and not is_stopped:
             outcome = self._train_one()
+            if self._step == first_step:
+                # Not before: until the first new step is done, a restart has better things to do.
+                self._parts.saver.prepare(self._parts.train_step.state_dict())
             wants_save, is_stopped = self._apply_commands(outcome.agreed_command_seq)
             is_last = is_stopped or self._step == last_step
             is_due = self._step % self._parts.config.checkpoint.interval_steps == 0

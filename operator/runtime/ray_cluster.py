@@ -20,6 +20,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ...checkpoints.retention import collect_garbage
 from ...checkpoints.store import LocalStore
 from ...health.nodes.liveness import HangLimits
 from ...logbook.events import CheckpointCommitted
@@ -102,6 +103,7 @@ class RayCluster:
     def start(self, plan: AttemptPlan) -> None:
         host, port = self._fleet.rendezvous(plan.placements[0].node)
         self._plan_node = plan.placements[0].node
+        self._sweep(plan.attempt)
         starts = worker_starts(self._spec, self._settings.run_dir, plan, host, port)
         for node, agent in self._agents.items():
             local = LocalPlan(
@@ -220,6 +222,17 @@ class RayCluster:
             self._emit(PruneResult(checkpoints))
 
         threading.Thread(target=work, name="prune", daemon=True).start()
+
+    def _sweep(self, attempt: int) -> None:
+        """Remove what the saves of dead attempts left unfinished, on a thread of its own."""
+
+        def work() -> None:
+            try:
+                collect_garbage(LocalStore(self._settings.run_dir), attempt)
+            except OSError as error:
+                _log.warning("cannot remove unfinished saves: %s", error)
+
+        threading.Thread(target=work, name="sweep", daemon=True).start()
 
     def unknown(self, known: Sequence[str]) -> list[CheckpointCommitted]:
         listing = LocalStore(self._settings.run_dir).listing()
