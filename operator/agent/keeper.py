@@ -53,7 +53,7 @@ class Keeper:
     def begin(self) -> None:
         """Start the forkserver and the periodic work."""
         self._forkserver.launch()
-        self._loop.call_every(self._config.batch_s, self._batch.flush)
+        self._loop.call_every(self._config.batch_s, self._beat)
         self._loop.call_every(self._config.poll_s, self._look)
         self._loop.call_every(self._config.status_s, self._tick)
         self._report_status()
@@ -240,13 +240,15 @@ class Keeper:
     def on_forkserver_lost(self, message: str) -> None:
         """The forkserver ended; a new one is on its way."""
         self._note("forkserver-lost", message, self.newest)
-        attempts = list(self._dying.values())
-        if self._watch is not None:
-            attempts.append(self._watch.attempt)
-        for attempt in attempts:
+        for attempt in self._attempts():
             attempt.on_forkserver_lost(message)
         self._report_status()
         self._advance()
+
+    def _attempts(self) -> list[LocalAttempt]:
+        """Return the attempts that have workers here, the current one last."""
+        current = [] if self._watch is None else [self._watch.attempt]
+        return [*self._dying.values(), *current]
 
     def _find(self, attempt: int) -> LocalAttempt | None:
         if self._watch is not None and self._watch.attempt.attempt == attempt:
@@ -254,6 +256,11 @@ class Keeper:
         return self._dying.get(attempt)
 
     # --- periodic ---
+
+    def _beat(self) -> None:
+        for attempt in self._attempts():
+            attempt.read_reports()
+        self._batch.flush()
 
     def _look(self) -> None:
         if self._watch is not None:

@@ -28,7 +28,9 @@ from .reports import AgentNote, AttemptStopped, Exit, StartFailed, WorkerExited,
 # The forkserver's word on the exit status follows the kernel's on the death within a millisecond;
 # when it does not, the death is reported without a status.
 _STATUS_WAIT_S = 0.25
-_DRAIN_READS_MAX = 64
+# Of 256 KiB each: a worker that floods must not keep the others waiting, a dead one adds no more.
+_READS_PER_BEAT = 4
+_LAST_READS = 64
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,6 @@ class LocalAttempt:
             stack_path(folder, self.attempt, rank),
         )
         self._workers[rank] = worker
-        self._desk.loop.watch(worker.report_fd, READ, partial(self._on_readable, worker))
         try:
             if rank == 0:
                 ends.listener = self._desk.rendezvous.take(start.rendezvous_port)
@@ -186,15 +187,26 @@ class LocalAttempt:
         if not worker.has_backlog:
             self._desk.loop.unwatch(worker.command_fd)
 
-    def _on_readable(self, worker: LocalWorker) -> None:
+    def read_reports(self) -> None:
+        """Take what the workers have said.
+
+        Done on a beat, not whenever a pipe has something: one wake-up then serves many messages,
+        and the pipes hold far more than a beat's worth.
+        """
+        for worker in self.live_workers():
+            self._read(worker, _READS_PER_BEAT)
+
+    def _read(self, worker: LocalWorker, reads_max: int) -> None:
         try:
-            for message in worker.read():
-                self._desk.batch.add(self.attempt, worker.rank, message)
+            for _ in range(reads_max):
+                messages = worker.read()
+                if messages is None:
+                    return
+                for message in messages:
+                    self._desk.batch.add(self.attempt, worker.rank, message)
         except (ValueError, msgspec.MsgspecError) as error:
             worker.is_readable = False
             self._note("bad-frame", f"its report pipe cannot be understood: {error}", worker.rank)
-        if not worker.is_readable:
-            self._desk.loop.unwatch(worker.report_fd)
 
     def _note(self, code: str, message: str, rank: int | None = None) -> None:
         note = AgentNote(attempt=self.attempt, code=code, message=message, rank=rank)
@@ -266,10 +278,7 @@ class LocalAttempt:
     def _finish(self, worker: LocalWorker, ended: Exit, cause: str) -> None:
         if worker.is_over:
             return
-        for _ in range(_DRAIN_READS_MAX):
-            if not worker.has_unread():
-                break
-            self._on_readable(worker)
+        self._read(worker, _LAST_READS)
         where = worker.progress(with_state=False)
         self._discard(worker)
         worker.exit = ended
@@ -292,7 +301,7 @@ class LocalAttempt:
         self._check_over()
 
     def _discard(self, worker: LocalWorker) -> None:
-        for fd in (worker.report_fd, worker.command_fd, worker.pidfd):
+        for fd in (worker.command_fd, worker.pidfd):
             self._desk.loop.unwatch(fd)
         worker.close()
 

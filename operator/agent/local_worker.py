@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 import socket
 import time
@@ -89,28 +88,22 @@ class LocalWorker:
 
     # --- from the worker ---
 
-    def read(self) -> list[WorkerMessage]:
-        """Return what one read of the pipe completes.
+    def read(self) -> list[WorkerMessage] | None:
+        """Return what one read of the pipe completes; None when it is empty or closed.
 
         Raises: ValueError or msgspec.MsgspecError when the worker writes no valid frames; nothing
             more can be understood of it then.
         """
+        if not self.is_readable:
+            return None
         try:
             data = os.read(self.report_fd, _READ_BYTES)
         except BlockingIOError:
-            return []
+            return None
         if not data:
             self.is_readable = False
-            return []
+            return None
         return self._reader.feed(data)
-
-    def has_unread(self) -> bool:
-        """Whether the pipe holds bytes now."""
-        if not self.is_readable:
-            return False
-        poller = select.poll()
-        poller.register(self.report_fd, select.POLLIN)
-        return bool(poller.poll(0))
 
     def progress(self, with_state: bool) -> RankProgress:
         """Return where the worker stands; its process state costs a read of /proc."""

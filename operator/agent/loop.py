@@ -123,6 +123,8 @@ class EventLoop:
                 self._guard(timer.call)
 
     def _guard(self, call: Callable[[], None]) -> None:
+        if not self._is_running:
+            return
         try:
             call()
         except Exception as error:

@@ -44,7 +44,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     python_path: tuple[str, ...] = ()
     hang: HangLimits = HangLimits()
-    batch_s: float = 0.05
+    batch_s: float = 0.1
     status_s: float = 1.0
     poll_s: float = 0.1
     ready_deadline_s: float = 180.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -96,4 +97,13 @@ def test_a_post_after_the_end_is_ignored() -> None:
     running.loop.call_later(0.0, running.loop.end)
     running.run()
     running.loop.post(lambda: running.errors.append(AssertionError("ran")))
+    assert running.errors == []
+
+
+def test_nothing_runs_after_the_end_not_even_what_is_due() -> None:
+    running = Running()
+    running.loop.call_later(0.0, running.loop.end)
+    running.loop.call_later(0.0, lambda: running.errors.append(AssertionError("ran")))
+    time.sleep(0.001)
+    running.run()
     assert running.errors == []
