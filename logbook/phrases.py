@@ -1,0 +1,243 @@
+"""What happened, in a person's words: one phrase for each kind of event that has one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from . import decisions as de
+from . import events as ev
+from .clock import span_text
+
+
+def phrase_of(event: msgspec.Struct) -> str | None:
+    """Return the phrase for event, None when its kind has none."""
+    phrase = _PHRASES.get(type(event))
+    return phrase(event) if phrase is not None else None
+
+
+def bytes_text(size: int) -> str:
+    """Return a size in the unit a person would use."""
+    if size < 1000:
+        return f"{size} bytes"
+    scaled = float(size)
+    for unit in ("kB", "MB", "GB"):
+        scaled /= 1000
+        if scaled < 1000:
+            return f"{scaled:.3g} {unit}"
+    return f"{scaled / 1000:.3g} TB"
+
+
+def _submitted(e: ev.RunSubmitted) -> str:
+    return f"run {e.run} submitted by {e.by}, policy version {e.policy_version}"
+
+
+def _controller(e: ev.ControllerStarted) -> str:
+    return f"controller {e.pid} on {e.host}, epoch {e.epoch}, folded {e.folded_events} events"
+
+
+def _fault(e: ev.FaultInjected) -> str:
+    return f"planned fault {e.fault} on {e.target} at step {e.step}"
+
+
+def _joined(e: ev.NodeJoined) -> str:
+    return f"{e.node} is up on {e.host} with {e.slots} slots (agent {e.incarnation})"
+
+
+def _lost(e: ev.NodeLost) -> str:
+    return f"{e.node} is gone: {e.reason}"
+
+
+def _started(e: ev.WorkersStarted) -> str:
+    return f"{len(e.pids)} workers born on {e.node}"
+
+
+def _resumed(e: ev.AttemptResumed) -> str:
+    source = f"from {e.checkpoint}, loaded in {span_text(e.load_s)}" if e.checkpoint else "afresh"
+    passed = "; ".join(f"passed over {checkpoint}: {why}" for checkpoint, why in e.passed_over)
+    return f"training at step {e.step} {source}" + (f"; {passed}" if passed else "")
+
+
+def _exited(e: ev.WorkerExited) -> str:
+    how = f"killed by {_signal_name(e.signal)}" if e.signal else f"exited with {e.exit_code}"
+    words = f": [{e.code}] {e.message}" if e.code else f": {e.message}" if e.message else ""
+    where = f" ({e.phase})" if e.phase else ""
+    return f"rank {e.rank} on {e.node} {how} after step {e.step}{where}{words}"
+
+
+def _start_failed(e: ev.StartFailed) -> str:
+    return f"workers did not start on {e.node}: [{e.code}] {e.message}"
+
+
+def _hang(e: ev.HangSuspected) -> str:
+    rows = _some([f"rank {r.rank} at step {r.step} in {r.phase}" for r in e.rows])
+    stacks = f"; stacks in {e.stacks}" if e.stacks else ""
+    return f"no progress on {e.node} within {span_text(e.deadline_s)}: {rows}{stacks}"
+
+
+def _finished(e: ev.RankFinished) -> str:
+    return f"rank {e.rank} {'stopped' if e.stopped else 'finished'} at step {e.step}"
+
+
+def _stale(e: ev.StaleIgnored) -> str:
+    return f"{e.what} of attempt {e.attempt} from {e.node} ignored"
+
+
+def _step(e: ev.StepDone) -> str:
+    s = e.sample
+    scale = "" if s.loss_scale is None else f" scale {s.loss_scale:g}"
+    skipped = " SKIPPED (non-finite gradients)" if s.skipped else ""
+    return (
+        f"step {s.step} loss {s.loss:.4f} grad {s.grad_norm:.3g} lr {s.lr:.3g}{scale} "
+        f"activation {s.activation_norm:.4g} {s.tokens_per_s:,.0f} tokens/s{skipped}"
+    )
+
+
+def _times(e: ev.RankTimes) -> str:
+    if not e.rows:
+        return f"step {e.step} on {e.node}"
+    slowest = max(e.rows, key=lambda row: row[1])
+    return (
+        f"step {e.step} on {e.node}: {len(e.rows)} ranks, slowest rank {slowest[0]} "
+        f"took {span_text(slowest[1])}, {span_text(slowest[5])} of it waiting for others"
+    )
+
+
+def _committed(e: ev.CheckpointCommitted) -> str:
+    return (
+        f"{e.checkpoint} of step {e.step} committed, {bytes_text(e.bytes)}, saved in "
+        f"{span_text(e.save_s)}, loop blocked {span_text(e.blocked_s)}"
+    )
+
+
+def _save_failed(e: ev.CheckpointFailed) -> str:
+    return f"{e.checkpoint} of step {e.step} was not saved: {e.error}"
+
+
+def _verified(e: ev.CheckpointVerified) -> str:
+    return f"{e.checkpoint} " + (f"is NOT sound: {e.error}" if e.error else "is sound")
+
+
+def _pruned(e: ev.CheckpointsPruned) -> str:
+    return f"deleted {_some(e.checkpoints)}"
+
+
+def _finding(e: ev.FindingSeen) -> str:
+    f = e.finding
+    shadow = " (shadow: recorded only)" if f.shadow else ""
+    onset = f", began at {f.onset_step}" if f.onset_step != f.step else ""
+    return f"{f.severity} {f.kind} by {f.detector} at step {f.step}{onset}: {f.message}{shadow}"
+
+
+def _decision(e: ev.DecisionMade) -> str:
+    d = e.decision
+    opened = f" (opens {d.opens.id}: {d.opens.title})" if d.opens else ""
+    incident = f" [{d.incident}]" if d.incident and not d.opens else ""
+    return f"{d.id} {action_text(d.action)}: {d.reason}{incident}{opened}"
+
+
+def _done(e: ev.ActionDone) -> str:
+    return f"{e.decision} " + (f"failed: {e.error}" if e.error else "done")
+
+
+def _requested(e: ev.InterventionRequested) -> str:
+    value = f" {e.value:g}" if e.action in ("lr", "lr-factor", "grad-clip") else ""
+    target = f" {e.target}" if e.target else ""
+    return f"{e.id} {e.by} asks for {e.action}{value}{target}: {e.reason}"
+
+
+def _applied(e: ev.CommandApplied) -> str:
+    if e.error:
+        return f"command {e.seq} failed on {e.node}: {e.error}"
+    changes = ", ".join(
+        f"{name} {_before(e.previous, name)}{value:.6g}" for name, value in e.readback.items()
+    )
+    return f"command {e.seq} in force on {e.node} from step {e.at_step}" + (
+        f": {changes}" if changes else ""
+    )
+
+
+def _before(previous: dict[str, float], name: str) -> str:
+    return f"{previous[name]:.6g} -> " if name in previous else ""
+
+
+def _note(e: ev.NoteAdded) -> str:
+    about = f" on {e.incident}" if e.incident else ""
+    return f"{e.by}{about}: {e.text}"
+
+
+def action_text(action: de.Action) -> str:
+    """Return what a decision resolves to do, in a few words."""
+    match action:
+        case de.StartAttempt(plan, _, factor, quarantines):
+            start = f"from step {plan.resume_step}" if plan.checkpoints else "afresh"
+            lr = f", LR x{factor:.3g}" if factor != 1.0 else ""
+            avoid = f", never again {_some(quarantines)}" if quarantines else ""
+            return f"start attempt {plan.attempt} on {_some(plan.nodes)} {start}{lr}{avoid}"
+        case de.QuarantineNode(node):
+            return f"quarantine {node}"
+        case de.ReleaseNode(node):
+            return f"release {node}"
+        case de.PauseRun(code):
+            return f"pause the run ({code})"
+        case de.EndRun(stopped, step):
+            return f"end the run, {'stopped' if stopped else 'completed'} at step {step}"
+        case de.SendCommand(command, _):
+            return f"send {command.kind} {command.value:g} as command {command.seq}"
+        case de.VerifyCheckpoint(checkpoint):
+            return f"verify {checkpoint}"
+        case de.PruneCheckpoints(checkpoints):
+            return f"delete {_some(checkpoints)}"
+        case de.CloseIncident(incident, outcome):
+            return f"close {incident}: {outcome}"
+        case de.RejectIntervention(intervention) | de.CompleteIntervention(intervention):
+            return f"{_tag(action).split('-')[0]} {intervention}"
+    return _tag(action).replace("-", " ")
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    """Return the first few names and how many more there are: 124 nodes would hide the reason."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _tag(struct: msgspec.Struct) -> str:
+    return str(struct.__struct_config__.tag)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+_PHRASES: dict[type, Callable[[Any], str]] = {
+    ev.RunSubmitted: _submitted,
+    ev.ControllerStarted: _controller,
+    ev.FaultInjected: _fault,
+    ev.NodeJoined: _joined,
+    ev.NodeLost: _lost,
+    ev.WorkersStarted: _started,
+    ev.AttemptResumed: _resumed,
+    ev.WorkerExited: _exited,
+    ev.StartFailed: _start_failed,
+    ev.HangSuspected: _hang,
+    ev.RankFinished: _finished,
+    ev.StaleIgnored: _stale,
+    ev.StepDone: _step,
+    ev.RankTimes: _times,
+    ev.CheckpointCommitted: _committed,
+    ev.CheckpointFailed: _save_failed,
+    ev.CheckpointVerified: _verified,
+    ev.CheckpointsPruned: _pruned,
+    ev.FindingSeen: _finding,
+    ev.DecisionMade: _decision,
+    ev.ActionDone: _done,
+    ev.InterventionRequested: _requested,
+    ev.CommandApplied: _applied,
+    ev.NoteAdded: _note,
+}
