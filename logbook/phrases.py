@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,7 +57,7 @@ def _started(e: ev.WorkersStarted) -> str:
 
 
 def _resumed(e: ev.AttemptResumed) -> str:
-    source = f"from {e.checkpoint}, loaded in {span_text(e.load_s)}" if e.checkpoint else "afresh"
+    source = f"from {e.checkpoint}, loaded in {_span(e.load_s)}" if e.checkpoint else "afresh"
     passed = "; ".join(f"passed over {checkpoint}: {why}" for checkpoint, why in e.passed_over)
     return f"training at step {e.step} {source}" + (f"; {passed}" if passed else "")
 
@@ -75,7 +76,7 @@ def _start_failed(e: ev.StartFailed) -> str:
 def _hang(e: ev.HangSuspected) -> str:
     rows = _some([f"rank {r.rank} at step {r.step} in {r.phase}" for r in e.rows])
     stacks = f"; stacks in {e.stacks}" if e.stacks else ""
-    return f"no progress on {e.node} within {span_text(e.deadline_s)}: {rows}{stacks}"
+    return f"no progress on {e.node} within {_span(e.deadline_s)}: {rows}{stacks}"
 
 
 def _finished(e: ev.RankFinished) -> str:
@@ -102,14 +103,14 @@ def _times(e: ev.RankTimes) -> str:
     slowest = max(e.rows, key=lambda row: row[1])
     return (
         f"step {e.step} on {e.node}: {len(e.rows)} ranks, slowest rank {slowest[0]} "
-        f"took {span_text(slowest[1])}, {span_text(slowest[5])} of it waiting for others"
+        f"took {_span(slowest[1])}, {_span(slowest[5])} of it waiting for others"
     )
 
 
 def _committed(e: ev.CheckpointCommitted) -> str:
     return (
         f"{e.checkpoint} of step {e.step} committed, {bytes_text(e.bytes)}, saved in "
-        f"{span_text(e.save_s)}, loop blocked {span_text(e.blocked_s)}"
+        f"{_span(e.save_s)}, loop blocked {_span(e.blocked_s)}"
     )
 
 
@@ -202,6 +203,10 @@ def _some(names: Sequence[str], most: int = 4) -> str:
     """Return the first few names and how many more there are: 124 nodes would hide the reason."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _span(span_s: float) -> str:
+    return span_text(span_s) if math.isfinite(span_s) else f"{span_s:g} s"
 
 
 def _tag(struct: msgspec.Struct) -> str:
