@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .config import NormConfig
+from .lr_watch import LrWatch
 from .norm import NormGrowth
 from .point import Point, Signal
 
@@ -12,8 +13,8 @@ class ActivationNormDetector(NormGrowth):
 
     name = "activation-norm"
 
-    def __init__(self, config: NormConfig) -> None:
-        super().__init__(self.name, "activation-norm-trend", config)
+    def __init__(self, config: NormConfig, lr: LrWatch) -> None:
+        super().__init__(self.name, "activation-norm-trend", config, lr)
 
     def observe(self, point: Point) -> Signal | None:
         """Return a signal when the activation norm jumps or bends upward, and when it is over."""

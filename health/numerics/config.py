@@ -28,6 +28,18 @@ class DetectorConfig(BaseModel):
     mode: Mode = "act"
 
 
+class LrWatchConfig(BaseModel):
+    """When the learning rate counts as on its way up, as in warm-up or a restart of the schedule.
+
+    rise_factor, window_points: it is this many times what it was so many points before.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rise_factor: Positive = 1.5
+    window_points: Count = 64
+
+
 class SpikeConfig(DetectorConfig):
     """When a loss counts as out of the ordinary, and when as back in it.
 
@@ -42,9 +54,8 @@ class SpikeConfig(DetectorConfig):
     run_points: so many fairly high points (heal_z noise units) in a row open one too.
     heal_z: an excursion is over once the median of heal_points falls below this many noise units
         (and below half of the minimum rise).
-    lr_rise_factor, lr_window_points, lr_rise_frac: while the learning rate is this many times what
-        it was so many points before (warm-up, a restart of the schedule), only a rise of this share
-        of the reference counts.
+    lr_rise_frac: while the learning rate is on its way up (see lr), only a rise of this share of
+        the reference counts.
     adopt_points: an excursion that lasts so long is the new normal and the reference starts anew.
     """
 
@@ -57,8 +68,6 @@ class SpikeConfig(DetectorConfig):
     run_points: Count = 4
     heal_z: Positive = 3.0
     heal_points: Count = 5
-    lr_rise_factor: Positive = 1.5
-    lr_window_points: Count = 64
     lr_rise_frac: Positive = 0.25
     adopt_points: Count = 200
 
@@ -66,7 +75,8 @@ class SpikeConfig(DetectorConfig):
 class LevelShiftConfig(DetectorConfig):
     """How long an excursion of the loss may take to heal.
 
-    warn_points, rollback_points: an excursion that has not healed at its n-th point.
+    warn_points, rollback_points: an excursion that has not healed at its n-th point. In a log that
+        is a running average one bad point echoes for many: give it more points there.
     high_frac: share of its points that must have stayed high, so that a series of separate spikes
         is not taken for a shift.
     """
@@ -232,6 +242,7 @@ class PanelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    lr: LrWatchConfig = LrWatchConfig()
     spike: SpikeConfig = SpikeConfig()
     level_shift: LevelShiftConfig = LevelShiftConfig()
     creep: CreepConfig = CreepConfig()

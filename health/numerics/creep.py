@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from ...logbook.findings import Severity
 from .config import CreepConfig
 from .drift import Drift
 from .excursion import Excursion
+from .lr_watch import LrWatch
 from .point import Point, Signal
 
 
@@ -19,8 +22,9 @@ class CreepDetector:
 
     name = "creep"
 
-    def __init__(self, config: CreepConfig, excursion: Excursion) -> None:
+    def __init__(self, config: CreepConfig, excursion: Excursion, lr: LrWatch) -> None:
         self._config = config
+        self._lr = lr
         self._excursion = excursion
         self._drift = Drift(config.block_points, config.window_blocks, config.ready_blocks)
         self._adoptions = 0
@@ -40,11 +44,11 @@ class CreepDetector:
     def observe(self, point: Point) -> Signal | None:
         """Return a signal when a creep begins, stays, or has gone back."""
         excursion = self._excursion
-        if excursion.adoptions != self._adoptions or excursion.lr_raised:
+        if excursion.adoptions != self._adoptions or self._lr.is_raised:
             self._adoptions = excursion.adoptions
             return self._forget()
         loss = point.loss
-        if loss is None or excursion.is_open or not loss < float("inf"):
+        if loss is None or excursion.is_open or not -math.inf < loss < math.inf:
             return None
         if not self._drift.observe(point.step, loss):
             return None

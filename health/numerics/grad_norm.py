@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .config import NormConfig
+from .lr_watch import LrWatch
 from .norm import NormGrowth
 from .point import Point, Signal
 
@@ -15,8 +16,8 @@ class GradNormDetector(NormGrowth):
 
     name = "grad-norm"
 
-    def __init__(self, config: NormConfig) -> None:
-        super().__init__(self.name, "grad-norm-growth", config)
+    def __init__(self, config: NormConfig, lr: LrWatch) -> None:
+        super().__init__(self.name, "grad-norm-growth", config, lr)
 
     def observe(self, point: Point) -> Signal | None:
         """Return a signal when the gradient norm jumps or bends upward, and when that is over."""

@@ -38,12 +38,11 @@ class LevelShiftDetector:
 
     def _severity(self) -> Severity | None:
         excursion, config = self._excursion, self._config
-        points = excursion.points - excursion.echo_points()
-        if points < config.warn_points or not excursion.is_high:
+        if excursion.points < config.warn_points or not excursion.is_high:
             return None
         if excursion.high_points < config.high_frac * excursion.points:
             return None
-        if points >= config.rollback_points:
+        if excursion.points >= config.rollback_points:
             return Severity.ROLLBACK
         return Severity.WARN
 

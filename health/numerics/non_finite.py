@@ -29,6 +29,7 @@ class NonFiniteDetector:
         self._excursion = excursion
         self._points = 0
         self._present_points = 0
+        self._is_always_logged = False
         self.restarted(0)
 
     def restarted(self, at_step: int) -> None:
@@ -40,6 +41,9 @@ class NonFiniteDetector:
 
     def observe(self, point: Point) -> Signal | None:
         """Return a signal at the first non-finite point, as they add up, and when they are over."""
+        loss = point.loss
+        if loss is not None and -math.inf < loss < math.inf and self._is_quiet(point.grad_norm):
+            return None
         weight, value, what = self._judge(point)
         if weight <= 0.0:
             return self._leak()
@@ -53,6 +57,12 @@ class NonFiniteDetector:
             return None
         self._told = severity
         return self._signal(severity, value, f"{what} for {self._count} points")
+
+    def _is_quiet(self, norm: float | None) -> bool:
+        """The way nearly every point takes: nothing open, nothing to learn, nothing wrong."""
+        if self._level > 0.0 or self._missing or not self._is_always_logged:
+            return False
+        return norm is None or -math.inf < norm < math.inf
 
     def _judge(self, point: Point) -> tuple[float, float, str]:
         """Return how much this point counts, its value, and what is wrong with it."""
@@ -74,20 +84,19 @@ class NonFiniteDetector:
         """A loss that was only missing is back: it was not NaN, and is learned about anew."""
         if self._missing:
             self._level = min(self._level, 0.5)
-            self._missing = self._points = self._present_points = 0
+            self._missing = 0
+            self._is_always_logged = False
 
     def _count_presence(self, present: bool) -> None:
         """Learn from the first points whether the loss is in every one, or only in some."""
-        if self._points < _PRESENCE_POINTS:
-            self._points += 1
-            self._present_points += present
-        elif present and not self._is_always_logged:
+        if self._is_always_logged:
+            return
+        self._points += 1
+        self._present_points += present
+        if self._points >= _PRESENCE_POINTS:
+            least = self._config.presence_frac * self._points
+            self._is_always_logged = self._present_points >= least
             self._points = self._present_points = 0
-
-    @property
-    def _is_always_logged(self) -> bool:
-        least = self._config.presence_frac * _PRESENCE_POINTS
-        return self._points >= _PRESENCE_POINTS and self._present_points >= least
 
     def _leak(self) -> Signal | None:
         if self._level <= 0.0:

@@ -8,6 +8,7 @@ from ...logbook.findings import Severity
 from .config import NormConfig
 from .drift import Drift
 from .excursion import Excursion
+from .lr_watch import LrWatch
 from .point import Point, Signal
 
 _RANK = {None: 0, Severity.OBSERVE: 1, Severity.WARN: 2}
@@ -20,11 +21,12 @@ class NormGrowth:
     stays, or growth well in excess of what it was before.
     """
 
-    def __init__(self, name: str, kind: str, config: NormConfig) -> None:
+    def __init__(self, name: str, kind: str, config: NormConfig, lr: LrWatch) -> None:
         self.name = name
         self._kind = kind
         self._config = config
-        self._excursion = Excursion(config.jump)
+        self._lr = lr
+        self._excursion = Excursion(config.jump, lr)
         self._drift = Drift(config.block_points, config.window_blocks, config.ready_blocks)
         self._close()
 
@@ -47,11 +49,13 @@ class NormGrowth:
             return None
         value = math.log(norm)
         excursion = self._excursion
-        excursion.observe(point.step, value, point.lr)
-        if excursion.lr_raised:
+        excursion.observe(point.step, value)
+        if self._lr.is_raised:
             self._drift.reset()
         elif not excursion.is_open and self._drift.observe(point.step, value):
             self._bend()
+        if self._told is None and not excursion.is_open and not self._bent:
+            return None
         severity, reason = self._judge(point.step)
         if severity is None:
             return self._end(norm)
@@ -79,7 +83,7 @@ class NormGrowth:
     def _judge(self, step: int) -> tuple[Severity | None, str]:
         config, excursion = self._config, self._excursion
         if excursion.is_open:
-            rise = excursion.middle() - excursion.reference
+            rise = excursion.height()
             if rise >= config.warn_rise and self._stays(step):
                 return Severity.WARN, f"up {math.expm1(rise):.0%} for {excursion.points} points"
             high = excursion.peak - excursion.reference >= config.note_rise

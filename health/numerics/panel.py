@@ -12,6 +12,7 @@ from .cross_rank import CrossRankDetector, RankPoint
 from .excursion import Excursion
 from .grad_norm import GradNormDetector
 from .level_shift import LevelShiftDetector
+from .lr_watch import LrWatch
 from .non_finite import NonFiniteDetector
 from .plateau import PlateauDetector
 from .point import Detector, Point, Signal
@@ -31,7 +32,8 @@ class Panel:
 
     def __init__(self, config: PanelConfig | None = None) -> None:
         self._config = config or PanelConfig()
-        self._excursion = Excursion(self._config.spike)
+        self._lr = LrWatch(self._config.lr)
+        self._excursion = Excursion(self._config.spike, self._lr)
         self._cross_rank = CrossRankDetector(self._config.cross_rank)
         built = self._build()
         self._modes: dict[str, Mode] = {d.name: section.mode for d, section in built}
@@ -45,14 +47,14 @@ class Panel:
 
     def _build(self) -> list[tuple[Detector, DetectorConfig]]:
         """Every detector with its section. Worse news first: it then opens the episode."""
-        config, excursion = self._config, self._excursion
+        config, excursion, lr = self._config, self._excursion, self._lr
         return [
             (NonFiniteDetector(config.non_finite, excursion), config.non_finite),
             (ScalerDetector(config.scaler), config.scaler),
             (LevelShiftDetector(config.level_shift, excursion), config.level_shift),
-            (CreepDetector(config.creep, excursion), config.creep),
-            (GradNormDetector(config.grad_norm), config.grad_norm),
-            (ActivationNormDetector(config.activation_norm), config.activation_norm),
+            (CreepDetector(config.creep, excursion, lr), config.creep),
+            (GradNormDetector(config.grad_norm, lr), config.grad_norm),
+            (ActivationNormDetector(config.activation_norm, lr), config.activation_norm),
             (PlateauDetector(config.plateau), config.plateau),
             (SpikeDetector(excursion), config.spike),
         ]
@@ -68,8 +70,10 @@ class Panel:
             self.restarted(step)
         self._step = step
         self._count += 1
+        if point.lr is not None:
+            self._lr.observe(point.lr)
         if point.loss is not None:
-            self._excursion.observe(step, point.loss, point.lr)
+            self._excursion.observe(step, point.loss)
         signals = [
             signal for detector in self._running if (signal := detector.observe(point)) is not None
         ]
@@ -107,6 +111,7 @@ class Panel:
         numeric: the restart was made for a numeric reason, which confirms open shadow findings.
         """
         self._step = None
+        self._lr.restarted()
         self._excursion.restarted(at_step)
         self._keeper.reset()
         self._cross_rank.restarted(at_step)

@@ -1,0 +1,120 @@
+"""What is usual for a series: where it is, how much it scatters, how it is logged."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from .window import SortedWindow
+
+_MAD_TO_SIGMA = 1.4826
+_Q75_TO_SIGMA = 1.0 / 1.1503
+_UPPER_Q75_TO_SIGMA = 1.0 / 0.6745
+# A second difference x1 - (x0 + x2) / 2 of independent noise has sqrt(1.5) times its deviation.
+_SECOND_DIFFERENCE = 1.0 / math.sqrt(1.5)
+_LEAST_CENTRE_POINTS = 5
+_CADENCE_CHANGE = 4
+_CADENCE_GAPS = 3
+# The noise changes slowly, so it is taken from its windows at every fourth point only.
+_NOISE_EVERY = 4
+
+
+class Baseline:
+    """Learns from ordinary points; which those are is for the caller to say.
+
+    centre: median of a few points; short, so that it follows a series that is falling fast.
+    sigma:  noise, the larger of two robust estimates. Second differences know nothing of a steady
+        fall; the upper spread about the centre sees noise that wanders from point to point, as in
+        a running average. Quartiles keep a heavy-tailed log (one rank's batch) quiet.
+    """
+
+    def __init__(self, centre_points: int, noise_points: int, ready_points: int) -> None:
+        self._ready_points = ready_points
+        self._centres = SortedWindow(centre_points)
+        self._jitters = SortedWindow(noise_points)
+        self._spreads = SortedWindow(noise_points)
+        self._steps: deque[int] = deque(maxlen=centre_points)
+        self._gap = self._long_gaps = self._last_step = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: what comes now is the new normal."""
+        self._jitters.clear()
+        self._spreads.clear()
+        self._forget_centre()
+        self._age = 0
+        self.jitter = self.spread = self.sigma = 0.0
+
+    def _forget_centre(self) -> None:
+        self._centres.clear()
+        self._steps.clear()
+        self._before = self._last = math.nan
+        self.centre = math.nan
+        self.is_ready = False
+
+    def rewind(self, at_step: int) -> None:
+        """Forget a centre that was learned after at_step; the noise is kept.
+
+        A run rolled back to an early step starts from the higher loss it had there; what the loss
+        had come down to since is no reference for that.
+        """
+        if self._steps and at_step < self._steps[0]:
+            self._forget_centre()
+
+    def accept(self, step: int, level: float, *, odd: bool = False) -> None:
+        """Learn from one ordinary, finite point.
+
+        odd: ordinary enough to move the centre, and too high to tell anything about the noise. In a
+        run that spikes every tenth point the spikes would otherwise hide each other.
+        """
+        # Once enough is known, one of the two estimates learns at a time: it is half the cost.
+        age = self._age = self._age + 1
+        if not odd:
+            if not self.is_ready or age & 1:
+                second = self._last - (self._before + level) * 0.5
+                if second == second:
+                    self._jitters.push(abs(second) * _SECOND_DIFFERENCE)
+            if not (self.is_ready and age & 1) and self._steps:
+                self._spreads.push(level - self.centre)
+            self._before = self._last
+            self._last = level
+        self._steps.append(step)
+        centres = self._centres
+        centres.push(level)
+        ordered = centres.ordered
+        self.centre = ordered[len(ordered) >> 1]
+        if not self.is_ready or age % _NOISE_EVERY == 0:
+            self._measure()
+
+    def _measure(self) -> None:
+        jitters, spreads = self._jitters, self._spreads
+        count = len(jitters)
+        self.is_ready = count >= self._ready_points and len(self._steps) >= _LEAST_CENTRE_POINTS
+        if not count:
+            return
+        self.jitter = max(_MAD_TO_SIGMA * jitters.median(), _Q75_TO_SIGMA * jitters.quantile(0.75))
+        self.spread = _UPPER_Q75_TO_SIGMA * spreads.quantile(0.75)
+        self.sigma = max(self.jitter, self.spread)
+
+    def has_new_cadence(self, step: int) -> bool:
+        """Take the step of every point; return whether the log has become much coarser.
+
+        Noise learned every step does not apply to a log every 500th. One long gap is a hole in the
+        log, or skipped steps; a cadence takes several.
+        """
+        gap = step - self._last_step
+        self._last_step = step
+        if gap == self._gap:
+            self._long_gaps = 0
+            return False
+        return gap > 0 and self._has_lasting_gap(gap)
+
+    def _has_lasting_gap(self, gap: int) -> bool:
+        if not self._gap or gap < _CADENCE_CHANGE * self._gap:
+            self._gap, self._long_gaps = gap, 0
+            return False
+        self._long_gaps += 1
+        if self._long_gaps < _CADENCE_GAPS:
+            return False
+        self._gap, self._long_gaps = gap, 0
+        return True
