@@ -1,0 +1,171 @@
+"""Numeric trouble and people's changes on a real Ray: divergence, the rate, stop and resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from midwatch.logbook.decisions import StartAttempt
+from midwatch.logbook.events import InterventionRequested
+from midwatch.logbook.state import RunState, Status
+from midwatch.operator.desk import post_request
+from midwatch.operator.runtime.session import Session, ray_session
+
+from tests.support.live_run import (
+    LiveRun,
+    Strike,
+    build_corpus,
+    is_training,
+    kill,
+    nano_spec,
+    worker_pid,
+)
+
+pytestmark = pytest.mark.chaos
+
+# Only the loss scaler may act, so that its collapse is what is recovered from.
+SCALER_ALONE = {
+    name: {"mode": "shadow"}
+    for name in ("level_shift", "non_finite", "grad_norm", "activation_norm", "creep")
+}
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with ray_session("local") as joined:
+        yield joined
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_corpus(tmp_path_factory.mktemp("data"))
+
+
+def ask(run: LiveRun, at_step: int, action: str, value: float = 0.0, **more: Any) -> Strike:
+    """A person's request, made once the run has completed at_step."""
+
+    def strike(state: RunState) -> bool:
+        if not is_training(state) or state.step < at_step:
+            return False
+        request = InterventionRequested(
+            id=f"test-{action}", action=action, by="a test", reason="to see", value=value, **more
+        )
+        post_request(run.run_dir, request, time_s=time.time())
+        return True
+
+    return strike
+
+
+def test_a_real_divergence_is_rolled_back_with_a_lower_rate(
+    session: Session, corpus: Path, tmp_path: Path
+) -> None:
+    trainer = {"steps": 120, "loss_scaler": {"init": 64.0}}
+    spec = nano_spec("diverge", tmp_path, corpus, trainer=trainer, detectors=SCALER_ALONE)
+    with LiveRun(spec, session) as run:
+        state = run.finish(ask(run, 22, "lr", 1.0))
+        assert state.status is Status.COMPLETED, run.describe()
+        events = run.events()
+    (incident,) = state.incidents.values()
+    assert incident.draft.fault == "scaler-collapse"
+    # It truly diverged: the loss was gone and the scale at its floor.
+    diverged = [e.sample for e in events if type(e).__name__ == "StepDone" and e.attempt == 1]
+    assert math.isnan(diverged[-1].loss)
+    assert diverged[-1].loss_scale == 2.0**-5
+    # The answer: a checkpoint from before, the raise taken back, a rate below the schedule's.
+    assert incident.checkpoint_tags is not None
+    raised_at = state.interventions["test-lr"].at_step
+    assert raised_at is not None
+    assert incident.checkpoint == f"step-{(raised_at - 1) // 5 * 5:08d}.a0001"
+    start = next(d.action for d in incident.decisions if isinstance(d.action, StartAttempt))
+    assert start.lr_factor == 0.9
+    assert state.interventions["test-lr"].stage == "reverted"
+    assert [change.factor for change in state.hyper.lr_changes] == [0.9]
+    assert incident.lr_after == pytest.approx(0.9 * incident.checkpoint_tags.lr, rel=0.1)
+    # And it worked.
+    assert state.last is not None
+    assert state.last.loss < incident.checkpoint_tags.loss
+    assert run.folded() == state
+
+
+def test_a_changed_rate_reaches_every_rank_and_survives_a_crash(
+    session: Session, corpus: Path, tmp_path: Path
+) -> None:
+    with LiveRun(nano_spec("steer", tmp_path, corpus), session) as run:
+
+        def crash(state: RunState) -> bool:
+            known = state.interventions.get("test-lr-factor")
+            applied = known is not None and known.stage == "applied"
+            return applied and kill(worker_pid(state, 0))
+
+        state = run.finish(ask(run, 10, "lr-factor", 0.5), crash)
+        losses = {e.sample.step: e.sample for e in run.events() if hasattr(e, "sample")}
+    known = state.interventions["test-lr-factor"]
+    assert known.stage == "applied"
+    assert known.acks == (0, 1, 2, 3)
+    assert known.readback["lr"] == pytest.approx(0.5 * known.previous["lr"])
+    assert state.num_attempts == 2
+    assert known.at_step is not None
+    before, after = losses[known.at_step - 1].lr, losses[40].lr
+    assert losses[known.at_step].lr == pytest.approx(before / 2, rel=0.05)
+    assert after < before / 2
+    assert [change.factor for change in state.hyper.lr_changes] == [0.5]
+
+
+def test_a_rate_out_of_bounds_is_refused(session: Session, corpus: Path, tmp_path: Path) -> None:
+    spec = nano_spec("bounds", tmp_path, corpus, limits={"lr_max": 0.01})
+    with LiveRun(spec, session) as run:
+        state = run.finish(ask(run, 5, "lr", 5.0))
+    known = state.interventions["test-lr"]
+    assert known.stage == "rejected"
+    assert "0.01" in known.detail
+    assert state.hyper.lr_changes == ()
+
+
+def test_stop_saves_and_the_run_goes_on_where_it_stopped(
+    session: Session, corpus: Path, tmp_path: Path
+) -> None:
+    spec = nano_spec("stopped", tmp_path, corpus)
+    with LiveRun(spec, session) as run:
+        state = run.finish(ask(run, 12, "stop"))
+    assert state.status is Status.STOPPED
+    newest = max(state.checkpoints.values(), key=lambda c: c.step)
+    assert newest.step == state.step
+    request = InterventionRequested(id="again", action="resume", by="a test", reason="go on")
+    post_request(tmp_path, request, time_s=time.time())
+    with LiveRun(spec, session) as run:
+        state = run.until(lambda state: state.status is Status.COMPLETED)
+    assert state.step == 40
+    assert state.num_attempts == 2
+
+
+def test_commands_read_and_steer_a_run(session: Session, corpus: Path, tmp_path: Path) -> None:
+    def midwatch(*arguments: str, status: int = 0) -> str:
+        command = [sys.executable, "-m", "midwatch.operator.cli.main", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
+        assert done.returncode == status, done.stderr
+        return done.stdout if status == 0 else done.stderr
+
+    folder = str(tmp_path)
+    with LiveRun(nano_spec("commands", tmp_path, corpus), session) as run:
+        run.until(lambda state: state.step >= 3)
+        asked = ["lr", folder, "--factor", "0.5", "--reason", "to see"]
+        dry = json.loads(midwatch(*asked, "--dry-run", "-o", "json"))
+        assert dry[0]["action"]["type"] == "send-command"
+        assert run.state.interventions == {}
+        conflict = midwatch(*asked, "--expect-attempt", "7", status=4)
+        assert "attempt 7 was expected" in conflict or conflict == ""
+        run.finish()
+    status = json.loads(midwatch("status", folder, "-o", "json"))
+    assert status["summary"]["status"] == "completed"
+    lines = midwatch("journal", folder, "--kind", "decision", "-o", "json").splitlines()
+    assert {json.loads(line)["event"]["kind"] for line in lines} == {"decision"}
+    assert midwatch("notes", folder) == ""
+    assert "no-such-run" in midwatch("status", "nowhere", status=3)
+    assert "no-such-incident" in midwatch("notes", folder, "--incident", "inc-9999", status=3)
