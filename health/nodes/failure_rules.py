@@ -15,6 +15,8 @@ highest tier found does the earliest line win:
 
 confidence is the chance that the label is right when this rule decided alone.
 
+Patterns ignore case.
+
 Written from the messages of PyTorch (c10, c10d, elastic, DataLoader, serialization), NCCL, CUDA,
 DeepSpeed, fairseq, Megatron, gloo, Slurm, Kubernetes, Ray, Open MPI, errno(3), the S3 clients and
 the file systems training clusters use. Kernel lines are kernel_table's.
@@ -95,8 +97,9 @@ RULES: tuple[Rule, ...] = (
          r"uncorrectable) (?:memory|DRAM|SRAM) error|VOLATILE_DBE|PENDING_PAGE_RETIREMENTS|"
          r"UNCORRECTABLE_ROW_REMAP"),
     Rule(lb.GPU_ECC, DETAIL, 0.7,
-         r"\bECC (?:memory )?errors?\b(?!.{0,4}\b0\b)|(?:page retirement|"
-         r"row remap\w*).{0,12}pending", action=DRAIN),
+         r"\bECC (?:memory )?errors?\b(?!.{0,4}\b0\b)|(?:page retirement|row remap\w*).{0,12}"
+         r"pending|[SD]RAM Uncorrectable\w*\s*:\s*[1-9]|"
+         r"Pending(?: Page)?(?: Blacklist)?\s*:\s*Yes", action=DRAIN),
     Rule(lb.GPU_FELL_OFF_BUS, CAUSE, 0.97,
          r"fallen off the bus|GPU is lost|GPU_IS_LOST|GpuIsLost"),
     Rule(lb.GPU_FELL_OFF_BUS, CAUSE, 0.6,
@@ -105,7 +108,7 @@ RULES: tuple[Rule, ...] = (
          r"couldn't communicate with the NVIDIA driver|Failed to initialize NVML|"
          r"Driver/library version mismatch|RmInitAdapter failed|"
          r"nvidia-container-cli: (?:initialization|device) error|"
-         r"(?i:fabric ?manager).{0,60}(?:fail|not running|not initiali[sz]ed|aborted)"),
+         r"fabric ?manager.{0,60}(?:fail|not running|not initiali[sz]ed|aborted)"),
     Rule(lb.GPU_DRIVER_INIT, PRECISE, 0.85,
          r"system not yet initialized|Error 80[2-4]:|CUDA_ERROR_SYSTEM_\w+"),
     # A container built for another driver prints these too: they cost no node by themselves.
@@ -116,7 +119,8 @@ RULES: tuple[Rule, ...] = (
          r"cudaErrorDevicesUnavailable|CUDA_ERROR_(?:NO_DEVICE|NOT_INITIALIZED)|cuInit.{0,20}fail",
          action=RESTART),
     Rule(lb.GPU_DRIVER_INIT, DETAIL, 0.6,
-         r"Unexpected error from cudaGetDeviceCount|CUDA error: (?:unknown error|"
+         r"Unexpected error from cudaGetDeviceCount|CUDA_ERROR_UNKNOWN|cudaErrorUnknown|"
+         r"cudaErrorInitializationError|CUDA error: (?:unknown error|"
          r"initialization error|driver shutting down)|No CUDA GPUs are available|"
          r"^\s*No devices were found|GPU requires (?:a )?reset|Cuda failure.{0,8}'(?:unknown error|"
          r"initialization error|API call is not supported)", action=RESTART),
@@ -127,7 +131,8 @@ RULES: tuple[Rule, ...] = (
          r"training error|contain(?:ed|ment))|(?:fatal|failed).{0,40}\bNV(?:Link|Switch)\b|"
          r"DCGM_FR_NV(?:LINK|SWITCH)\w+"),
     Rule(lb.NVLINK, DETAIL, 0.7,
-         r"\bNVLink\b.{0,60}\b(?:errors?|CRC|replay|recovery)\b"),
+         r"\bNV(?:Link|Switch)\b.{0,60}\b(?:errors?|CRC|replay|recovery)\b|"
+         r"\bLink \d+: <?inactive"),
     Rule(lb.CUDA_ILLEGAL_ACCESS, PRECISE, 0.9,
          r"illegal memory access|misaligned address|cudaErrorIllegalAddress|"
          r"CUDA_ERROR_ILLEGAL_ADDRESS|illegal instruction was encountered"),
@@ -141,18 +146,18 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.OOM_GPU, PRECISE, 0.97,
          r"(?:CUDA|HIP|NPU|XPU|MPS) (?:error: )?out of memory|torch\.(?:cuda\.)?OutOfMemoryError|"
          r"CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|Cuda failure.{0,8}'?out of memory|"
-         r"RESOURCE_EXHAUSTED: (?:.*[Oo]ut of memory|.*alloc)|Failed to allocate.{0,60}\bon (?:GPU|"
+         r"RESOURCE_EXHAUSTED: (?:.*out of memory|.*alloc)|Failed to allocate.{0,60}\bon (?:GPU|"
          r"device)"),
     Rule(lb.OOM_GPU, DETAIL, 0.6,
          r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_(?:ALLOC_FAILED|NOT_INITIALIZED)|"
          r"CUBLAS_STATUS_NOT_INITIALIZED"),
     # --- the run was taken away ----------------------------------------------------------------
     Rule(lb.NODE_LOST, CAUSE, 0.95,
-         r"(?i:\bnode[ _]fail(?:ure|ed)?\b)"),
+         r"\bnode[ _]fail(?:ure|ed)?\b|\bfailed node\b"),
     Rule(lb.NODE_LOST, CAUSE, 0.9,
-         r"\b[Nn]ode\b.{0,120}(?:marked (?:as )?dead|has died|died unexpectedly|was lost|"
+         r"\bnodes?\b.{0,120}(?:marked (?:as )?dead|has died|died unexpectedly|was lost|"
          r"is (?:dead|unreachable)|went down|not responding|unresponsive)|NodeNotReady|NodeLost\b|"
-         r"[Nn]ode is not ready|stopped posting node status|missed too many heartbeats|"
+         r"node is not ready|stopped posting node status|missed too many heartbeats|"
          r"Lost (?:contact|communication) with (?:node|host)|could not connect to MOM|"
          r"DeletionByTaintManager|\bhost (?:is down|unreachable)\b"),
     Rule(lb.NODE_LOST, DETAIL, 0.7,
@@ -161,8 +166,9 @@ RULES: tuple[Rule, ...] = (
          r"instance (?:retirement|terminated|stopped unexpectedly)|Zero Bytes were transmitted"),
     Rule(lb.PREEMPTION, CAUSE, 0.95,
          r"DUE TO PREEMPTION|\bPreempted (?:by|to|in order)\b|PreemptionBy\w+|"
-         r"instances?\.preempted|spot (?:instance )?(?:interruption|termination|reclaim)|"
-         r"rebalance recommendation|preemption (?:notice|event|signal)"),
+         r"instances?\.preempted|spot (?:instance )?(?:interruption|termination|reclaim|eviction)|"
+         r"rebalance recommendation|preemption (?:notice|event|signal)|"
+         r"EventType\W+Preempt\b"),
     Rule(lb.PREEMPTION, DETAIL, 0.75,
          r"\b(?:was|been|is|job|being|requeued.*) preempted\b|state[:= ]+PREEMPTED|\bpreempt(?:ed|"
          r"ing)\b.{0,40}(?:job|pod|node|instance|workload)|instance-action|"
@@ -176,10 +182,10 @@ RULES: tuple[Rule, ...] = (
          r"walltime.{0,20}exceeded"),
     Rule(lb.SCHEDULER, DETAIL, 0.7,
          r"cannot be scheduled|infeasible|slurm_\w+ error|(?:srun|sbatch|salloc|slurmstepd|"
-         r"slurmctld): (?:fatal|error): .*(?:Invalid|Unable|expired|reject|timed out|launch failed|"
+         r"slurmctld): (?:fatal|error): (?!x11).*(?:Invalid|Unable|expired|reject|timed out|launch failed|"
          r"not permitted|Requested)|state[:= ]+TIMEOUT|timed-out and|Reached (?:time|wall) ?limit"),
     Rule(lb.EXTERNAL_SIGNAL, PEER, 0.8,
-         r"[Rr]eceived (?:Signals\.)?(?:\d+|SIG\w+) death signal|"
+         r"received (?:Signals\.)?(?:\d+|SIG\w+) death signal|"
          r"SignalException: Process \d+ got signal|^\s*KeyboardInterrupt|"
          r"Caught (?:signal )?(?:SIG(?:TERM|INT|HUP)|Ctrl-C|\w* ?signal 15)|(?:received|got|"
          r"caught) (?:a )?SIG(?:TERM|INT|HUP)\b|CANCELLED by \d+|exited on signal 15"),
@@ -192,14 +198,14 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.SHM_EXHAUSTED, PRECISE, 0.95,
          r"insufficient shared memory|out of shared memory|shared memory (?:segment|object|file)|"
          r"unable to (?:write to|mmap|open) .*</torch_|(?:/dev/shm|shm_open|shm\.h|nccl-shm|"
-         r"psm_).{0,80}(?:fail|No space|error)|torch_shm_manager|(?:fail\w*|[Ee]rror|"
-         r"[Uu]nable).{0,60}/dev/shm|posix_fallocate failed|(?:shared memory|"
+         r"psm_).{0,80}(?:fail|No space|error)|torch_shm_manager|(?:fail\w*|error|"
+         r"unable).{0,60}/dev/shm|posix_fallocate failed|(?:shared memory|"
          r"/dev/shm).{0,60}(?:full|exhaust|too small)"),
     Rule(lb.SHM_EXHAUSTED, PEER, 0.6,
          r"Bus error|SIGBUS|exit(?: ?code)?[: =(]*-7\b|return code = -7\b"),
     Rule(lb.OOM_HOST, CAUSE, 0.95,
-         r"oom[-_ ]kill(?:er|ed)?\b|oomd\b.{0,20}[Kk]ill|OOMKilled|\bOOM Killed\b|"
-         r"task \S+ ?\d*: Out Of Memory|OUT_OF_MEMORY\b(?<!ERROR_OUT_OF_MEMORY)|[Ee]xceeded (?:job|"
+         r"oom[-_ ]kill(?:er|ed)?\b|oomd\b.{0,20}kill|OOMKilled|\bOOM Killed\b|"
+         r"task \S+ ?\d*: Out Of Memory|OUT_OF_MEMORY\b(?<!ERROR_OUT_OF_MEMORY)|exceeded (?:job|"
          r"step|memory).{0,12}(?:memory )?limit|memory pressure|running low on memory|"
          r"low on resource: memory|ray\.exceptions\.OutOfMemoryError|OOM encountered|"
          r"condition: \[MemoryPressure\]|exceeds the memory usage threshold"),
@@ -220,6 +226,7 @@ RULES: tuple[Rule, ...] = (
          r"\[Errno (?:5|28|30|70|107|108|116|121|122)\]|No space left on device|"
          r"Disk quota exceeded|Stale (?:NFS )?file handle|Read-only file system|Input/output error|"
          r"Remote I/O error|Transport endpoint is not connected|Communication error on send|"
+         r"Cannot send after transport endpoint shutdown|"
          r"low on resource: ephemeral-storage|condition: \[DiskPressure\]|disk (?:is )?full|"
          r"disk I/O error"),
     Rule(lb.STORAGE, PRECISE, 0.88,
@@ -228,28 +235,31 @@ RULES: tuple[Rule, ...] = (
          r"may) be corrupt|pickle data was truncated|Ran out of input|invalid load key|"
          r"not a zip file|BadZipFile|failed finding central directory|(?:HeaderTooLarge|"
          r"HeaderTooSmall|MetadataIncompleteBuffer|InvalidHeader)|File \S+ cannot be opened|"
-         r"iostream error|basic_(?:filebuf|ios)|[Cc]heckpoint.{0,60}(?:corrupt|truncated|"
+         r"iostream error|basic_(?:filebuf|ios)|checkpoint.{0,60}(?:corrupt|truncated|"
          r"incomplete)|(?:checksum|CRC) mismatch"),
     Rule(lb.STORAGE, PRECISE, 0.85,
-         r"botocore\.exceptions|\(SlowDown\)|S3(?:\.Client)?\S*Error|S3UploadFailed|"
+         r"botocore\.exceptions|\(SlowDown\)|\bS3(?:\.Client)?\S*Error|S3UploadFailed|"
          r"google\.(?:api_core|cloud)\S*exceptions|azure\.core\.exceptions|(?:calling the|"
-         r"during) (?:Put|Get|Head|Upload|Complete)\w* operation|(?:NFS|nfs|Lustre|GPFS|mmfs\w*|"
+         r"during) (?:Put|Get|Head|Upload|Complete)\w* operation|(?:NFS|Lustre|GPFS|mmfs\w*|"
          r"Weka|BeeGFS|Ceph|JuiceFS|FSx|EFS)\b.{0,80}(?:timed out|not responding|error|fail|hang|"
          r"hung|unavailable|lost)"),
     Rule(lb.STORAGE, DETAIL, 0.65,
          r"(?:Errno 11\]|Errno 16\]|Errno 37\]|unable to lock file|database is locked|"
-         r"No locks available)|(?:fail|error|unable|timed out).{0,40}(?:writ|sav|load|"
-         r"read)ing.{0,30}checkpoint|Unable to open file|h5py|FileNotFoundError.*(?:checkpoint|"
+         r"No locks available)|(?:fail|error|unable|timed out).{0,40}"
+         r"(?:writ|sav|load|read|upload)\w*.{0,30}(?:checkpoint|ckpt)|Unable to open file|h5py|"
+         r"FileNotFoundError.*(?:checkpoint|"
          r"ckpt|\.pt\b|\.distcp|\.safetensors)"),
     # --- network, peers, meeting points -----------------------------------------------------------
     Rule(lb.NETWORK_IB, DETAIL, 0.93,
          r"NET/IB ?:.*(?:completion|async|error|fail|Unable|vendor)|\bibv_\w+.*(?:fail|error)|"
          r"IBV_WC_\w+_ERR|transport retry (?:count|counter) exceeded|RETRY_EXC_ERR|"
          r"NET/OFI.*(?:fail|error|RC:)|(?:libfabric|efa\b).*(?:error|fail|unresponsive)|UCX +ERROR|"
-         r"(?:mlx|hca|HCA|InfiniBand|RoCE|RDMA)\S*.{0,60}(?:\bdown\b|fail|error|flap|unreachable)|"
+         r"\b(?:mlx|hca|InfiniBand|RoCE|RDMA)\S*.{0,60}(?:\bdown\b|fail|error|flap|unreachable)|"
          r"link flap"),
     Rule(lb.NETWORK_IB, PRECISE, 0.8,
          r"\bibv_\w+.*Cannot allocate memory"),
+    Rule(lb.NETWORK_IB, DETAIL, 0.6,
+         r"lib(?:ibverbs|mlx\d|rdmacm)\S*:? .*(?:warning|fail|error|couldn't|unable)"),
     Rule(lb.NETWORK_IB, DETAIL, 0.75,
          r"NET/Socket.*(?:fail|error)|NCCL WARN.*(?:No route to host|Network is unreachable|"
          r"Connection timed out|no socket interface found)|packet loss|"
@@ -269,7 +279,7 @@ RULES: tuple[Rule, ...] = (
          r"ncclSystemError|unhandled system error"),
     Rule(lb.RENDEZVOUS, PEER, 0.93,
          r"Rendezvous\w*(?:Error|Closed)|store[_ ]based[_ ]barrier|client socket has (?:timed out|"
-         r"failed)|TCP client failed to connect|server socket has failed|[Aa]ddress already in use|"
+         r"failed)|TCP client failed to connect|server socket has failed|address already in use|"
          r"EADDRINUSE|\[Errno 98\]|seconds waiting for clients|connection to the C10d store|"
          r"DistStoreError|(?:TCPStore|c10d).*(?:timed out|timeout|refused)|"
          r"init_process_group.*(?:time|fail)|Timed out initializing process group|"
@@ -279,10 +289,10 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.RENDEZVOUS, ECHO, 0.6,
          r"DistNetworkError|Connection refused|Socket Timeout"),
     Rule(lb.NCCL_TIMEOUT, PEER, 0.93,
-         r"[Cc]aught collective operation timeout|collective timeout or exception|"
+         r"caught collective operation timeout|collective timeout or exception|"
          r"collective operation.{0,40}timed? ?out|monitoredBarrier|"
          r"Timed out waiting \d+ms for (?:send|recv)|watchdog got stuck|"
-         r"[Hh]eart ?beat monitor timed out|Exception \(either an error or timeout\)|"
+         r"heart ?beat monitor timed out|Exception \(either an error or timeout\)|"
          r"waiting for.{0,40}missing ranks|ran for \d+ milliseconds before timing out"),
     Rule(lb.NCCL_TIMEOUT, ECHO, 0.5,
          r"NCCL operations have failed or timed out|NCCL.{0,40}tim(?:ed out|eout)|"
@@ -292,9 +302,12 @@ RULES: tuple[Rule, ...] = (
          r"soft lockup|hard LOCKUP|blocked for more than \d+ seconds|\b(?:hang|hung) detected\b|"
          r"self-detected stall"),
     Rule(lb.HOST_HANG, PEER, 0.6,
-         r"(?:has|have|is|appears|seems) (?:been )?(?:hung|hanging|stuck|frozen)\b|"
+         r"(?:has|have|is|appears|seems) (?:been )?(?:hung|hanging|stuck)\b|"
          r"no progress (?:for|in|since)|Did not get (?:subsequent |initial )?heartbeat|"
          r"uninterruptible sleep|Timeout \(\d+:\d\d:\d\d\)!"),
+    # Stacks taken by hand from live processes: somebody looked for a hang.
+    Rule(lb.HOST_HANG, NOISE, 0.4,
+         r"^\s*Thread (?:0x[0-9a-fA-F]+|\d+) \((?:idle|active)(?:\+gil)?\)"),
     # --- the program ------------------------------------------------------------------------------
     Rule(lb.USER_CODE, PROGRAM, 0.5,
          r"Assertion [`'].*['`] failed"),
@@ -324,24 +337,25 @@ RULES: tuple[Rule, ...] = (
          r"FileNotFound|Permission|NotADirectory|IsADirectory|FileExists|Lookup|"
          r"Overflow)Error(?:: |$|\()"),
     Rule(lb.USER_CODE, PROGRAM, 0.7,
-         r"RuntimeError: (?!NCCL|CUDA|\[)(?:.*(?:should|must) (?:be|have) |[Ee]xpected |"
+         r"RuntimeError: (?!NCCL|CUDA|\[)(?:.*(?:should|must) (?:be|have|match) |expected |"
          r".* but (?:got|found|expected) )"),
     Rule(lb.USER_CODE, ECHO, 0.45,
          r"Segmentation fault|\bSIGSEGV\b|exit(?: ?code)?[: =(]*-11\b|return code = -11\b|"
          r"exited on signal 11", Blame.UNKNOWN, RESTART),
     Rule(lb.USER_CODE, NOISE, 0.35,
-         r"^(?:\[rank\d+\]: ?|\S+: )?(?:[A-Za-z_]\w*\.)*(?!ChildFailed|Dist|CalledProcess|RayTask|"
-         r"ProcessRaised)[A-Z]\w*(?:Error|Exception)(?:: (?!NCCL|CUDA)|\s*$)",
+         r"^(?:\[rank\d+\]: ?|\S+: )?(?:[A-Za-z_]\w*\.)*(?-i:(?!ChildFailed|Dist|"
+         r"CalledProcess|RayTask|"
+         r"ProcessRaised)[A-Z]\w*(?:Error|Exception))(?:: (?!NCCL|CUDA)|\s*$)",
          Blame.UNKNOWN, RESTART),
     # --- numbers, where the text says it in words ----------------------------------------------
     Rule(lb.LOSS_SCALE_COLLAPSE, PRECISE, 0.95,
-         r"[Mm]inimum loss scale reached|[Ll]oss scale (?:is )?(?:already )?at (?:its |"
-         r"the )?(?:minimum|floor)|[Ll]oss is probably exploding|cannot decrease scale any ?more"),
+         r"minimum loss scale reached|loss scale (?:is )?(?:already )?at (?:its |"
+         r"the )?(?:minimum|floor)|loss is probably exploding|cannot decrease scale any ?more"),
     Rule(lb.NAN_LOSS, PRECISE, 0.9,
-         r"\b[Ll]oss (?:is|became|was|=|:) *(?:nan|inf|not finite|non-?finite)\b.{0,24}(?:stop|"
-         r"abort|exit|terminat|skip|$)|\b(?:NaN|nan|Inf|inf|non-?finite)s? (?:detected|found|"
+         r"\bloss (?:is|became|was|=|:) *(?:nan|inf|not finite|non-?finite)\b.{0,24}(?:stop|"
+         r"abort|exit|terminat|skip|$)|\b(?:nan|inf|non-?finite)s? (?:detected|found|"
          r"encountered|values?|in|loss)\b(?! in input tensor)|found (?:NaN|Inf)|"
-         r"[Nn]o[nt][- ]finite (?:loss|grad)|returned nan values|nan gradient|"
+         r"no[nt][- ]finite (?:loss|grad)|returned nan values|nan gradient|nan/inf|"
          r"found invalid values:.*\bnan\b"),
 )
 # fmt: on

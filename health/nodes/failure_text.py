@@ -77,7 +77,7 @@ class _Match(msgspec.Struct, frozen=True):
     action: Action
 
 
-_COMPILED = tuple((re.compile(rule.pattern), rule) for rule in RULES)
+_COMPILED = tuple((re.compile(rule.pattern, re.IGNORECASE), rule) for rule in RULES)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _PROGRESS = re.compile(
     r"\b(?:PID|pid|rank|Rank|RANK)[ =:]*(?P<who>\d+)\]?\s*[:,-]?\s*"

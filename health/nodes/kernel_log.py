@@ -10,7 +10,7 @@ import re
 import msgspec
 
 from .kernel_table import ROWS
-from .labels import GPU_ECC, UNKNOWN
+from .labels import UNKNOWN
 from .verdicts import Action, Blame
 from .xid import XidFact, caused_by, explain, explain_sxid
 
@@ -105,11 +105,6 @@ def parse_quoted_xid(line: str) -> KernelEvent | None:
     if found is None:
         return None
     return _from_fact("gpu_xid", explain(int(found["code"])), line, "")
-
-
-def is_memory_error(event: KernelEvent) -> bool:
-    """Return whether an event speaks of uncorrectable or retired GPU memory."""
-    return event.label == GPU_ECC
 
 
 def _device(line: str, match: re.Match[str]) -> str:

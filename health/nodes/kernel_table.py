@@ -45,8 +45,6 @@ _Row = KernelRow
 ROWS: tuple[KernelRow, ...] = (
     # GPU and its driver
     _Row("gpu", lb.GPU_FELL_OFF_BUS, E, NODE, "GPU fell off the bus",
-         r"NVRM:.*?(?:GPU|device).*fallen off the bus"),
-    _Row("gpu", lb.GPU_FELL_OFF_BUS, E, NODE, "GPU fell off the bus",
          r"NVRM:.*fallen off the bus"),
     _Row("gpu", lb.GPU_DRIVER_INIT, E, NODE, "GPU failed to initialise",
          r"NVRM:.*\b(?:RmInitAdapter|rm_init_adapter) failed"),

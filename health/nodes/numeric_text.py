@@ -42,6 +42,10 @@ _SKIPPED = re.compile(r"skipped iterations:\s*(\d+)", re.IGNORECASE)
 _LOSS = re.compile(
     rf"(?<![a-z_-])(?:lm[ _]|train(?:ing)?[ _])?loss[\"']?\s*[:=| ]\s*{_NUMBER}", re.IGNORECASE
 )
+# Any loss by any name will do when it is no number at all; Megatron counts such steps instead.
+_BAD_LOSS = re.compile(
+    r"loss\w*[\"']?\s*[:=| ]\s*[-+]?(?:nan|inf)\b|nan iterations:\s*[1-9]", re.IGNORECASE
+)
 _NORM = re.compile(rf"(?:grad(?:ient)?[ _]?norm|gnorm)[\"']?\s*[:=| ]\s*{_NUMBER}", re.IGNORECASE)
 _VALIDATION = re.compile(r"\bvalid|\beval", re.IGNORECASE)
 
@@ -93,11 +97,12 @@ def _read_line(log: _Log, index: int, line: str) -> None:
 
 
 def _read_loss(log: _Log, index: int, line: str) -> None:
-    loss = None if _VALIDATION.search(line) else _LOSS.search(line)
-    if loss is not None and math.isfinite(float(loss[1])):
-        log.losses.append(float(loss[1]))
-    elif loss is not None:
-        log.bad_losses.append(index)
+    if not _VALIDATION.search(line):
+        loss = _LOSS.search(line)
+        if _BAD_LOSS.search(line):
+            log.bad_losses.append(index)
+        elif loss is not None:
+            log.losses.append(float(loss[1]))
     norm = _NORM.search(line)
     if norm is not None and not math.isfinite(float(norm[1])):
         log.bad_norms.append(index)
@@ -118,8 +123,9 @@ def _read_scale(log: _Log) -> NumericReading | None:
         return None
     last = log.scales[-1][1]
     telling = tuple(log.overflows or [index for index, _ in log.scales])
-    if len(log.floor_hits) >= 2:
-        return NumericReading(LOSS_SCALE_COLLAPSE, 0.75, tuple(log.floor_hits))
+    if log.floor_hits:
+        sure = len(log.floor_hits) >= 2
+        return NumericReading(LOSS_SCALE_COLLAPSE, 0.75 if sure else 0.55, tuple(log.floor_hits))
     if last < 1.0 and log.is_loss_falling:
         return NumericReading(LOSS_SCALE_NORMAL_DRIFT, 0.5 if last < SCALE_GONE else 0.7, telling)
     if last < SCALE_GONE:

@@ -21,7 +21,11 @@ from midwatch.health.nodes.labels import LABELS
 from midwatch.health.nodes.verdicts import Action, Blame
 from midwatch.tests.support.recorded import recorded
 
-FRESH = tomllib.loads(Path(__file__).with_name("fresh_excerpts.toml").read_text())["excerpt"]
+FRESH = [
+    excerpt
+    for name in ("fresh_excerpts.toml", "fresh_excerpts_2.toml")
+    for excerpt in tomllib.loads(Path(__file__).with_name(name).read_text())["excerpt"]
+]
 BAR = 0.8
 TIMEOUT = (
     "[rank9]:[E ProcessGroupNCCL.cpp:607] [Rank 9] Watchdog caught collective operation timeout:"
@@ -109,6 +113,25 @@ def test_killing_the_survivors_is_not_running_out_of_memory() -> None:
 
 def test_a_preempted_job_whose_node_failed_lost_its_node() -> None:
     assert classify("job preempted (node failure)").label == "node_lost"
+
+
+HEALTHY = [
+    "NCCL INFO Bootstrap : Using eth0:10.50.221.11<0>",
+    "NCCL INFO NET/IB : No device found.",
+    "NCCL INFO NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_1:1/RoCE [RO]; OOB eth0:10.0.0.1<0>",
+    "NCCL INFO NET/Plugin: Failed to find ncclCollNetPlugin symbol.",
+    "Warning: destroy_process_group() was not called before program exit, which can leak resources",
+    "slurmstepd: error: x11: unable to read DISPLAY value",
+    "FutureWarning: torch.cuda.amp.autocast is deprecated, it should be replaced",
+    "the backbone is frozen; training the head only",
+    "INFO 08-02 18:49:04 processing shard 12 of 400, no failures, 0 errors, ECC errors: 0",
+    "loss is decreasing nicely, loss scale 65536",
+]
+
+
+@pytest.mark.parametrize("line", HEALTHY)
+def test_what_healthy_runs_print_is_unknown(line: str) -> None:
+    assert classify(line).label == "unknown"
 
 
 def test_ray_memory_pressure_is_host_memory() -> None:
