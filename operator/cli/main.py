@@ -71,3 +71,7 @@ def main() -> None:
 def _run_placeholder() -> None:
     """Train under the controller and watch; Ctrl-C saves and stops."""
     raise SystemExit(USAGE)
+
+
+if __name__ == "__main__":
+    main()

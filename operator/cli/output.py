@@ -32,8 +32,9 @@ RunArgument = Annotated[
     str | None, typer.Argument(help="Name or folder of a run; the newest one by default.")
 ]
 
-console = Console()
-err_console = Console(stderr=True)
+# The real streams by name: sys.stdout is lent to a log file while Ray would print to it.
+console = Console(file=sys.__stdout__)
+err_console = Console(file=sys.__stderr__)
 
 
 def print_json(value: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +15,11 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from ...logbook.decisions import PruneCheckpoints, VerifyCheckpoint
 from ...logbook.errors import ConfigError, Fatal
+from ...logbook.events import DecisionMade, Event
 from ...logbook.live_view import render_live, render_summary
+from ...logbook.record import Record
 from ...logbook.render_text import line_of
 from ...logbook.state import RunState, Status
 from ...logbook.summary import summarize
@@ -69,7 +73,7 @@ def run(
     # Only now: ray reads the environment when it is imported.
     from ..runtime.session import ray_session, submit, tear_down
 
-    with ray_session(address) as session:
+    with _ray_talking_to(run_dir / "logs" / "ray.log"), ray_session(address) as session:
         undisturbed = _undisturbed(spec, session) if compare else None
         if detach and not session.is_local:
             submit(spec, run_dir, session)
@@ -88,6 +92,14 @@ def _resolved(spec: RunSpec) -> RunSpec:
     if isinstance(data, dict) and isinstance(data.get("dir"), str):
         trainer["data"] = {**data, "dir": str(Path(data["dir"]).absolute())}
     return spec.model_copy(update={"trainer": trainer, "run_dir": str(run_dir_of(spec))})
+
+
+@contextlib.contextmanager
+def _ray_talking_to(path: Path) -> Iterator[None]:
+    """Ray prints what it makes of dying workers; here they are expected, and told better."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield
 
 
 def _prepare(spec: RunSpec) -> None:
@@ -161,41 +173,54 @@ def _watch_live(follower: StateFollower, total: int, injector: Injector | None) 
         view = render_live(follower.state, total, time.time())
         return view if injector is None else Group(view, Text(injector.next_text, style="dim"))
 
-    with Live(picture(), console=console, auto_refresh=False) as live:
+    screen = Live(
+        picture(), console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+    )
+    with screen as live:
         _follow(follower, injector, lambda _: live.update(picture(), refresh=True))
 
 
 def _watch_plain(follower: StateFollower, total: int, injector: Injector | None) -> None:
     told = 0
 
-    def tell(new: list[object]) -> None:
+    def tell(new: list[Record[Event]]) -> None:
         nonlocal told
         state = follower.state
         for record in new:
-            if record.kind in PLAIN_KINDS:  # type: ignore[attr-defined]
-                print(line_of(record), flush=True)  # type: ignore[arg-type]
+            if record.kind in PLAIN_KINDS and not _is_upkeep(record.event):
+                _say(line_of(record))
         last = state.last
         if last is not None and state.step // 25 != told // 25:
             scale = "-" if last.loss_scale is None else f"{last.loss_scale:g}"
-            print(
+            _say(
                 f"step {state.step}/{total} loss {last.loss:.4f} lr {last.lr:.3g} scale {scale} "
                 f"grad {last.grad_norm:.3g} {last.tokens_per_s:,.0f} tokens/s "
-                f"attempt {state.num_attempts} {state.status}",
-                flush=True,
+                f"attempt {state.num_attempts} {state.status}"
             )
             told = state.step
 
     _follow(follower, injector, tell)
 
 
+def _is_upkeep(event: Event) -> bool:
+    upkeep = (VerifyCheckpoint, PruneCheckpoints)
+    return isinstance(event, DecisionMade) and isinstance(event.decision.action, upkeep)
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
 def _follow(
-    follower: StateFollower, injector: Injector | None, show: Callable[[list[object]], None]
+    follower: StateFollower,
+    injector: Injector | None,
+    show: Callable[[list[Record[Event]]], None],
 ) -> None:
     while True:
         new = follower.poll()
         if injector is not None:
             injector.strike(follower.state)
-        show(list(new))
+        show(new)
         if _is_over(follower.state):
             return
         time.sleep(FRAME_S)
