@@ -110,6 +110,15 @@ def is_sound(line: bytes) -> bool:
     return line[-CRC_BYTES:] == b',"crc":"%08x"}' % crc32(line[:-CRC_BYTES])
 
 
+def to_json(value: Any) -> bytes:
+    """Return value as JSON, every non-finite float as its word instead of msgspec's null."""
+    blob = msgspec.json.encode(value)
+    # Only where there is a null can there have been one, so the slow way is seldom taken.
+    if b"null" in blob:
+        blob = msgspec.json.encode(_spell_out(msgspec.to_builtins(value)))
+    return blob
+
+
 def encode_header(header: SegmentHeader) -> bytes:
     return with_crc(msgspec.json.encode(header)[:-1])
 
@@ -137,7 +146,6 @@ class Codec(Generic[E]):
     """Events to lines and back, for one union of tagged structs (or a single tagged struct)."""
 
     def __init__(self, event_type: Any) -> None:
-        self._encode = msgspec.json.Encoder().encode
         # Not strict: that is what reads "NaN" into a float field, at no cost that can be measured.
         self._decoder: msgspec.json.Decoder[Record[E]] = msgspec.json.Decoder(
             Record[event_type], strict=False
@@ -148,13 +156,9 @@ class Codec(Generic[E]):
 
         Raises: ValueError when the line is longer than MAX_RECORD_BYTES (a bug of ours).
         """
-        blob = self._encode(event)
-        # msgspec writes a non-finite float as null; only then is the slow way worth taking.
-        if b"null" in blob:
-            blob = self._encode(_spell_out(msgspec.to_builtins(event)))
         line = with_crc(
             b'{"seq":%d,"time_s":%b,"attempt":%d,"epoch":%d,"event":%b'
-            % (seq, repr(float(time_s)).encode(), attempt, epoch, blob)
+            % (seq, repr(float(time_s)).encode(), attempt, epoch, to_json(event))
         )
         if len(line) > MAX_RECORD_BYTES:
             raise ValueError(f"record of {len(line)} bytes exceeds {MAX_RECORD_BYTES}")

@@ -14,7 +14,7 @@ import pytest
 from midwatch.logbook.errors import Fatal, Retryable
 from midwatch.logbook.journal import Journal, JournalOptions
 from midwatch.logbook.reader import read
-from midwatch.logbook.record import MAX_RECORD_BYTES, Record
+from midwatch.logbook.record import MAX_RECORD_BYTES, Record, to_json
 from midwatch.logbook.segment import list_segments, segment_path
 from midwatch.tests.support.journals import (
     AnyEvent,
@@ -82,6 +82,14 @@ def test_every_float_survives(tmp_path: Path, value: float) -> None:
             assert math.copysign(1.0, got) == math.copysign(1.0, value) or math.isnan(value)
             assert got == value or (math.isnan(got) and math.isnan(value))
     json.loads(segment_path(tmp_path, 1).read_bytes().splitlines()[1], parse_constant=pytest.fail)
+
+
+def test_json_for_programs_tells_nan_from_none(tmp_path: Path) -> None:
+    record = Record(1, 0.5, 1, 1, Stepped(1, math.nan, extra={"x": -math.inf}))
+    assert to_json({"record": record, "none": None}) == (
+        b'{"record":{"seq":1,"time_s":0.5,"attempt":1,"epoch":1,"event":{"kind":"stepped","step":1,'
+        b'"loss":"NaN","scale":null,"extra":{"x":"-Infinity"}}},"none":null}'
+    )
 
 
 def test_none_and_nan_are_told_apart(tmp_path: Path) -> None:
