@@ -67,12 +67,13 @@ def forget_meshes() -> None:
     clear_sharding_cache: Callable[[], None] = _clear_sharding_prop_cache
     clear_sharding_cache()
     clear_redistribute_planner_cache()
-    for cached in gc.get_objects():
-        # isinstance would ask some lazy torch objects for their class, which warns.
-        if type(cached) is _lru_cache_wrapper and cached.__module__.startswith("torch.distributed"):
-            cached.cache_clear()
+    # isinstance would ask some lazy torch objects for their class, which warns.
+    caches = [found for found in gc.get_objects() if type(found) is _lru_cache_wrapper]
+    for cache in caches:
+        if cache.__module__.startswith("torch.distributed"):
+            cache.cache_clear()
     gc.collect()
-    left = sum(type(known) is DeviceMesh for known in gc.get_objects())
+    left = sum(type(found) is DeviceMesh for found in gc.get_objects())
     if left:
         raise RuntimeError(
             f"the preload left {left} device meshes in caches of torch {torch.__version__};"

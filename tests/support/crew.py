@@ -143,13 +143,13 @@ class Crew:
         self._listener = socket.create_server(("127.0.0.1", 0))
         port = self._listener.getsockname()[1]
         shared = self._listener if share_listener else None
-        self.workers = [
-            Worker(nursery, msgspec.structs.replace(start, rendezvous_port=port), shared)
-            for start in starts
-        ]
+        self.workers: list[Worker] = []
+        nursery.crews.append(self)
+        for start in starts:
+            placed = msgspec.structs.replace(start, rendezvous_port=port)
+            self.workers.append(Worker(nursery, placed, shared))
         if share_listener:
             self._listener.close()
-        nursery.crews.append(self)
 
     def order(self, command: Command, ranks: Iterable[int] | None = None) -> None:
         for worker in self.workers:
