@@ -183,7 +183,8 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.SCHEDULER, DETAIL, 0.7,
          r"cannot be scheduled|infeasible|slurm_\w+ error|(?:srun|sbatch|salloc|slurmstepd|"
          r"slurmctld): (?:fatal|error): (?!x11).*(?:Invalid|Unable|expired|reject|timed out|"
-         r"launch failed|not permitted|Requested)|state[:= ]+TIMEOUT|timed-out and|Reached (?:time|wall) ?limit"),
+         r"launch failed|not permitted|Requested)|state[:= ]+TIMEOUT|"
+         r"timed-out and|Reached (?:time|wall) ?limit"),
     Rule(lb.EXTERNAL_SIGNAL, PEER, 0.8,
          r"received (?:Signals\.)?(?:\d+|SIG\w+) death signal|"
          r"SignalException: Process \d+ got signal|^\s*KeyboardInterrupt|"
