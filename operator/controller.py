@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..health.numerics.config import PanelConfig
 from ..health.numerics.panel import Panel
 from ..health.numerics.point import Point
 from ..logbook import decisions as d
@@ -36,7 +35,7 @@ class Controller:
         self.state = RunState()
         self._ports = ports
         self._observer = Observer(ports.desk.attach)
-        self._panel = Panel(PanelConfig.model_validate(spec.detectors))
+        self._panel = Panel(spec.detectors)
         self._undone: dict[str, d.Decision] = {}
 
     # --- opening ---------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..health.numerics.config import PanelConfig
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -131,8 +133,8 @@ class RunSpec(_Section):
     numeric: NumericPolicy = NumericPolicy()
     limits: Limits = Limits()
     retention: Retention = Retention()
-    detectors: dict[str, Any] = {}
-    """Settings of the health panel; empty takes its defaults."""
+    detectors: PanelConfig = PanelConfig()
+    """Thresholds and mode (act, shadow, off) of every numeric detector."""
     prepare: tuple[str, ...] = ()
     """Command run once where the run is submitted, before anything starts; "python" is this one."""
     env: dict[str, str] = {}
