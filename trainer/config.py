@@ -214,6 +214,8 @@ class TrainConfig(Section):
     """
     steps: int = Field(ge=1, le=100_000_000)
     """Steps of the whole run."""
+    init_from: str | None = None
+    """Folder in Hugging Face's OPT format whose weights the run starts with; none draws them."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides initial weights, order of data and dropout."""
     data: DataConfig = DataConfig()

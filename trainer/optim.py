@@ -39,6 +39,7 @@ class ShardedAdamW:
             eps=config.eps,
             fused=True,
         )
+        self._device = decayed[0].device
         self._allocate_state()
         self._split = [is_split_over_tp(p) for p in self._parameters.values()]
 
@@ -68,7 +69,13 @@ class ShardedAdamW:
                 self._locals[name].grad = grad
                 (split if is_split else alike).append(grad)
                 parameter.grad = None
-        return torch.stack([_sum_of_squares(split), _sum_of_squares(alike)])
+        return torch.stack([self._sum_of_squares(split), self._sum_of_squares(alike)])
+
+    def _sum_of_squares(self, grads: list[Tensor]) -> Tensor:
+        """Return the sum in float64 of squares whose sums per tensor are float32."""
+        if not grads:
+            return torch.zeros((), dtype=torch.float64, device=self._device)
+        return torch.stack(torch._foreach_norm(grads)).double().square().sum()
 
     def drop_grads(self) -> None:
         """Forget the gradients; parameters and moments stay as they are, bit for bit."""
@@ -148,10 +155,3 @@ def is_split_over_tp(parameter: Tensor) -> bool:
         return True
     placement = parameter.placements[names.index(TP_AXIS)]
     return not placement.is_replicate()
-
-
-def _sum_of_squares(grads: list[Tensor]) -> Tensor:
-    """Return the sum in float64 of squares whose sums per tensor are float32."""
-    if not grads:
-        return torch.zeros((), dtype=torch.float64)
-    return torch.stack(torch._foreach_norm(grads)).double().square().sum()

@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from ..logbook.wire import Hyper, Mesh, Phase
 from .collectives import CommClock
 from .config import TrainConfig, check_mesh
+from .export import import_hf
 from .loss_scaler import LossScaler
 from .mesh import build_mesh, coordinates, share_cores
 from .model import Forward
@@ -32,7 +34,7 @@ from .optim import MOMENTS, ShardedAdamW, local
 from .parallelize import build_model
 from .schedule import lr_at
 from .timing import COMM, Laps
-from .weights import initialize
+from .weights import initialize, load_whole
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ def ignore_phase(phase: Phase) -> None:
 class TrainStep:
     """Model, optimizer and loss scaler of one rank for one attempt.
 
-    The default process group must exist, with mesh.world_size ranks. Weights are initialised from
-    the seed, alike on every mesh. Steps count from 1.
-    Raises: ConfigError[mesh-does-not-fit].
+    The default process group must exist, with mesh.world_size ranks. Weights are drawn from the
+    seed, alike on every mesh, or read from config.init_from. Steps count from 1.
+    Raises: ConfigError[mesh-does-not-fit], and what import_hf and load_whole raise.
     """
 
     def __init__(
@@ -135,12 +137,20 @@ class TrainStep:
         if device.type == "cpu":
             share_cores()
         self.parameters = dict(self.model.named_parameters())
-        initialize(self.parameters, config.model, config.seed)
+        if config.init_from is None:
+            initialize(self.parameters, config.model, config.seed)
+        else:
+            load_whole(self.parameters, import_hf(Path(config.init_from))[1])
         # FSDP may move shards into padded memory when it first gathers; do that before the
         # optimizer takes hold of them.
         self.model.unshard()
         self.model.reshard()
         self.optimizer = ShardedAdamW(self.parameters, config.optimizer)
+        # Made once: the tensors of the state are the same from the first step to the last.
+        self._tensors = {
+            "model": {name: p.detach() for name, p in self.parameters.items()},
+            **self.optimizer.moments(),
+        }
         self.scaler = LossScaler(config.loss_scaler) if config.precision == "fp16" else None
         self.set_hyper(hyper)
         self._reset_scale()
@@ -216,7 +226,7 @@ class TrainStep:
         row = torch.cat(
             [
                 torch.stack([mine.loss_sum, mine.activation_norm_sum]).double(),
-                mine.squares.to(self.device),
+                mine.squares,
                 torch.tensor([ballot.highest_command_seq], dtype=torch.float64).to(self.device),
             ]
         )
@@ -317,8 +327,7 @@ class TrainStep:
         """
         scaler = {} if self.scaler is None else self.scaler.state_dict()
         return {
-            "model": {name: p.detach() for name, p in self.parameters.items()},
-            **self.optimizer.moments(),
+            **{part: dict(tensors) for part, tensors in self._tensors.items()},
             "scalars": {"updates": self.optimizer.updates, "scaler": scaler},
         }
 

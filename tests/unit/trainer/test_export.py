@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from midwatch.checkpoints.dcp import Fingerprint, SaveHeader, Saver, SaverConfig
 from midwatch.logbook.errors import ConfigError, IntegrityError
-from midwatch.logbook.wire import Mesh
-from midwatch.trainer import export
+from midwatch.logbook.wire import CheckpointTags, Hyper, Mesh
+from midwatch.trainer import export, export_checkpoint
 from midwatch.trainer.config import ModelConfig
 from midwatch.trainer.export import export_hf, import_hf, parameter_shapes
 from midwatch.trainer.model import OptModel
 from midwatch.trainer.precision import Native
-from midwatch.trainer.weights import load_whole
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -124,11 +124,8 @@ def _train_and_export(rank: int, folder: str) -> float:
     return run_steps(train_step, rank, range(4, 5))[0].loss
 
 
-def _import_and_train(rank: int, folder: str) -> tuple[float, bool]:
-    config = small_config(precision="fp32", seed=9)
-    train_step = make_step(config, Mesh(1, 2))
-    _, parameters = import_hf(Path(folder))
-    load_whole(train_step.parameters, parameters)
+def _start_from(rank: int, folder: str) -> tuple[float, bool]:
+    train_step = make_step(small_config(precision="fp32", seed=9, init_from=folder), Mesh(1, 2))
     whole = full_tensors(train_step.state_dict()["model"])
     is_equal = all(torch.equal(whole[name], t) for name, t in import_hf(Path(folder))[1])
     return run_steps(train_step, rank, range(4, 5))[0].loss, is_equal
@@ -136,9 +133,60 @@ def _import_and_train(rank: int, folder: str) -> tuple[float, bool]:
 
 def test_a_sharded_run_is_exported_and_its_export_starts_another(tmp_path: Path) -> None:
     loss = run_ranks(_train_and_export, 4, str(tmp_path))[0]
-    for imported_loss, is_equal in run_ranks(_import_and_train, 2, str(tmp_path)):
+    for imported_loss, is_equal in run_ranks(_start_from, 2, str(tmp_path)):
         assert is_equal
         assert imported_loss == pytest.approx(loss, rel=1e-5)
+
+
+def _start_from_another_model(rank: int, folder: str) -> str:
+    try:
+        make_step(small_config(init_from=folder), Mesh(1, 1))
+    except IntegrityError as error:
+        return error.code
+    return "accepted"
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    export_hf(tmp_path, POST_NORM, _random_weights(POST_NORM))
+    assert run_ranks(_start_from_another_model, 1, str(tmp_path)) == ["parameter-mismatch"]
+
+
+def _train_and_save(rank: int, run_dir: str) -> dict[str, bytes]:
+    train_step = make_step(small_config(), Mesh(2, 2))
+    run_steps(train_step, rank, range(1, 3))
+    fingerprint = Fingerprint(
+        python="", torch="", midwatch="", platform="", config_digest="", gpu=None
+    )
+    saver = Saver(
+        SaverConfig(
+            run="test",
+            run_dir=run_dir,
+            attempt=1,
+            rank=rank,
+            world_size=4,
+            mesh=train_step.mesh,
+            fingerprint=fingerprint,
+        )
+    )
+    tags = CheckpointTags(0.0, 0.0, 0.0, None, 0.0)
+    header = SaveHeader(step=2, data_step=2, hyper=Hyper(), tags=tags)
+    assert saver.save(train_step.state_dict(), header, sync=True).result().stage == "committed"
+    whole = full_tensors(train_step.state_dict()["model"])
+    return {name: t.numpy().tobytes() for name, t in whole.items()} if rank == 0 else {}
+
+
+def test_a_checkpoint_is_exported_without_its_ranks(tmp_path: Path) -> None:
+    weights = run_ranks(_train_and_save, 4, str(tmp_path))[0]
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    spec = tmp_path / "spec.yaml"
+    section = small_config().model_dump(mode="json")
+    spec.write_text(json.dumps({"name": "test", "mesh": {"dp_shard": 2}, "trainer": section}))
+    out = tmp_path / "out"
+    arguments = [str(spec), str(checkpoint), str(out), "--dtype", "float32"]
+    assert export_checkpoint.main(arguments) == 0
+    found, parameters = import_hf(out)
+    assert found == small_config().model
+    assert {name: t.numpy().tobytes() for name, t in parameters} == weights
 
 
 def _spoil(folder: Path, **fields: Any) -> None:
