@@ -17,6 +17,8 @@ from .process import process_facts, process_state
 
 _LOOK_S = 0.02
 _WAIT_S = 1.0
+# A dump is many small writes; on a crowded machine its writer may pause between two of them.
+_QUIET_LOOKS = 5
 _STACK_BYTES_MAX = 32 << 10
 _CANNOT_RUN = "TtDZX"
 
@@ -28,6 +30,7 @@ class _Dump:
     began_at: int
     size: int
     is_done: bool
+    quiet_looks: int = 0
 
 
 class StackCollection:
@@ -61,7 +64,9 @@ class StackCollection:
             if not dump.is_done:
                 size = _size(dump.worker)
                 # A dump carries no end mark: it is over when it has begun and stopped growing.
-                dump.is_done = size > dump.began_at and size == dump.size
+                is_quiet = size > dump.began_at and size == dump.size
+                dump.quiet_looks = dump.quiet_looks + 1 if is_quiet else 0
+                dump.is_done = dump.quiet_looks >= _QUIET_LOOKS
                 dump.size = size
         self._looks_left -= 1
         if self._looks_left > 0 and not all(dump.is_done for dump in self._dumps):

@@ -109,11 +109,11 @@ def test_what_was_not_acknowledged_can_be_fetched_again(agent: Site) -> None:
     assert seqs == sorted(seqs)
 
 
-def test_reports_are_numbered_without_gaps_but_for_what_was_replaced(agent: Site) -> None:
+def test_reports_carry_rising_numbers_and_who_speaks(agent: Site) -> None:
     agent.supervisor.start(agent.plan(1))
     agent.recorder.wait(AgentStatus, lambda status: any(row.step > 20 for row in status.rows))
     seqs = [report.seq for report in agent.recorder.reports]
-    assert seqs == list(range(1, len(seqs) + 1))
+    assert seqs == sorted(set(seqs))
     assert {report.node for report in agent.recorder.reports} == {"node-a"}
     assert {report.agent for report in agent.recorder.reports} == {agent.supervisor.agent}
 

@@ -33,6 +33,8 @@ def agent(tmp_path: Path) -> Iterator[Site]:
 def begin(agent: Site, attempt: int = 1, **trainer: object) -> dict[int, int]:
     agent.supervisor.start(agent.plan(attempt, **trainer))
     report = agent.recorder.wait(WorkersStarted, lambda report: report.attempt == attempt)
+    for rank in (0, 1):
+        agent.recorder.wait_message(Resumed, attempt, rank=rank)
     agent.recorder.wait_message(StepSample, attempt)
     return report.pids
 
