@@ -207,12 +207,16 @@ def _where(row: RankProgress) -> str:
 
 
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line \d+ in \S+', re.MULTILINE)
-_COLLECTIVE_FILE = re.compile(r"torch/distributed/(?!launch|run|elastic|checkpoint)")
+# Only where a rank waits for others: tensor dispatch and sharding hooks are on every stack.
+_COLLECTIVE_FILE = re.compile(
+    r"torch/distributed/(?:distributed_c10d|_functional_collectives|nn/functional)\.py$"
+    r"|torch/distributed/fsdp/_fully_shard/_fsdp_collectives\.py$"
+)
 _TOP_FRAMES = 6
 
 
 def is_waiting_stack(stack: str) -> bool | None:
-    """Whether a faulthandler dump shows a thread inside a torch.distributed call.
+    """Whether a faulthandler dump shows a thread inside a torch.distributed collective.
 
     Returns: None when the text holds no stack at all (a stopped process leaves none).
     """

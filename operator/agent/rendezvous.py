@@ -19,11 +19,12 @@ class Rendezvous:
 
     def __init__(self, host: str) -> None:
         self.host = host
-        self._socket = _listen(self.host, 0)
+        self._reserve()
 
-    @property
-    def port(self) -> int:
-        return int(self._socket.getsockname()[1])
+    def _reserve(self) -> None:
+        self._socket = _listen(self.host, 0)
+        # Kept as a number, because other threads ask for it while the socket changes hands.
+        self.port = int(self._socket.getsockname()[1])
 
     def take(self, port: int) -> socket.socket:
         """Give away a socket listening on port, and reserve a fresh one.
@@ -38,7 +39,8 @@ class Rendezvous:
             except OSError as error:
                 message = f"port {port} cannot be bound, {self.port} is in reserve: {error}"
                 raise Retryable("rendezvous-port-lost", message, delay_s=0.0) from error
-        taken, self._socket = self._socket, _listen(self.host, 0)
+        taken = self._socket
+        self._reserve()
         return taken
 
     def close(self) -> None:

@@ -266,3 +266,9 @@ def test_stacks_tell_waiting_from_working() -> None:
     assert is_waiting_stack(WAITING.replace("torch/distributed", "torch/optim")) is False
     assert is_waiting_stack("process 7, state T\nit did not dump its own stacks") is None
     assert is_waiting_stack("") is None
+
+
+def test_computing_through_sharded_modules_is_not_waiting() -> None:
+    for path in ("tensor/_dispatch.py", "fsdp/_fully_shard/_fsdp_state.py"):
+        stack = WAITING.replace("distributed_c10d.py", path).replace("c10d_logger.py", "x.py")
+        assert is_waiting_stack(stack) is False
