@@ -94,15 +94,15 @@ class CreepConfig(DetectorConfig):
     ready_blocks: say nothing before so many blocks.
     warn_z: rise in units of the usual wander of the level.
     min_rise_frac, min_rise_nats: and at least so much.
-    stay_blocks: after a warning, roll back if the rise has not halved from its
-        peak within so many blocks.
+    stay_blocks: after a warning, roll back if the rise still counts after so many blocks. It is
+        over once it has halved from its peak.
     """
 
     block_points: Count = 8
     window_blocks: Count = 64
     ready_blocks: Count = 18
     warn_z: Positive = 9.0
-    min_rise_frac: Positive = 0.015
+    min_rise_frac: Positive = 0.018
     min_rise_nats: Positive = 0.02
     stay_blocks: Count = 12
 
@@ -123,7 +123,7 @@ class NormConfig(DetectorConfig):
     jump: SpikeConfig = SpikeConfig(min_rise_frac=1e-6, min_rise_nats=0.2, adopt_points=400)
     note_rise: Positive = 1.1
     note_points: Count = 4
-    warn_rise: Positive = 0.4
+    warn_rise: Positive = 1.0
     warn_points: Count = 16
     sparse_points: Count = 16
     sparse_steps: Count = 16

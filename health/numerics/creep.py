@@ -63,16 +63,20 @@ class CreepDetector:
         return signal
 
     def _look(self) -> Signal | None:
-        drift, config = self._drift, self._config
-        rise = drift.level - drift.best
-        least = max(config.min_rise_frac * abs(drift.best), config.min_rise_nats)
-        if drift.z < config.warn_z or rise < least:
+        drift = self._drift
+        if not self._counts():
             return None
         self._told = Severity.WARN
         self._onset_step, self._reference = drift.best_step, drift.best
         self._peak = drift.level
         self._blocks = 0
         return self._signal(Severity.WARN)
+
+    def _counts(self) -> bool:
+        """Whether the level has risen enough, and beyond what it usually wanders."""
+        drift, config = self._drift, self._config
+        least = max(config.min_rise_frac * abs(drift.best), config.min_rise_nats)
+        return drift.z >= config.warn_z and drift.level - drift.best >= least
 
     def _follow(self) -> Signal | None:
         level = self._drift.level
@@ -82,7 +86,8 @@ class CreepDetector:
             self._close()
             return signal
         self._blocks += 1
-        if self._told is Severity.WARN and self._blocks >= self._config.stay_blocks:
+        lasts = self._blocks >= self._config.stay_blocks and self._counts()
+        if self._told is Severity.WARN and lasts:
             self._told = Severity.ROLLBACK
             return self._signal(Severity.ROLLBACK)
         return None

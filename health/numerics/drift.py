@@ -12,6 +12,8 @@ _SPAN_BLOCKS = 3
 # Bends wait so long before they count as noise: a drift under way must not pass for noise.
 _DELAY_BLOCKS = 24
 _NOISE_BLOCKS = 96
+# The noise changes slowly: it is taken anew at every fourth level only.
+_NOISE_EVERY = 4
 
 
 class Drift:
@@ -47,6 +49,7 @@ class Drift:
         self.level = self.best = math.nan
         self.best_step = 0
         self.noise = math.inf
+        self._stale = 0
         self.z = 0.0
 
     def observe(self, step: int, value: float) -> bool:
@@ -94,6 +97,13 @@ class Drift:
         self.level = self._levels[-1]
         self.best = min(past)
         self.best_step = self._steps[past.index(self.best)]
+        if self._stale == 0 or self.noise == math.inf:
+            self._measure_noise()
+        self._stale = (self._stale + 1) % _NOISE_EVERY
+        rise = self.level - self.best
+        self.z = rise / self.noise if self.noise > 0.0 else (math.inf if rise > 0.0 else 0.0)
+
+    def _measure_noise(self) -> None:
         settled = max(len(self._bends) - _DELAY_BLOCKS, self._ready_bends - _SPAN_BLOCKS)
         bends = sorted(list(self._bends)[:settled])
         count = len(bends)
@@ -101,5 +111,3 @@ class Drift:
         self.noise = (1.0 + 4.0 / count) * max(
             _MEDIAN_TO_SIGMA * bends[count >> 1], _Q75_TO_SIGMA * bends[(3 * count) >> 2]
         )
-        rise = self.level - self.best
-        self.z = rise / self.noise if self.noise > 0.0 else (math.inf if rise > 0.0 else 0.0)

@@ -63,13 +63,14 @@ class ScalerDetector:
         self._step = step
         if (scale is None or scale == self._scale) and not point.skipped and self._is_calm():
             self._quiet_steps += gap
+            self._stuck_steps = self._pinned_steps = 0
             return None
         self._track(point, gap)
         return self._climb(step) or self._report(step, gap)
 
     def _is_calm(self) -> bool:
-        """The way nearly every point takes: settled, nothing open, nothing skipped lately."""
-        return self._settled and self._told is None and self._low_since is None and not self._events
+        """The way nearly every point takes: without a skip, nothing can have become worse."""
+        return self._settled and self._told is None and self._low_since is None
 
     def _track(self, point: Point, gap: int) -> None:
         step = point.step

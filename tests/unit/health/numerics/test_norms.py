@@ -24,8 +24,8 @@ def norms(count: int, grad: list[float], activation: list[float] | None = None) 
     return run
 
 
-def test_a_gradient_norm_that_doubles_and_stays_is_warned_of() -> None:
-    findings = of("grad-norm", found(norms(800, [0.3] * 500 + [0.6] * 300)))
+def test_a_gradient_norm_that_triples_and_stays_is_warned_of() -> None:
+    findings = of("grad-norm", found(norms(800, [0.3] * 500 + [1.0] * 300)))
     assert [finding.severity for finding in findings] == [Severity.OBSERVE, Severity.WARN]
     assert findings[-1].onset_step == 501
     assert findings[-1].step <= 501 + 16

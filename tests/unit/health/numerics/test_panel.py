@@ -84,7 +84,7 @@ def test_gradients_and_scaler_alone_do_not_agree_on_a_rollback() -> None:
     run = with_scaler(healthy(900, seed=6), initial=4.0, fits=lambda i: 3.0 if i < 700 else 0.3)
     for index, point in enumerate(run):
         if index >= 705 and point.grad_norm is not None:
-            point.grad_norm *= 2.0
+            point.grad_norm *= 4.0
     findings = found(run)
     assert {f.detector for f in severe(findings)} == {"scaler-collapse", "grad-norm"}
     assert rollbacks(findings) == []
