@@ -54,15 +54,21 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the content of config.json."""
+    """Return the content of config.json.
+
+    It names no special tokens: which those are is for the tokenizer to say, and transformers would
+    leave the gradient of a padding token's embedding out.
+    """
     return {
         "architectures": ["OPTForCausalLM"],
         "model_type": "opt",
         "activation_function": "relu",
         "attention_dropout": config.dropout,
+        "bos_token_id": None,
         "do_layer_norm_before": config.pre_norm,
         "dropout": config.dropout,
         "enable_bias": True,
+        "eos_token_id": None,
         "ffn_dim": config.ffn_width,
         "hidden_size": config.width,
         "init_std": config.init_std,
@@ -70,6 +76,7 @@ def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "max_position_embeddings": config.max_positions,
         "num_attention_heads": config.heads,
         "num_hidden_layers": config.layers,
+        "pad_token_id": None,
         "tie_word_embeddings": True,
         "torch_dtype": str(dtype).removeprefix("torch."),
         "vocab_size": config.vocab,
