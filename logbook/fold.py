@@ -18,12 +18,14 @@ from .fold_decisions import apply_decision
 from .state import (
     RECENT_FINDINGS,
     RECENT_STEPS,
+    TREND_STEPS,
     AttemptState,
     CheckpointState,
     Intervention,
     NodeState,
     RunState,
 )
+from .wire import StepSample
 
 
 def evolve(state: RunState, event: ev.Event, *, seq: int, time_s: float) -> RunState:
@@ -42,15 +44,23 @@ def _run_submitted(state: RunState, e: ev.RunSubmitted, time_s: float) -> RunSta
 
 
 def _controller_started(state: RunState, e: ev.ControllerStarted, time_s: float) -> RunState:
-    return replace(state, epoch=e.epoch, controller_pid=e.pid)
+    state = replace(state, epoch=e.epoch, controller_pid=e.pid)
+    if state.attempt is None:
+        return state
+    # What was said while nobody listened comes now: the silence until here proves nothing.
+    return replace(state, attempt=replace(state.attempt, heard_s=time_s))
 
 
 def _fault_injected(state: RunState, e: ev.FaultInjected, time_s: float) -> RunState:
-    return replace(state, faults=(*state.faults, e))
+    return state if e in state.faults else replace(state, faults=(*state.faults, e))
 
 
 def _node_joined(state: RunState, e: ev.NodeJoined, time_s: float) -> RunState:
     known = state.nodes.get(e.node)
+    if known is not None and known.present and known.incarnation != e.incarnation:
+        # The old agent ended while nobody looked, and its workers with it.
+        state = _without_node(state, known, "a new agent took its place", time_s)
+        known = state.nodes[e.node]
     fresh = NodeState(e.node, e.incarnation, e.host, e.slots, e.pid)
     if known is not None:
         fresh = replace(
@@ -66,16 +76,19 @@ def _node_joined(state: RunState, e: ev.NodeJoined, time_s: float) -> RunState:
 
 def _node_lost(state: RunState, e: ev.NodeLost, time_s: float) -> RunState:
     known = state.nodes.get(e.node)
-    if known is None or known.incarnation != e.incarnation:
+    if known is None or known.incarnation != e.incarnation or not known.present:
         return state
+    return _without_node(state, known, e.reason, time_s)
+
+
+def _without_node(state: RunState, known: NodeState, reason: str, time_s: float) -> RunState:
     gone = replace(known, present=False, num_losses=known.num_losses + 1)
-    state = replace(state, nodes={**state.nodes, e.node: gone})
+    state = replace(state, nodes={**state.nodes, known.node: gone})
     running = state.attempt
-    if running is None or e.node not in running.plan.nodes:
+    if running is None or known.node not in running.plan.nodes:
         return state
-    return _with_signal(
-        state, replace(running, lost_nodes=(*running.lost_nodes, (e.node, e.reason))), time_s
-    )
+    lost = (*running.lost_nodes, (known.node, reason))
+    return _with_signal(state, replace(running, lost_nodes=lost), time_s)
 
 
 # --- attempts ------------------------------------------------------------------------------------
@@ -96,7 +109,7 @@ def _workers_started(state: RunState, e: ev.WorkersStarted, time_s: float) -> Ru
 
 def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> RunState:
     running = state.running(e.attempt)
-    if running is None:
+    if running is None or running.resumed_s is not None:
         return state
     running = replace(
         running,
@@ -106,17 +119,27 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
         load_s=e.load_s,
         passed_over=e.passed_over,
     )
+    samples = tuple(sample for sample in state.samples if sample.step <= e.step)
     unsound = dict(e.passed_over)
     checkpoints = {
-        name: _after_resume(known, e.step, unsound.get(name))
+        name: _after_resume(known, e.step, unsound.get(name), samples)
         for name, known in state.checkpoints.items()
     }
-    samples = tuple(sample for sample in state.samples if sample.step <= e.step)
+    rollbacks = state.rollbacks
+    if rollbacks and rollbacks[-1].attempt == e.attempt:
+        # Where it really went back to: a load may have passed the first choice over.
+        went = replace(rollbacks[-1], checkpoint=e.checkpoint, resume_step=e.step)
+        rollbacks = (*rollbacks[:-1], went)
+    earlier = tuple(entry for entry in state.lineage if entry[1] < e.step)
     return replace(
         state,
         attempt=running,
         checkpoints=checkpoints,
-        trending=tuple(n for n in state.trending if not checkpoints[n].abandoned),
+        trending=tuple(
+            n for n, c in checkpoints.items() if not c.abandoned and c.step + TREND_STEPS > e.step
+        ),
+        lineage=(*earlier, (e.attempt, e.step)),
+        rollbacks=rollbacks,
         recent_before=(),
         recent=samples[-RECENT_STEPS:],
         last=samples[-1] if samples else None,
@@ -124,24 +147,31 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
     )
 
 
-def _after_resume(known: CheckpointState, step: int, error: str | None) -> CheckpointState:
+def _after_resume(
+    known: CheckpointState, step: int, error: str | None, samples: tuple[StepSample, ...]
+) -> CheckpointState:
     # Nothing after the resume point belongs to the lineage any more, and a candidate that would
     # not load is unsound whatever was believed before.
     if error is not None:
         known = replace(known, verified=False, error=error)
-    return replace(known, abandoned=True) if known.step > step else known
+    if known.step > step:
+        return replace(known, abandoned=True)
+    # What followed it counts for its trend only as far as it still belongs to the lineage.
+    return tr.with_trend(known, samples) if known.step + TREND_STEPS > step else known
 
 
 def _worker_exited(state: RunState, e: ev.WorkerExited, time_s: float) -> RunState:
     running = state.running(e.attempt)
     if running is None or (e.exit_code == 0 and e.rank in running.finished):
         return state
+    if any(known.rank == e.rank for known in running.exits):
+        return state
     return _with_signal(state, replace(running, exits=(*running.exits, e)), time_s)
 
 
 def _start_failed(state: RunState, e: ev.StartFailed, time_s: float) -> RunState:
     running = state.running(e.attempt)
-    if running is None:
+    if running is None or e in running.start_failures:
         return state
     failures = (*running.start_failures, e)
     return _with_signal(state, replace(running, start_failures=failures), time_s)
@@ -149,7 +179,7 @@ def _start_failed(state: RunState, e: ev.StartFailed, time_s: float) -> RunState
 
 def _hang_suspected(state: RunState, e: ev.HangSuspected, time_s: float) -> RunState:
     running = state.running(e.attempt)
-    if running is None:
+    if running is None or e in running.hangs:
         return state
     return _with_signal(state, replace(running, hangs=(*running.hangs, e)), time_s)
 
@@ -213,6 +243,9 @@ def _command_applied(state: RunState, e: ev.CommandApplied, time_s: float) -> Ru
     stage = found.stage
     if e.error:
         stage = "failed"
+    elif found.request.action == "stop":
+        # Heard, but done only once the run has ended: until then every attempt must be told.
+        return state
     elif len(acks) >= running.plan.mesh.world_size and stage == "sent":
         stage = "applied"
     first = not found.acks

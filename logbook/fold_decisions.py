@@ -11,17 +11,20 @@ from . import decisions as d
 from .events import InterventionRequested
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
 
-MAX_REMEMBERED_RESTARTS = 256
+OWN = "midwatch"
+"""Who asks for the changes that the policy makes by itself."""
+MAX_REMEMBERED_RESTARTS = 1000
+"""As many as any budget may allow, or that budget could never be spent."""
 
 
 def apply_decision(state: RunState, decision: d.Decision, time_s: float) -> RunState:
     """Return the state with decision recorded, pending, and its consequences drawn."""
-    if decision.id in state.pending:
+    if _number_of(decision) <= state.num_decisions:
         return state
     state = replace(
         state,
         pending={**state.pending, decision.id: decision},
-        num_decisions=state.num_decisions + 1,
+        num_decisions=_number_of(decision),
     )
     if decision.opens is not None:
         state = _opened(state, decision.opens, time_s)
@@ -35,6 +38,10 @@ def apply_decision(state: RunState, decision: d.Decision, time_s: float) -> RunS
             lambda known: replace(known, decisions=(*known.decisions, decision)),
         )
     return _APPLY[type(action)](state, action, decision, time_s)
+
+
+def _number_of(decision: d.Decision) -> int:
+    return int(decision.id.rpartition("/")[2])
 
 
 def fold_incident(state: RunState, name: str, change: Callable[[Incident], Incident]) -> RunState:
@@ -79,10 +86,8 @@ def _staged(state: RunState, name: str, stage: str, detail: str) -> RunState:
 def _start_attempt(
     state: RunState, action: d.StartAttempt, decision: d.Decision, time_s: float
 ) -> RunState:
-    plan, old = action.plan, state.attempt
-    barren = state.barren_attempts
-    if old is not None and old.num_steps == 0:
-        barren += 1
+    plan = action.plan
+    state = _without_attempt(state)
     restarts = state.restarts_s if not state.num_attempts else (*state.restarts_s, time_s)
     checkpoints = state.checkpoints
     for name in action.quarantines:
@@ -92,16 +97,17 @@ def _start_attempt(
     state = replace(
         state,
         num_attempts=plan.attempt,
-        attempt=AttemptState(plan=plan, started_s=time_s),
+        attempt=AttemptState(plan=plan, started_s=time_s, heard_s=time_s),
         hyper=plan.hyper,
         restarts_s=restarts[-MAX_REMEMBERED_RESTARTS:],
-        barren_attempts=barren,
         checkpoints=checkpoints,
     )
     state = _linked_to_incidents(state, plan.attempt)
     if action.rollback_onset is None:
         return state
+    onset_data = [s.data_step for s in state.samples if s.step >= action.rollback_onset]
     done = Rollback(
+        onset_data=onset_data[0] if onset_data else None,
         onset_step=action.rollback_onset,
         resume_step=plan.resume_step,
         checkpoint=plan.checkpoints[0] if plan.checkpoints else "",
@@ -111,6 +117,13 @@ def _start_attempt(
         attempt=plan.attempt,
     )
     return replace(state, rollbacks=(*state.rollbacks, done))
+
+
+def _without_attempt(state: RunState) -> RunState:
+    """The current attempt is over, and was barren if it never completed a step."""
+    old = state.attempt
+    barren = state.barren_attempts + (old is not None and old.num_steps == 0)
+    return replace(state, attempt=None, barren_attempts=barren)
 
 
 def _linked_to_incidents(state: RunState, attempt: int) -> RunState:
@@ -153,11 +166,12 @@ def _release(
 def _await_nodes(
     state: RunState, action: d.AwaitNodes, decision: d.Decision, time_s: float
 ) -> RunState:
-    return replace(state, attempt=None)
+    return _without_attempt(state)
 
 
 def _pause(state: RunState, action: d.PauseRun, decision: d.Decision, time_s: float) -> RunState:
-    return replace(state, paused=action.code, pause_reason=decision.reason, attempt=None)
+    state = _without_attempt(state)
+    return replace(state, paused=action.code, pause_reason=decision.reason)
 
 
 def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: float) -> RunState:
@@ -170,15 +184,19 @@ def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: 
         stopping="",
         restarts_s=(),
         barren_attempts=0,
-        rollbacks=(),
         resumed_s=time_s,
     )
 
 
 def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float) -> RunState:
     end = Status.STOPPED if action.stopped else Status.COMPLETED
-    state = replace(state, end=end, ended_s=time_s, attempt=None)
-    return _staged(state, state.stopping, "applied", "") if state.stopping else state
+    state = replace(_without_attempt(state), end=end, ended_s=time_s)
+    for name, known in state.interventions.items():
+        if known.request.action == "stop" and known.stage in ("requested", "sent"):
+            state = _staged(state, name, "applied", decision.reason)
+        elif known.stage == "sent":
+            state = _staged(state, name, "failed", f"the run was {end} before it took effect")
+    return state
 
 
 def _send(state: RunState, action: d.SendCommand, decision: d.Decision, time_s: float) -> RunState:
@@ -189,10 +207,18 @@ def _send(state: RunState, action: d.SendCommand, decision: d.Decision, time_s: 
     if known is None:
         # Midwatch's own changes stand in the same list as people's, under the decision's id.
         own = InterventionRequested(
-            id=name, action=command.kind, by="midwatch", reason=decision.reason, value=command.value
+            id=name, action=command.kind, by=OWN, reason=decision.reason, value=command.value
         )
         known = Intervention(request=own, requested_s=time_s)
-    known = replace(known, stage="sent", seq=command.seq, sent_attempt=state.num_attempts)
+    again = known.sent_attempt == state.num_attempts
+    known = replace(
+        known,
+        stage="sent",
+        seq=command.seq,
+        sent_attempt=state.num_attempts,
+        sent_s=time_s,
+        num_sent=known.num_sent + 1 if again else 1,
+    )
     return replace(state, interventions={**state.interventions, name: known})
 
 

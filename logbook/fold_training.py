@@ -5,10 +5,13 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from . import events as ev
-from .decisions import Action, PruneCheckpoints, VerifyCheckpoint
+from .decisions import PruneCheckpoints, VerifyCheckpoint
 from .fold_decisions import fold_incident
-from .state import RECENT_STEPS, TREND_STEPS, CheckpointState, Incident, RunState
+from .state import RECENT_STEPS, TREND_STEPS, AttemptState, CheckpointState, Incident, RunState
+from .trend import Trend
 from .wire import StepSample
+
+MAX_PRUNED = 256
 
 
 def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
@@ -16,6 +19,9 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
     running = state.attempt
     sample = e.sample
     if running is None or running.plan.attempt != e.attempt or sample.step <= state.step:
+        return state
+    if running.resumed_s is None:
+        # Nobody has said from where it goes on, so the step has no place in the lineage.
         return state
     recent, before = (*state.recent, sample), state.recent_before
     if len(recent) > RECENT_STEPS:
@@ -25,7 +31,10 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
         running,
         num_steps=running.num_steps + 1,
         first_step_s=time_s if is_first else running.first_step_s,
+        heard_s=time_s,
     )
+    if running.hangs:
+        running = _without_refuted_hangs(running, sample.step)
     state = replace(
         state,
         attempt=running,
@@ -41,6 +50,18 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
     if state.trending:
         state = _with_trends(state)
     return _with_recovery(state, time_s) if state.open_incidents else state
+
+
+def _without_refuted_hangs(running: AttemptState, step: int) -> AttemptState:
+    # All ranks take part in every step, so a step two ahead of a rank proves that it moved.
+    hangs = tuple(h for h in running.hangs if step <= _newest(h) + 1)
+    others = running.exits or running.lost_nodes or running.start_failures or running.alarm
+    is_well = not hangs and not others
+    return replace(running, hangs=hangs, signal_s=None if is_well else running.signal_s)
+
+
+def _newest(hang: ev.HangSuspected) -> int:
+    return max((row.step for row in hang.rows), default=0)
 
 
 def _with_trends(state: RunState) -> RunState:
@@ -99,13 +120,11 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
 
 def checkpoint_committed(state: RunState, e: ev.CheckpointCommitted, time_s: float) -> RunState:
     """A checkpoint exists; remember it with the health of its step."""
-    if e.checkpoint in state.checkpoints:
+    if e.checkpoint in state.checkpoints or e.checkpoint in state.pruned:
         return state
-    running = state.attempt
     # A commit that an older attempt finished after the fence is sound bytes, but it may lie on a
-    # lineage that was rolled back: it counts only if it lies before the resume point.
-    stale = running is not None and e.attempt != running.number
-    abandoned = stale and running is not None and e.step > running.plan.resume_step
+    # lineage that has been left: then some later attempt resumed from before it.
+    abandoned = any(later > e.attempt and came < e.step for later, came in state.lineage)
     known = CheckpointState(
         checkpoint=e.checkpoint,
         step=e.step,
@@ -117,15 +136,25 @@ def checkpoint_committed(state: RunState, e: ev.CheckpointCommitted, time_s: flo
         tags=e.tags,
         abandoned=abandoned,
     )
-    for sample in state.samples:
-        # Steps trained between the staging and the commit belong to the trend as well.
-        if sample.step > e.step and not abandoned:
-            known = _followed_by(known, sample)
+    if abandoned:
+        return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
+    # Steps trained between the staging and the commit belong to the trend as well.
+    known = with_trend(known, state.samples)
+    grows = state.step < e.step + TREND_STEPS
     return replace(
         state,
         checkpoints={**state.checkpoints, e.checkpoint: known},
-        trending=state.trending if abandoned else (*state.trending, e.checkpoint),
+        trending=(*state.trending, e.checkpoint) if grows else state.trending,
     )
+
+
+def with_trend(known: CheckpointState, samples: tuple[StepSample, ...]) -> CheckpointState:
+    """Return the checkpoint with its trends taken anew from the steps that followed it."""
+    known = replace(known, activation_trend=Trend(), grad_trend=Trend())
+    for sample in samples:
+        if known.step < sample.step <= known.step + TREND_STEPS:
+            known = _followed_by(known, sample)
+    return known
 
 
 def checkpoint_failed(state: RunState, e: ev.CheckpointFailed, time_s: float) -> RunState:
@@ -135,26 +164,30 @@ def checkpoint_failed(state: RunState, e: ev.CheckpointFailed, time_s: float) ->
 
 def checkpoint_verified(state: RunState, e: ev.CheckpointVerified, time_s: float) -> RunState:
     """A checkpoint was read back: it is sound, or it is not."""
+    # Long work is done when its result is in, not when it was handed over.
+    action = VerifyCheckpoint(e.checkpoint)
+    state = replace(
+        state, pending={name: d for name, d in state.pending.items() if d.action != action}
+    )
     known = state.checkpoints.get(e.checkpoint)
     if known is None:
         return state
     known = replace(known, verified=not e.error, error=e.error)
-    state = _without_pending(state, VerifyCheckpoint(e.checkpoint))
     return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
 
 
 def checkpoints_pruned(state: RunState, e: ev.CheckpointsPruned, time_s: float) -> RunState:
     """Retention deleted checkpoints."""
     gone = frozenset(e.checkpoints)
-    state = _without_pending(state, PruneCheckpoints(e.checkpoints))
+    pending = {
+        name: d
+        for name, d in state.pending.items()
+        if not isinstance(d.action, PruneCheckpoints) or not gone.issuperset(d.action.checkpoints)
+    }
     return replace(
         state,
         checkpoints={n: c for n, c in state.checkpoints.items() if n not in gone},
         trending=tuple(n for n in state.trending if n not in gone),
+        pending=pending,
+        pruned=(*(n for n in state.pruned if n not in gone), *e.checkpoints)[-MAX_PRUNED:],
     )
-
-
-def _without_pending(state: RunState, action: Action) -> RunState:
-    # Long work is done when its result is in, not when it was handed over.
-    pending = {name: d for name, d in state.pending.items() if d.action != action}
-    return replace(state, pending=pending)

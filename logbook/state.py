@@ -69,11 +69,14 @@ class NodeState(msgspec.Struct, frozen=True):
 class AttemptState(msgspec.Struct, frozen=True):
     """The current attempt and every sign of trouble it has shown. Times are seconds since epoch.
 
+    heard_s: since when silence counts against it: its start, its last step, or the start of a
+        controller, which heard nothing before.
     signal_s: when the first sign of failure was recorded; None while all is well.
     """
 
     plan: AttemptPlan
     started_s: float
+    heard_s: float = 0.0
     pids: dict[str, tuple[int, ...]] = {}
     resumed_s: float | None = None
     resumed_step: int = 0
@@ -164,6 +167,7 @@ class Intervention(msgspec.Struct, frozen=True):
     """A person's change and how far it got.
 
     stage: requested | rejected | sent | applied | failed | reverted.
+    sent_attempt, sent_s, num_sent: to which attempt it was last sent, when, and how many times so.
     """
 
     request: InterventionRequested
@@ -175,11 +179,16 @@ class Intervention(msgspec.Struct, frozen=True):
     previous: dict[str, float] = {}
     readback: dict[str, float] = {}
     sent_attempt: int = 0
+    sent_s: float = 0.0
+    num_sent: int = 0
     detail: str = ""
 
 
 class Rollback(msgspec.Struct, frozen=True):
-    """A numeric rollback, remembered so that no identical retry is made and the ladder climbs."""
+    """A numeric rollback, remembered so that no identical retry is made and the ladder climbs.
+
+    onset_data: data step of the onset, where that step is still remembered.
+    """
 
     onset_step: int
     resume_step: int
@@ -188,10 +197,16 @@ class Rollback(msgspec.Struct, frozen=True):
     lr_factor: float
     time_s: float
     attempt: int
+    onset_data: int | None = None
 
 
 class RunState(msgspec.Struct, frozen=True):
-    """Everything known about a run after the event with sequence number seq."""
+    """Everything known about a run after the event with sequence number seq.
+
+    lineage: (attempt, step it resumed from), both rising: what an earlier attempt made beyond that
+        step was left behind.
+    pruned: the checkpoints deleted last, so that late news of one does not bring it back.
+    """
 
     run: str = ""
     spec: dict[str, Any] = {}
@@ -217,6 +232,8 @@ class RunState(msgspec.Struct, frozen=True):
     hyper: Hyper = Hyper()
     checkpoints: dict[str, CheckpointState] = {}
     trending: tuple[str, ...] = ()
+    pruned: tuple[str, ...] = ()
+    lineage: tuple[tuple[int, int], ...] = ()
     incidents: dict[str, Incident] = {}
     open_incidents: tuple[str, ...] = ()
     pending: dict[str, Decision] = {}
@@ -226,7 +243,6 @@ class RunState(msgspec.Struct, frozen=True):
     restarts_s: tuple[float, ...] = ()
     barren_attempts: int = 0
     rollbacks: tuple[Rollback, ...] = ()
-    last_numeric_step: int = 0
     num_findings: int = 0
     findings: tuple[FindingSeen, ...] = ()
     noted_finding: str = ""
@@ -246,7 +262,7 @@ class RunState(msgspec.Struct, frozen=True):
         if not self.run:
             return Status.NEW
         if self.attempt is None:
-            return Status.RECOVERING if self.open_incidents else Status.WAITING
+            return Status.WAITING
         if self.attempt.first_step_s is None:
             return Status.RECOVERING if self.num_attempts > 1 else Status.STARTING
         if self.attempt.signal_s is not None:

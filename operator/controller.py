@@ -14,9 +14,10 @@ from ..health.numerics.point import Point
 from ..logbook import decisions as d
 from ..logbook import events as ev
 from ..logbook.errors import Fatal, MidwatchError, Retryable
+from ..logbook.findings import Finding
 from ..logbook.fold import evolve
 from ..logbook.record import Record
-from ..logbook.state import RunState
+from ..logbook.state import Incident, RunState
 from ..logbook.wire import StepSample
 from .observer import Observer
 from .policy.decide import decide
@@ -37,6 +38,9 @@ class Controller:
         self._observer = Observer(ports.desk.attach)
         self._panel = Panel(spec.detectors)
         self._undone: dict[str, d.Decision] = {}
+        self._unsaid: list[Finding] = []
+        self._noted: dict[str, Incident] = {}
+        self._listed = 0
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -44,9 +48,13 @@ class Controller:
         """Fold what the journal holds; decisions without an outcome are carried out again."""
         for record in records:
             self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
-        for sample in self.state.samples:
-            self._panel.update(_point(sample))
         self._undone = dict(self.state.pending)
+        resumed_step = self.state.attempt.resumed_step if self.state.attempt is not None else None
+        for sample in self.state.samples:
+            if resumed_step is not None and sample.step > resumed_step:
+                self._panel.restarted(resumed_step)
+                resumed_step = None
+            self._unsaid = self._panel.update(_point(sample))
 
     def take_over(self) -> None:
         """Note that an earlier controller of this run was lost, if it was at work."""
@@ -70,42 +78,56 @@ class Controller:
 
         Raises: Fatal[journal-fenced] when another controller has taken over: stop at once.
         """
-        before = self.state.incidents
+        self._say_unsaid()
         self._take_in()
         self._redo()
         made = self._decide_and_act()
         self._ports.cluster.maintain(self.state)
-        for name, incident in self.state.incidents.items():
-            if before.get(name) is not incident:
-                self._ports.desk.write_note(self.state, incident)
+        self._write_notes()
         return made
 
+    def _say_unsaid(self) -> None:
+        """The last step's findings, if the last controller died before it had written them down."""
+        unsaid, self._unsaid = self._unsaid, []
+        said = {_key(seen.finding) for seen in self.state.findings}
+        for finding in unsaid:
+            if _key(finding) not in said:
+                self._found(self.state.num_attempts, finding)
+
     def _take_in(self) -> None:
-        had_signal = self._has_signal()
         for signal in self._ports.cluster.poll():
             for event in self._observer.observe(self.state, signal):
                 self._take(event)
         self.record(*self._ports.desk.requests())
         self._ports.desk.settled()
         self._ports.cluster.acknowledge()
-        if self._has_signal() and not had_signal:
+        attempt = self.state.attempt
+        failing = attempt is not None and attempt.signal_s is not None
+        if attempt is not None and failing and self._listed != attempt.number:
             # The reporter of the newest commits may be the one that died.
+            self._listed = attempt.number
             known = tuple(self.state.checkpoints)
             self.record(*self._ports.checkpoints.unknown(known))
 
-    def _has_signal(self) -> bool:
-        attempt = self.state.attempt
-        return attempt is not None and attempt.signal_s is not None
-
     def _take(self, event: ev.Event) -> None:
-        last = self.state.last
+        before = self.state
         self.record(event)
-        if isinstance(event, ev.AttemptResumed) and self.state.running(event.attempt):
+        if isinstance(event, ev.AttemptResumed) and self.state.lineage != before.lineage:
             self._panel.restarted(event.step)
-        if isinstance(event, ev.StepDone) and self.state.last is not last:
+        if isinstance(event, ev.StepDone) and self.state.last is not before.last:
             for finding in self._panel.update(_point(event.sample)):
-                name = f"f-{self.state.num_findings + 1:06d}"
-                self.record(ev.FindingSeen(name, event.attempt, finding))
+                self._found(event.attempt, finding)
+
+    def _found(self, attempt: int, finding: Finding) -> None:
+        name = f"f-{self.state.num_findings + 1:06d}"
+        self.record(ev.FindingSeen(name, attempt, finding))
+
+    def _write_notes(self) -> None:
+        """Write the notes of incidents that changed; a new controller writes all of them."""
+        for name, incident in self.state.incidents.items():
+            if self._noted.get(name) is not incident:
+                self._ports.desk.write_note(self.state, incident)
+        self._noted = self.state.incidents
 
     def _redo(self) -> None:
         undone, self._undone = self._undone, {}
@@ -142,17 +164,28 @@ class Controller:
 
     def _perform(self, decision: d.Decision) -> None:
         action, cluster = decision.action, self._ports.cluster
+        # A decision may be carried out late; it means the attempt for which it was made.
+        attempt = attempt_of(decision)
         if isinstance(action, d.StartAttempt):
             if self.state.running(action.plan.attempt) is not None:
                 cluster.start(action.plan)
         elif isinstance(action, (d.PauseRun, d.EndRun, d.AwaitNodes)):
-            cluster.stop(self.state.num_attempts)
+            cluster.stop(attempt)
         elif isinstance(action, d.SendCommand):
-            cluster.send(self.state.num_attempts, action.command)
+            cluster.send(attempt, action.command)
         elif isinstance(action, d.VerifyCheckpoint):
             self._ports.checkpoints.verify(action.checkpoint)
         elif isinstance(action, d.PruneCheckpoints):
             self._ports.checkpoints.prune(action.checkpoints)
+
+
+def attempt_of(decision: d.Decision) -> int:
+    """Return the attempt that was the newest when a decision was made."""
+    return int(decision.id.partition("/")[0])
+
+
+def _key(finding: Finding) -> tuple[str, str, int, str]:
+    return finding.detector, finding.kind, finding.step, finding.severity
 
 
 def _point(sample: StepSample) -> Point:

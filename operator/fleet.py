@@ -37,11 +37,15 @@ class Fleet:
     def __init__(self, heartbeat_deadline_s: float) -> None:
         self._deadline_s = heartbeat_deadline_s
         self._members: dict[str, _Member] = {}
+        self._looked_s: float | None = None
 
     def register(self, identity: Identity, now_s: float) -> None:
-        """An agent process exists; it is up once its forkserver is ready."""
+        """An agent process exists; it is up once its forkserver is ready.
+
+        It has answered just now, so one that was given up for its silence counts again.
+        """
         known = self._members.get(identity.node)
-        if known is None or known.identity.agent != identity.agent:
+        if known is None or known.is_gone or known.identity.agent != identity.agent:
             self._members[identity.node] = _Member(identity, now_s)
 
     def take(self, report: AgentReport, now_s: float) -> NodeUp | None:
@@ -70,7 +74,11 @@ class Fleet:
         return NodeGone(node, agent, reason)
 
     def silent(self, now_s: float) -> list[NodeGone]:
-        """Return the agents whose silence has passed the deadline, each once."""
+        """Return the agents whose silence has passed the deadline, each once; called every tick."""
+        if self._looked_s is not None and now_s - self._looked_s > self._deadline_s / 2:
+            # It was this side that slept: what it did not hear is no evidence of silence.
+            self._excuse(now_s)
+        self._looked_s = now_s
         found = []
         for node, member in self._members.items():
             age_s = now_s - member.seen_s
@@ -80,8 +88,7 @@ class Fleet:
                 found.append(NodeGone(node, member.identity.agent, reason))
         return found
 
-    def excuse(self, now_s: float) -> None:
-        """The controller itself was away: what it did not hear is no evidence of silence."""
+    def _excuse(self, now_s: float) -> None:
         for member in self._members.values():
             member.seen_s = now_s
 

@@ -6,8 +6,9 @@ import msgspec
 from msgspec.structs import replace
 
 from ...checkpoints.last_good import Candidate, Choice, Rules, choose_last_good, newest_usable
-from ...logbook.state import TREND_STEPS, RunState
-from ...logbook.trend import Trend
+from ...logbook.decisions import PruneCheckpoints, StartAttempt
+from ...logbook.fold_training import with_trend
+from ...logbook.state import TREND_STEPS, Incident, RunState
 from ..spec import RunSpec
 
 MAX_CANDIDATES = 8
@@ -18,38 +19,102 @@ class Resume(msgspec.Struct, frozen=True):
 
     candidates: tuple[str, ...]
     resume_step: int
-    passed_over: tuple[tuple[str, str], ...]
+    passed_over: tuple[tuple[str, str], ...] = ()
 
 
 def resume_point(state: RunState, spec: RunSpec) -> Resume:
     """Return the newest whole states, for faults that did not touch the numbers.
 
-    While numeric trouble has not been recovered from (the run paused over it, say), the newest
-    state is not to be trusted whatever stopped the attempt: last_good is returned then.
+    A rollback that has not trained yet is repeated as it was planned: the newest state is not to
+    be trusted, whatever stopped the attempt.
     """
     for name in reversed(state.open_incidents):
         known = state.incidents[name]
-        is_open = known.recovered_s is None and not known.is_watched
-        if known.draft.is_numeric and is_open:
-            return _as_resume(state, last_good_checkpoint(state, spec, known.draft.onset_step))
+        if known.draft.is_numeric and known.recovered_s is None and not known.is_watched:
+            return _planned(state, known) or _last_good(state, spec, known)
     return _as_resume(state, newest_usable(_candidates(state)))
 
 
 def last_good_checkpoint(
     state: RunState, spec: RunSpec, onset_step: int, before_step: int | None = None
 ) -> Choice:
-    """Return the choice of OPT's two-part rule for trouble that began at onset_step."""
+    """Return the choice of OPT's two-part rule for trouble that began at onset_step.
+
+    The rule picks among the newest few sound checkpoints before the onset. Older ones are a
+    reserve: a better trend alone is not worth training so much again.
+    """
     rules = Rules(
         margin_steps=spec.numeric.rollback_margin_steps,
         min_scale=spec.numeric.min_loss_scale,
     )
-    candidates = _candidates(state)
-    if onset_step < state.step:
-        candidates = [_before_onset(state, c, onset_step) for c in candidates]
-    return choose_last_good(candidates, onset_step, rules, before_step=before_step)
+    # The onset is named late rather than early: the margin keeps its beginnings out as well.
+    healthy_until = onset_step - rules.margin_steps
+    candidates = [_until(state, c, healthy_until) for c in _candidates(state)]
+    every = choose_last_good(candidates, onset_step, rules, before_step=before_step)
+    newest_first = sorted(every.ranked, key=lambda name: state.checkpoints[name].step)[::-1]
+    reserve = newest_first[spec.retention.keep_newest :]
+    if not reserve:
+        return every
+    near = [c for c in candidates if c.id not in reserve]
+    choice = choose_last_good(near, onset_step, rules, before_step=before_step)
+    return replace(choice, ranked=(*choice.ranked, *reserve))
+
+
+def newest_checkpoint(state: RunState) -> Choice:
+    """Return the newest whole state, whatever it says of its health."""
+    return newest_usable(_candidates(state))
+
+
+def nothing_to_resume(state: RunState, spec: RunSpec) -> tuple[str, str] | None:
+    """Return (code, reason) why a run without a usable checkpoint must not simply start over.
+
+    A young run loses little by that; an old one is a person's to judge.
+    """
+    if state.step <= spec.numeric.recurrence_steps:
+        return None
+    return (
+        "no-usable-checkpoint",
+        f"no checkpoint may be trusted, and to start over would give up {state.step} steps",
+    )
+
+
+def doomed(state: RunState) -> frozenset[str]:
+    """Return the checkpoints whose deletion was decided and may be under way."""
+    return frozenset(
+        name
+        for decision in state.pending.values()
+        if isinstance(decision.action, PruneCheckpoints)
+        for name in decision.action.checkpoints
+    )
+
+
+def _planned(state: RunState, incident: Incident) -> Resume | None:
+    """What the last attempt that answered an incident was to resume from, as far as it is sound."""
+    for decision in reversed(incident.decisions):
+        if isinstance(decision.action, StartAttempt):
+            plan = decision.action.plan
+            usable = newest_usable(_candidates(state)).ranked
+            sound = tuple(name for name in plan.checkpoints if name in usable)
+            if sound or not plan.checkpoints:
+                return Resume(sound, state.checkpoints[sound[0]].step if sound else 0)
+    return None
+
+
+def _last_good(state: RunState, spec: RunSpec, incident: Incident) -> Resume:
+    return _as_resume(state, last_good_checkpoint(state, spec, incident.draft.onset_step))
+
+
+def _until(state: RunState, candidate: Candidate, last_step: int) -> Candidate:
+    # A trend must not count what the trouble itself did to the norms.
+    if candidate.step + TREND_STEPS <= last_step or candidate.abandoned:
+        return candidate
+    samples = tuple(sample for sample in state.samples if sample.step <= last_step)
+    known = with_trend(state.checkpoints[candidate.id], samples)
+    return replace(candidate, activation=known.activation_trend, grad=known.grad_trend)
 
 
 def _candidates(state: RunState) -> list[Candidate]:
+    going = doomed(state)
     return [
         Candidate(
             id=c.checkpoint,
@@ -63,25 +128,8 @@ def _candidates(state: RunState) -> list[Candidate]:
             grad=c.grad_trend,
         )
         for c in state.checkpoints.values()
+        if c.checkpoint not in going
     ]
-
-
-def _before_onset(state: RunState, candidate: Candidate, onset_step: int) -> Candidate:
-    """The candidate with trends of the steps before the onset only.
-
-    What followed the onset says that the run is sick, not that the checkpoint was: with it, every
-    checkpoint of the last TREND_STEPS would look alike. Older ones keep the trend of their fold.
-    """
-    samples = state.samples
-    if not samples or samples[0].step > candidate.step + 1:
-        return candidate
-    end = min(onset_step, candidate.step + TREND_STEPS + 1)
-    activation, grad = Trend(), Trend()
-    for sample in samples:
-        if candidate.step < sample.step < end:
-            activation = activation.add(sample.step, sample.activation_norm)
-            grad = grad.add(sample.step, sample.grad_norm)
-    return replace(candidate, activation=activation, grad=grad)
 
 
 def _as_resume(state: RunState, choice: Choice) -> Resume:

@@ -6,6 +6,8 @@ from ...logbook.decisions import Action, Decision, IncidentDraft
 from ...logbook.state import RunState
 
 Pairs = tuple[tuple[str, str], ...]
+About = IncidentDraft | str | None
+"""The incident that a decision belongs to: a draft opens it, a name means one that is there."""
 
 
 def make_decision(
@@ -15,36 +17,28 @@ def make_decision(
     *,
     evidence: Pairs = (),
     alternatives: Pairs = (),
-    incident: str | None = None,
-    opens: IncidentDraft | None = None,
+    about: About = None,
     reverts: tuple[str, ...] = (),
 ) -> Decision:
-    """Return a decision with the next id, "attempt/seq", of this state."""
+    """Return a decision with the next id of this state."""
+    opens = about if isinstance(about, IncidentDraft) else None
     return Decision(
-        id=f"{state.num_attempts}/{state.num_decisions + 1}",
+        id=next_decision_id(state),
         action=action,
         reason=reason,
         evidence=evidence,
         alternatives=alternatives,
-        incident=opens.id if opens is not None else incident,
+        incident=about.id if isinstance(about, IncidentDraft) else about,
         opens=opens,
         reverts=reverts,
     )
 
 
+def next_decision_id(state: RunState) -> str:
+    """Return the id, "attempt/seq", of the next decision to be made."""
+    return f"{state.num_attempts}/{state.num_decisions + 1}"
+
+
 def next_incident_id(state: RunState) -> str:
     """Return the id of the next incident to be opened, inc-0001 onward."""
     return f"inc-{len(state.incidents) + 1:04d}"
-
-
-def next_command(state: RunState) -> int:
-    """Return the first command that a new attempt's workers may have to take.
-
-    Everything before it is folded into hyper and travels in the start command.
-    """
-    waiting = [
-        i.seq
-        for i in state.interventions.values()
-        if i.stage == "sent" and i.seq is not None and not i.acks
-    ]
-    return min(waiting, default=state.next_command)

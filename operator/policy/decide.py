@@ -28,13 +28,12 @@ POLICY_VERSION = 1
 
 _Item = Callable[[RunState, RunSpec, float], list[Decision]]
 
-_ALWAYS: tuple[_Item, ...] = (complete_done, answer_requests)
+_ALWAYS: tuple[_Item, ...] = (complete_done, answer_requests, close_incidents)
 _WHILE_ACTIVE: tuple[_Item, ...] = (
     finish,
     answer_failure,
     start,
     *_ALWAYS,
-    close_incidents,
     note_findings,
     verify_checkpoints,
     prune_checkpoints,

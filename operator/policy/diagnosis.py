@@ -11,13 +11,15 @@ import signal
 
 import msgspec
 
-from ...health.nodes.liveness import RankProgress, blame
+from ...health.nodes.liveness import GONE_STATES, STOPPED_STATES, RankProgress, blame
 from ...logbook.events import HangSuspected, WorkerExited
 from ...logbook.state import AttemptState, RunState
 from ...logbook.wire import Phase
 from ..spec import RunSpec
 
 PEER_CODES = frozenset({"collective-failed", "peer-lost", "rendezvous-failed"})
+DEAD_STATES = STOPPED_STATES + GONE_STATES
+SILENCE_MULTIPLE = 2.0
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
@@ -42,7 +44,7 @@ def diagnose(state: RunState, spec: RunSpec, now_s: float) -> Diagnosis | None:
     attempt = state.attempt
     if attempt is None:
         return None
-    for look in (_lost_node, _killed, _alarm, _failed, _hang, _start_failed, _peers, _too_slow):
+    for look in _CAUSES:
         found = look(attempt, spec, now_s)
         if found is not None:
             return found
@@ -79,7 +81,8 @@ def _killed(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | N
     )
 
 
-def _alarm(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | None:
+def diagnose_numbers(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | None:
+    """Return the numeric trouble that the current attempt's alarm tells of, if there is one."""
     if attempt.alarm is None:
         return None
     finding = attempt.alarm.finding
@@ -121,8 +124,9 @@ def _hang(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | Non
     if not attempt.hangs:
         return None
     # Every node sees the same stall within one deadline; wait for all of them to name the laggard.
-    reported = {hang.node for hang in attempt.hangs}
-    if len(reported) < len(attempt.plan.nodes) and not _settled(attempt, spec, now_s):
+    reported = [node for node in attempt.plan.nodes if any(h.node == node for h in attempt.hangs)]
+    is_whole = len(reported) == len(attempt.plan.nodes)
+    if not is_whole and not _settled(attempt, spec, now_s):
         return None
     rows = [
         RankProgress(row.rank, row.step, Phase[row.phase], row.age_s, row.process_state, row.waits)
@@ -130,6 +134,9 @@ def _hang(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | Non
         for row in hang.rows
     ]
     rank, why = blame(rows)
+    if not is_whole and not any(row.rank == rank and row.state in DEAD_STATES for row in rows):
+        # Whoever waits looks late among those that wait; the one waited for has not been heard.
+        rank, why = None, f"only {', '.join(reported)} reported, so nobody can be blamed"
     deadline_s = max(hang.deadline_s for hang in attempt.hangs)
     return Diagnosis(
         fault="hang",
@@ -174,7 +181,7 @@ def _peers(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | No
 
 def _too_slow(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | None:
     deadline_s = spec.restart.start_deadline_s
-    if attempt.first_step_s is not None or now_s - attempt.started_s < deadline_s:
+    if attempt.first_step_s is not None or now_s - attempt.heard_s < deadline_s:
         return None
     where = "state loaded" if attempt.resumed_s is not None else "state not loaded"
     return Diagnosis(
@@ -183,6 +190,20 @@ def _too_slow(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis |
         reason=f"the first step did not come within restart.start_deadline_s ({where})",
         seen_s=now_s,
         evidence=(("nodes with workers", ", ".join(attempt.pids) or "none"),),
+    )
+
+
+def _silent(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | None:
+    # The agents' own watch speaks long before this; it is for the stall that they cannot see.
+    deadline_s = SILENCE_MULTIPLE * spec.restart.hang_max_s
+    if attempt.first_step_s is None or now_s - attempt.heard_s < deadline_s:
+        return None
+    return Diagnosis(
+        fault="hang",
+        title=f"no step for {deadline_s:.0f} s, and no agent says why",
+        reason=f"no step came within {SILENCE_MULTIPLE:g} times restart.hang_max_s",
+        seen_s=now_s,
+        evidence=(("ranks that finished", ", ".join(map(str, attempt.finished)) or "none"),),
     )
 
 
@@ -225,3 +246,16 @@ def _hang_evidence(hangs: tuple[HangSuspected, ...]) -> tuple[tuple[str, str], .
     ]
     stacks = [(f"stacks of {hang.node}", hang.stacks) for hang in hangs if hang.stacks]
     return tuple(rows[:32] + stacks)
+
+
+_CAUSES = (
+    _lost_node,
+    _killed,
+    diagnose_numbers,
+    _failed,
+    _hang,
+    _start_failed,
+    _peers,
+    _too_slow,
+    _silent,
+)

@@ -15,19 +15,19 @@ def plan_placement(
 
     Nodes of the last attempt keep their ranks where they can, so that what they hold locally stays
     of use; a hole is filled with the node that joined first. With when_short = "shrink", dp_shard
-    falls to the largest value the usable nodes can carry.
+    falls to the largest value the usable nodes can carry. Nodes to avoid carry ranks only where
+    there are too few others.
     """
     per_node = spec.nodes.ranks_per_node
-    usable = [
-        n.node
-        for n in state.nodes.values()
-        if n.is_usable and n.slots >= per_node and n.node not in avoid
-    ]
+    usable = [n.node for n in state.nodes.values() if n.is_usable and n.slots >= per_node]
     mesh = _fitting_mesh(spec, len(usable))
     if mesh is None:
         return None
+    wanted = mesh.world_size // per_node
+    others = [node for node in usable if node not in avoid]
+    usable = others if len(others) >= wanted else usable
     before = state.attempt.plan.nodes if state.attempt is not None else ()
-    chosen = _keep_places(before, usable, mesh.world_size // per_node)
+    chosen = _keep_places(before, usable, wanted)
     placements = tuple(
         Placement(node, index * per_node, per_node) for index, node in enumerate(chosen)
     )

@@ -11,60 +11,72 @@ from ...logbook.decisions import (
     StartAttempt,
 )
 from ...logbook.plan import AttemptPlan
-from ...logbook.state import RunState
+from ...logbook.state import AttemptState, RunState
 from ..spec import RunSpec
 from .budget import spent_budget
-from .candidates import resume_point
-from .context import Pairs, make_decision, next_command, next_incident_id
-from .diagnosis import Diagnosis, diagnose
+from .candidates import nothing_to_resume, resume_point
+from .context import About, Pairs, make_decision, next_incident_id
+from .diagnosis import Diagnosis, diagnose, diagnose_numbers
 from .placement import plan_placement
-from .rollback import plan_rollback
+from .rollback import alarm_trouble, open_trouble, plan_rollback
 
 
 def answer_failure(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Decide about the current attempt's fault, if it has one that is settled.
 
-    Two decisions where a node is to blame: quarantine first, so that the placement of the second,
-    made on the folded state, already avoids it.
+    Where nodes are to blame they are quarantined first, so that the placement of the next attempt,
+    made on the folded state, already avoids them. Numeric trouble decides from where to go on,
+    whatever else happened to the attempt: the newest state is not to be trusted.
     """
-    diagnosis = diagnose(state, spec, now_s)
-    if diagnosis is None:
+    attempt, diagnosis = state.attempt, diagnose(state, spec, now_s)
+    if attempt is None or diagnosis is None:
         return []
-    draft = _draft(state, diagnosis)
-    node = _node_to_quarantine(state, spec, diagnosis)
+    about = _about(state, attempt, diagnosis)
+    node = _node_to_quarantine(state, spec, attempt, diagnosis)
     if node is not None:
-        return [
-            make_decision(
-                state,
-                QuarantineNode(node),
-                f"{diagnosis.reason}; nothing more is placed on {node}",
-                evidence=diagnosis.evidence,
-                opens=draft,
-            )
-        ]
-    if diagnosis.is_numeric:
-        return [plan_rollback(state, spec, now_s, _opens(state, draft))]
+        why = f"{diagnosis.reason}; nothing more is placed on {node}"
+        quarantine = QuarantineNode(node)
+        return [make_decision(state, quarantine, why, evidence=diagnosis.evidence, about=about)]
+    numbers = diagnose_numbers(attempt, spec, now_s)
+    if numbers is not None:
+        also = () if diagnosis.is_numeric else (("also seen", diagnosis.title),)
+        trouble = alarm_trouble(attempt, also)
+        return [plan_rollback(state, spec, now_s, trouble, _about(state, attempt, numbers))]
     spent = spent_budget(state, spec, now_s)
+    if spent is None and not resume_point(state, spec).candidates:
+        spent = nothing_to_resume(state, spec)
     if spent is not None:
-        return [_pause(state, spent, diagnosis.evidence, _opens(state, draft))]
+        return [_pause(state, spent, diagnosis.evidence, about)]
     reason = f"{diagnosis.reason}; training resumes from the newest state that is whole"
-    return [_restart(state, spec, reason, diagnosis.evidence, _opens(state, draft))]
+    avoid = (diagnosis.node,) if diagnosis.fault == "start-failed" and diagnosis.node else ()
+    return [_restart(state, spec, reason, diagnosis.evidence, about, avoid)]
 
 
 def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Start the first attempt, or the next one of a run that waited for nodes or for a human."""
     if state.attempt is not None or plan_placement(state, spec) is None:
         return []
+    about = next(
+        (n for n in reversed(state.open_incidents) if state.incidents[n].recovered_s is None), None
+    )
     spent = spent_budget(state, spec, now_s)
     if spent is not None:
-        return [_pause(state, spent, (), None)]
+        return [_pause(state, spent, (), about)]
+    trouble = open_trouble(state)
+    if trouble is not None:
+        return [plan_rollback(state, spec, now_s, *trouble)]
     waited = "enough nodes are ready" if state.num_attempts else "all nodes are ready"
-    return [_restart(state, spec, waited, (), None)]
+    return [_restart(state, spec, waited, (), about)]
 
 
-def _draft(state: RunState, diagnosis: Diagnosis) -> IncidentDraft:
-    attempt = state.attempt
-    assert attempt is not None
+def _about(state: RunState, attempt: AttemptState, diagnosis: Diagnosis) -> IncidentDraft | str:
+    """The incident that this attempt's fault has already opened, or else the draft of one."""
+    for name in state.open_incidents:
+        known = state.incidents[name]
+        same = known.draft.fault == diagnosis.fault and known.draft.node == diagnosis.node
+        unanswered = known.attempt_after is None and same
+        if known.attempt_before == attempt.number and unanswered:
+            return name
     alarm = attempt.alarm if diagnosis.is_numeric else None
     return IncidentDraft(
         id=next_incident_id(state),
@@ -80,42 +92,23 @@ def _draft(state: RunState, diagnosis: Diagnosis) -> IncidentDraft:
     )
 
 
-def _opens(state: RunState, draft: IncidentDraft) -> IncidentDraft | str:
-    """The draft, or the id of the incident that this attempt's fault has already opened."""
-    attempt = state.attempt
-    for name in state.open_incidents:
-        known = state.incidents[name]
-        same = known.draft.fault == draft.fault and known.draft.node == draft.node
-        unanswered = known.attempt_after is None and same
-        if attempt is not None and known.attempt_before == attempt.number and unanswered:
-            return name
-    return draft
-
-
-def _node_to_quarantine(state: RunState, spec: RunSpec, diagnosis: Diagnosis) -> str | None:
-    known = state.nodes.get(diagnosis.node or "")
-    if known is None or known.quarantined:
-        return None
+def _node_to_quarantine(
+    state: RunState, spec: RunSpec, attempt: AttemptState, diagnosis: Diagnosis
+) -> str | None:
+    blamed: tuple[str, ...] = ()
     if diagnosis.fault == "node-lost":
-        return known.node
-    # This hang is the one more that the count does not hold yet.
-    if diagnosis.fault == "hang" and known.num_hangs + 1 >= spec.restart.quarantine_after_hangs:
-        return known.node
-    return None
+        blamed = tuple(node for node, _ in attempt.lost_nodes)
+    elif diagnosis.fault == "hang" and diagnosis.node is not None:
+        # This hang is the one more that the count does not hold yet.
+        hangs = state.nodes[diagnosis.node].num_hangs + 1
+        blamed = (diagnosis.node,) if hangs >= spec.restart.quarantine_after_hangs else ()
+    return next((node for node in blamed if not state.nodes[node].quarantined), None)
 
 
-def _pause(
-    state: RunState, spent: tuple[str, str], evidence: Pairs, opens: IncidentDraft | str | None
-) -> Decision:
+def _pause(state: RunState, spent: tuple[str, str], evidence: Pairs, about: About) -> Decision:
     code, reason = spent
-    return make_decision(
-        state,
-        PauseRun(code),
-        f"{reason}; a human must look before it goes on",
-        evidence=evidence,
-        opens=opens if isinstance(opens, IncidentDraft) else None,
-        incident=opens if isinstance(opens, str) else None,
-    )
+    why = f"{reason}; a human must look before it goes on"
+    return make_decision(state, PauseRun(code), why, evidence=evidence, about=about)
 
 
 def _restart(
@@ -123,22 +116,17 @@ def _restart(
     spec: RunSpec,
     reason: str,
     evidence: Pairs,
-    opens: IncidentDraft | str | None,
+    about: About,
+    avoid: tuple[str, ...] = (),
 ) -> Decision:
-    placed = plan_placement(state, spec)
-    draft = opens if isinstance(opens, IncidentDraft) else None
-    incident = opens if isinstance(opens, str) else None
+    placed = plan_placement(state, spec, avoid)
     if placed is None:
         usable = sum(1 for n in state.nodes.values() if n.is_usable)
-        return make_decision(
-            state,
-            AwaitNodes(),
+        why = (
             f"{reason}; {usable} of {spec.num_nodes} nodes are usable and no spare is left: "
-            "the run waits for a node",
-            evidence=evidence,
-            opens=draft,
-            incident=incident,
+            "the run waits for a node"
         )
+        return make_decision(state, AwaitNodes(), why, evidence=evidence, about=about)
     mesh, placements = placed
     choice = resume_point(state, spec)
     plan = AttemptPlan(
@@ -148,7 +136,7 @@ def _restart(
         checkpoints=choice.candidates,
         resume_step=choice.resume_step,
         hyper=state.hyper,
-        first_command=next_command(state),
+        first_command=state.next_command,
     )
     source = choice.candidates[0] if choice.candidates else "the beginning (no checkpoint yet)"
     return make_decision(
@@ -157,6 +145,5 @@ def _restart(
         f"{reason}: {source}",
         evidence=(*evidence, ("nodes", ", ".join(plan.nodes)), ("resume from", source)),
         alternatives=choice.passed_over,
-        opens=draft,
-        incident=incident,
+        about=about,
     )

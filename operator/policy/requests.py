@@ -14,12 +14,14 @@ from ...logbook.decisions import (
     SendCommand,
 )
 from ...logbook.events import InterventionRequested
-from ...logbook.state import AttemptState, Intervention, RunState, Status
+from ...logbook.state import Intervention, RunState, Status
 from ...logbook.wire import Command
 from ..spec import RunSpec
 from .context import make_decision
 
 COMMANDS = ("lr", "lr-factor", "grad-clip", "checkpoint", "stop")
+RESEND_S = 10.0
+"""A command that no rank has confirmed within this, or within three steps, is sent again."""
 
 
 def answer_requests(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
@@ -28,7 +30,7 @@ def answer_requests(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
         if known.stage == "requested":
             decision = _answer(state, spec, known.request)
         elif known.stage == "sent":
-            decision = _follow_up(state, known)
+            decision = _follow_up(state, known, now_s)
         else:
             continue
         if decision is not None:
@@ -52,7 +54,7 @@ def _answer(state: RunState, spec: RunSpec, request: InterventionRequested) -> D
         return make_decision(state, make, said)
     if request.action == "stop" and state.attempt is None:
         return make_decision(state, EndRun(stopped=True, step=state.step), said)
-    if not _is_training(state.attempt):
+    if not is_training(state):
         return None
     command = Command(state.next_command, request.action, request.value, request.id)
     return make_decision(state, SendCommand(command, request.id), said)
@@ -84,25 +86,38 @@ def _refusal(state: RunState, spec: RunSpec, request: InterventionRequested) -> 
     return ""
 
 
-def _follow_up(state: RunState, known: Intervention) -> Decision | None:
-    """A command whose attempt ended is sent again, unless its change is in the start command."""
-    attempt = state.attempt
-    if known.sent_attempt == state.num_attempts or not _is_training(attempt):
+def _follow_up(state: RunState, known: Intervention, now_s: float) -> Decision | None:
+    """A command is sent again until it is confirmed, unless its change is in the start command.
+
+    To the same attempt it goes under the same number, which a rank that has it ignores. A new
+    attempt expects every number from its first one on, so there it gets a new one.
+    """
+    request, seq = known.request, known.seq
+    if request.action == "stop" and state.attempt is None:
+        why = f"attempt {known.sent_attempt} ended before it could stop, and none is running"
+        return make_decision(state, EndRun(stopped=True, step=state.step), why)
+    if not is_training(state):
         return None
-    if known.acks:
-        return make_decision(
-            state,
-            CompleteIntervention(known.request.id),
-            f"applied at step {known.at_step}; attempt {state.num_attempts} started with it",
-        )
-    assert known.seq is not None
-    request = known.request
-    command = Command(known.seq, request.action, request.value, request.id)
-    return make_decision(
-        state,
-        SendCommand(command, request.id),
-        f"attempt {known.sent_attempt} ended before it took effect: sent again",
-    )
+    if known.sent_attempt == state.num_attempts:
+        waited_s = now_s - known.sent_s
+        if known.acks or waited_s < _patience_s(state, known):
+            return None
+        why = f"no rank has confirmed it within {waited_s:.0f} s: sent again"
+    elif known.acks:
+        why = f"applied at step {known.at_step}; attempt {state.num_attempts} started with it"
+        return make_decision(state, CompleteIntervention(request.id), why)
+    else:
+        seq = state.next_command
+        why = f"attempt {known.sent_attempt} ended before it took effect: sent again"
+    assert seq is not None
+    command = Command(seq, request.action, request.value, request.id)
+    return make_decision(state, SendCommand(command, request.id), why)
+
+
+def _patience_s(state: RunState, known: Intervention) -> float:
+    # Twice as long each time: a rank that cannot confirm is not helped by a flood.
+    once_s = max(RESEND_S, 3.0 * (state.step_median.value or 0.0))
+    return once_s * 2.0 ** min(known.num_sent - 1, 10)
 
 
 def complete_done(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
@@ -114,7 +129,7 @@ def complete_done(state: RunState, spec: RunSpec, now_s: float) -> list[Decision
         done = {
             "quarantine": node is not None and bool(node.quarantined),
             "release": node is not None and not node.quarantined,
-            "resume": state.resumed_s > known.requested_s,
+            "resume": state.resumed_s >= known.requested_s,
         }.get(request.action, False)
         if done:
             done_id = CompleteIntervention(request.id)
@@ -122,7 +137,9 @@ def complete_done(state: RunState, spec: RunSpec, now_s: float) -> list[Decision
     return []
 
 
-def _is_training(attempt: AttemptState | None) -> bool:
+def is_training(state: RunState) -> bool:
+    """Whether the current attempt completes steps and nothing is known to be wrong with it."""
+    attempt = state.attempt
     return (
         attempt is not None
         and attempt.first_step_s is not None

@@ -6,19 +6,36 @@ import msgspec
 from msgspec.structs import replace
 
 from ...checkpoints.last_good import Choice
-from ...logbook.decisions import AwaitNodes, Decision, IncidentDraft, PauseRun, StartAttempt
-from ...logbook.findings import Finding
+from ...logbook.decisions import AwaitNodes, Decision, PauseRun, StartAttempt
 from ...logbook.plan import AttemptPlan
-from ...logbook.state import Rollback, RunState
+from ...logbook.state import AttemptState, Intervention, Rollback, RunState
 from ...logbook.wire import Hyper, LrChange
 from ..spec import RunSpec
 from .budget import spent_budget
-from .candidates import MAX_CANDIDATES, last_good_checkpoint
-from .context import Pairs, make_decision, next_command
+from .candidates import (
+    MAX_CANDIDATES,
+    last_good_checkpoint,
+    newest_checkpoint,
+    nothing_to_resume,
+)
+from .context import About, Pairs, make_decision, next_decision_id
 from .placement import plan_placement
 
 SAME_POSITION_STEPS = 2
 MAX_SKIPPED_STEPS = 64
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """Numeric trouble to go back from: what is wrong, since which step, and what shows it.
+
+    is_accepted: a person has seen it since and set the run going again, so that what is left to
+        resume from is good enough.
+    """
+
+    message: str
+    onset_step: int
+    evidence: Pairs = ()
+    is_accepted: bool = False
 
 
 class Rung(msgspec.Struct, frozen=True):
@@ -28,81 +45,76 @@ class Rung(msgspec.Struct, frozen=True):
     the last retry did not get past the trouble. skip: data steps to leave out, or None.
     """
 
-    level: int
-    before_step: int | None
-    failed: str
-    skip: tuple[int, int] | None
+    level: int = 0
+    before_step: int | None = None
+    failed: str = ""
+    skip: tuple[int, int] | None = None
+
+
+def alarm_trouble(attempt: AttemptState, also: Pairs) -> Trouble:
+    """Return the trouble that the current attempt's alarm tells of."""
+    assert attempt.alarm is not None
+    finding = attempt.alarm.finding
+    evidence = (
+        ("detector", finding.detector),
+        ("observed", f"{finding.value:.6g}"),
+        ("reference", f"{finding.reference:.6g}"),
+        *also,
+    )
+    return Trouble(finding.message, finding.onset_step, evidence)
+
+
+def open_trouble(state: RunState) -> tuple[Trouble, str] | None:
+    """Return the trouble that no rollback has answered yet, and its incident.
+
+    The run had to wait for nodes, or for a person, before it could.
+    """
+    for name in reversed(state.open_incidents):
+        known = state.incidents[name]
+        draft = known.draft
+        if draft.is_numeric and known.attempt_after is None and not known.is_watched:
+            accepted = state.resumed_s >= known.opened_s
+            return Trouble(draft.title, draft.onset_step, is_accepted=accepted), name
+    return None
 
 
 def plan_rollback(
-    state: RunState, spec: RunSpec, now_s: float, opens: IncidentDraft | str
+    state: RunState, spec: RunSpec, now_s: float, trouble: Trouble, about: About
 ) -> Decision:
-    """Return the rollback for the alarm of the current attempt, or a pause where none is sound.
+    """Return the rollback from this trouble, or a pause where none is sound.
 
     An identical retry is never made: every rung lowers the rate, and past the last one a human
     must look. A raise of the rate that was not yet in force at the checkpoint is taken back.
     """
-    attempt = state.attempt
-    assert attempt is not None
-    assert attempt.alarm is not None
-    finding = _with_earliest_onset(state, spec, attempt.alarm.finding)
-    draft = opens if isinstance(opens, IncidentDraft) else None
-    incident = opens if isinstance(opens, str) else None
-    rung = _rung(state, spec, finding)
+    rung = _rung(state, spec, trouble.onset_step)
+    choice = _choice(state, spec, trouble, rung)
+    evidence = _evidence(trouble, choice, rung)
     spent = spent_budget(state, spec, now_s) or _exhausted(spec, rung)
-    choice = last_good_checkpoint(state, spec, finding.onset_step, rung.before_step)
-    if spent is None and choice.checkpoint is None:
-        spent = _nothing_to_resume(state, spec)
+    if spent is None and choice.checkpoint is None and not trouble.is_accepted:
+        spent = nothing_to_resume(state, spec)
     if spent is not None:
         return make_decision(
             state,
             PauseRun(spent[0]),
-            f"{finding.message}; {spent[1]}; a human must look before it goes on",
-            evidence=_evidence(finding, choice, rung),
+            f"{trouble.message}; {spent[1]}; a human must look before it goes on",
+            evidence=evidence,
             alternatives=choice.passed_over,
-            opens=draft,
-            incident=incident,
+            about=about,
         )
-    return _decision(state, spec, finding, rung, choice, draft, incident)
-
-
-def _with_earliest_onset(state: RunState, spec: RunSpec, finding: Finding) -> Finding:
-    """The finding, its onset moved back to the first sign of the same trouble.
-
-    Detectors see one trouble at different times: a loss jumps, and the scaler collapses ten steps
-    later. A checkpoint from between the two is sick.
-    """
-    reach = spec.numeric.heal_steps
-    onset = finding.onset_step
-    signs = [s.finding for s in state.findings if s.attempt == state.num_attempts]
-    for sign in sorted(signs, key=lambda sign: -sign.onset_step):
-        if not sign.shadow and onset - reach <= sign.onset_step < onset:
-            onset = sign.onset_step
-    return replace(finding, onset_step=onset)
+    if plan_placement(state, spec) is None:
+        why = f"{trouble.message}; too few nodes are usable to go back and on"
+        return make_decision(state, AwaitNodes(), why, evidence=evidence, about=about)
+    return _decision(state, spec, trouble, rung, choice, about)
 
 
 def _decision(
-    state: RunState,
-    spec: RunSpec,
-    finding: Finding,
-    rung: Rung,
-    choice: Choice,
-    draft: IncidentDraft | None,
-    incident: str | None,
+    state: RunState, spec: RunSpec, trouble: Trouble, rung: Rung, choice: Choice, about: About
 ) -> Decision:
     placed = plan_placement(state, spec)
-    if placed is None:
-        return make_decision(
-            state,
-            AwaitNodes(),
-            f"{finding.message}; too few nodes are usable",
-            opens=draft,
-            incident=incident,
-        )
-    decision_id = f"{state.num_attempts}/{state.num_decisions + 1}"
+    assert placed is not None
     step = state.checkpoints[choice.checkpoint].step if choice.checkpoint else 0
     factor = spec.numeric.lr_ladder[rung.level]
-    hyper, reverts = _lowered(state, spec, step, factor, rung, decision_id)
+    hyper, reverts = _lowered(state, spec, step, factor, rung)
     plan = AttemptPlan(
         attempt=state.num_attempts + 1,
         mesh=placed[0],
@@ -110,56 +122,64 @@ def _decision(
         checkpoints=choice.ranked[:MAX_CANDIDATES],
         resume_step=step,
         hyper=hyper,
-        first_command=next_command(state),
+        first_command=state.next_command,
     )
     taken_back = f", {len(reverts)} raise of the rate taken back" if reverts else ""
     return make_decision(
         state,
         StartAttempt(
             plan,
-            rollback_onset=finding.onset_step,
+            rollback_onset=trouble.onset_step,
             lr_factor=factor,
             quarantines=(rung.failed,) if rung.failed else (),
         ),
-        f"{finding.message}; back to {choice.checkpoint or 'the beginning'} ({choice.rule}), "
+        f"{trouble.message}; back to {choice.checkpoint or 'the beginning'} ({choice.rule}), "
         f"remaining LR schedule x{factor:g}{taken_back}",
-        evidence=_evidence(finding, choice, rung),
+        evidence=_evidence(trouble, choice, rung),
         alternatives=(
             *choice.passed_over,
             ("same checkpoint, same rate", "an identical retry is refused"),
             ("wait for it to heal", "the finding calls for a rollback"),
         ),
-        opens=draft,
-        incident=incident,
+        about=about,
         reverts=reverts,
     )
 
 
-def _rung(state: RunState, spec: RunSpec, finding: Finding) -> Rung:
-    level, later = 0, finding.onset_step
+def _choice(state: RunState, spec: RunSpec, trouble: Trouble, rung: Rung) -> Choice:
+    choice = last_good_checkpoint(state, spec, trouble.onset_step, rung.before_step)
+    if choice.checkpoint is None and trouble.is_accepted:
+        choice = last_good_checkpoint(state, spec, trouble.onset_step)
+    if choice.checkpoint is None and trouble.is_accepted:
+        choice = newest_checkpoint(state)
+    return choice
+
+
+def _rung(state: RunState, spec: RunSpec, onset_step: int) -> Rung:
+    series: list[Rollback] = []
     for past in reversed(state.rollbacks):
+        later = series[-1].onset_step if series else onset_step
         if later - past.onset_step > spec.numeric.recurrence_steps:
             break
-        level, later = level + 1, past.onset_step
-    if not level:
-        return Rung(0, None, "", None)
-    last = state.rollbacks[-1]
+        series.append(past)
+    if not series:
+        return Rung()
+    last = series[0]
     # A retry that did not get clearly past the old onset says that its checkpoint was sick too.
-    did_not_pass = finding.onset_step <= last.onset_step + spec.numeric.heal_steps
+    did_not_pass = onset_step <= last.onset_step + spec.numeric.heal_steps
     return Rung(
-        level=level,
+        # The ladder is a budget like others: a person who sets the run going again renews it.
+        level=sum(1 for past in series if past.time_s >= state.resumed_s),
         before_step=last.resume_step if did_not_pass else None,
         failed=last.checkpoint if did_not_pass else "",
-        skip=_data_to_skip(state, finding, last),
+        skip=_data_to_skip(state, onset_step, last),
     )
 
 
-def _data_to_skip(state: RunState, finding: Finding, last: Rollback) -> tuple[int, int] | None:
-    """The data around the onset, when the same trouble came back at the same position."""
-    if abs(finding.onset_step - last.onset_step) > SAME_POSITION_STEPS:
-        return None
-    hit = [s.data_step for s in state.samples if s.step >= finding.onset_step]
-    if not hit:
+def _data_to_skip(state: RunState, onset_step: int, last: Rollback) -> tuple[int, int] | None:
+    """The data around the onset, when the same trouble came back at the same data."""
+    hit = [s.data_step for s in state.samples if s.step >= onset_step]
+    if not hit or last.onset_data is None or abs(hit[0] - last.onset_data) > SAME_POSITION_STEPS:
         return None
     first = max(hit[0] - SAME_POSITION_STEPS, 0)
     return first, min(hit[-1] + 1, first + MAX_SKIPPED_STEPS)
@@ -172,27 +192,22 @@ def _exhausted(spec: RunSpec, rung: Rung) -> tuple[str, str] | None:
     return "ladder-exhausted", f"all {rungs} rungs of numeric.lr_ladder were tried"
 
 
-def _nothing_to_resume(state: RunState, spec: RunSpec) -> tuple[str, str] | None:
-    # A young run loses little by starting over at a lower rate; an old one is a person's to judge.
-    if state.step <= spec.numeric.recurrence_steps:
-        return None
-    return "no-healthy-checkpoint", "no checkpoint from before the onset may be trusted"
-
-
 def _lowered(
-    state: RunState, spec: RunSpec, step: int, factor: float, rung: Rung, decision_id: str
+    state: RunState, spec: RunSpec, step: int, factor: float, rung: Rung
 ) -> tuple[Hyper, tuple[str, ...]]:
     kept: list[LrChange] = []
     reverts: list[str] = []
     for change in state.hyper.lr_changes:
-        if change.from_step <= step + 1:
+        if change.from_step <= step:
             kept.append(change)
         elif change.factor > 1.0:
             reverts.append(change.cause)
         else:
             # A lower rate was somebody's will, or an earlier rung; going back does not undo it.
             kept.append(replace(change, from_step=step + 1))
-    kept.append(LrChange(step + 1, factor, decision_id))
+    # One that no rank had confirmed yet would raise the rate right after the trouble.
+    reverts += [n for n, known in state.interventions.items() if _is_raise_under_way(state, known)]
+    kept.append(LrChange(step + 1, factor, next_decision_id(state)))
     clip = state.hyper.grad_clip
     if spec.numeric.clip_at_rung is not None and rung.level + 1 >= spec.numeric.clip_at_rung:
         clip = min(clip, spec.numeric.clip_to) if clip is not None else spec.numeric.clip_to
@@ -201,12 +216,19 @@ def _lowered(
     return hyper, tuple(reverts)
 
 
-def _evidence(finding: Finding, choice: Choice, rung: Rung) -> Pairs:
+def _is_raise_under_way(state: RunState, known: Intervention) -> bool:
+    request = known.request
+    if known.stage != "sent" or known.acks:
+        return False
+    if request.action == "lr":
+        return state.last is not None and request.value > state.last.lr
+    return request.action == "lr-factor" and request.value > 1.0
+
+
+def _evidence(trouble: Trouble, choice: Choice, rung: Rung) -> Pairs:
     rows = [
-        ("detector", finding.detector),
-        ("onset step", str(finding.onset_step)),
-        ("observed", f"{finding.value:.6g}"),
-        ("reference", f"{finding.reference:.6g}"),
+        *trouble.evidence,
+        ("onset step", str(trouble.onset_step)),
         ("recurrence", f"rung {rung.level + 1} of the LR ladder"),
         ("checkpoint", choice.checkpoint or "none"),
         ("chosen by rule", choice.rule),
