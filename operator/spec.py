@@ -51,6 +51,8 @@ class EntryPoints(_Section):
     """Called once per node, before any worker is forked, with the trainer section."""
     config: str = "midwatch.trainer.config:TrainConfig"
     """Pydantic model that validates the trainer section."""
+    check: str = "midwatch.trainer.inputs:check"
+    """Called with the trainer section where the run is submitted; raises if an input is missing."""
 
 
 class RestartPolicy(_Section):

@@ -27,6 +27,7 @@ from .config import TrainConfig, check_mesh
 from .control import Mailbox, die_with_parent, exit_without_agent
 from .data import shards
 from .data.sampler import BatchShape, Sampler
+from .inputs import check_vocab
 from .loop import Loop, Parts, Progress, resume
 from .rendezvous import connect_store, join, meeting_of
 from .report import PipeReport, Report
@@ -187,13 +188,7 @@ def _device(config: TrainConfig, local_rank: int) -> torch.device:
 def _sampler(start: WorkerStart, config: TrainConfig) -> Sampler:
     folder = Path(config.data.dir)
     manifest = shards.read_manifest(folder)
-    if manifest.vocab_size > config.model.vocab:
-        raise ConfigError(
-            "vocab-too-small",
-            f"the corpus in {folder} has {manifest.vocab_size} token ids, "
-            f"the model's vocab is {config.model.vocab}.",
-            remedy="Raise trainer.model.vocab, or build the corpus with a smaller --vocab-size.",
-        )
+    check_vocab(config, folder, manifest)
     # One process per node reads all bytes, and only when a run begins: a restart is in a hurry
     # and checks sizes, which is what a torn write changes.
     is_first = not start.checkpoints and start.local_rank == 0

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
 
 from ...logbook import events as ev
+from ...logbook.errors import ConfigError
 from ...logbook.live_view import doing_text, render_summary
 from ...logbook.reader import Follower
-from ...logbook.render_text import Filters, line_of
+from ...logbook.render_text import Filters, known_kinds, line_of
 from ...logbook.summary import summarize
 from ..desk import note_path
 from .output import Output, OutputOption, RunArgument, console, print_json
@@ -43,6 +45,12 @@ def journal(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Print the journal, one event a line; -o json gives one object a line, for jq."""
+    unknown = sorted(set(kind or ()) - set(known_kinds()))
+    if unknown:
+        known = ", ".join(known_kinds())
+        raise ConfigError(
+            "usage", f"no kind of event is called {', '.join(unknown)}; known: {known}."
+        )
     filters = Filters(kinds=frozenset(kind or ()), since_seq=since, attempt=attempt)
     follower: Follower[ev.Event] = Follower(find_run(run) / "journal", ev.Event, from_seq=since)
     while True:
@@ -53,7 +61,7 @@ def journal(
             if output is Output.JSON:
                 print_json(record)
             else:
-                print(line_of(record))
+                print(line_of(record), flush=follow)
         if not records:
             if not follow:
                 return
@@ -81,10 +89,8 @@ def notes(
         print(f"{row.id}  {row.fault:18}  step {row.step:<8}  {row.outcome or 'open'}  {path}")
 
 
-def _print_note(folder: object, incident: str, output: Output) -> None:
-    from pathlib import Path
-
-    path = note_path(Path(str(folder)), incident)
+def _print_note(folder: Path, incident: str, output: Output) -> None:
+    path = note_path(folder, incident)
     if not path.is_file():
         raise NotFoundError(
             "no-such-incident", f"there is no note {path}.", remedy="`midwatch notes` lists them."

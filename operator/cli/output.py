@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 
 from ...logbook.errors import ConfigError, MidwatchError
+from ...logbook.record import to_json
 from .runs import NotFoundError
 
 OK, FAILED, USAGE, NOT_FOUND, CONFLICT, TIMED_OUT = range(6)
@@ -39,7 +39,7 @@ err_console = Console(file=sys.__stderr__)
 
 def print_json(value: Any) -> None:
     """Write one JSON document and a newline to standard output."""
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.write(to_json(value) + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -60,4 +60,6 @@ def one_clear_error() -> Iterator[None]:
 def _status_of(error: MidwatchError) -> int:
     if isinstance(error, NotFoundError):
         return NOT_FOUND
+    if error.code == "timed-out":
+        return TIMED_OUT
     return USAGE if isinstance(error, ConfigError) else FAILED

@@ -27,7 +27,7 @@ from ..desk import note_path, post_request
 from ..faults import Injector, load_faults
 from ..runtime.local_ray import is_local, set_local_environment
 from ..spec import RunSpec
-from ..spec_file import load_spec
+from ..spec_file import load_object, load_spec
 from .output import FAILED, OK, Output, OutputOption, console, err_console, print_json
 from .runs import StateFollower, run_dir_of
 from .steer import make_request
@@ -66,6 +66,7 @@ def run(
     spec = _resolved(load_spec(spec_path))
     plan = load_faults(faults) if faults is not None else None
     _prepare(spec)
+    load_object(spec.entry_points.check)(spec.trainer)
     run_dir = run_dir_of(spec)
     injector = Injector(run_dir, plan) if plan is not None else None
     if is_local(address):

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from msgspec.structs import replace
 
@@ -21,7 +20,7 @@ from ...logbook.state import Intervention, RunState
 from ..desk import post_request
 from ..policy.decide import decide
 from ..spec import RunSpec
-from .output import CONFLICT, TIMED_OUT, Output, OutputOption, RunArgument, print_json
+from .output import CONFLICT, Output, OutputOption, RunArgument, print_json
 from .runs import StateFollower, find_run
 
 POLL_S = 0.1
@@ -142,13 +141,9 @@ def _wait(follower: StateFollower, name: str, timeout_s: float) -> Intervention:
         time.sleep(POLL_S)
     known = follower.state.interventions.get(name)
     where = known.stage if known is not None else "not yet seen by the controller"
-    raise _TimedOut(
+    raise MidwatchError(
         "timed-out", f"{name} is {where} after {timeout_s:.0f} s; it stands and may still apply."
     )
-
-
-class _TimedOut(MidwatchError):
-    status = TIMED_OUT
 
 
 def _values(known: Intervention) -> str:
@@ -179,6 +174,6 @@ def _show_dry_run(state: RunState, request: InterventionRequested, output: Outpu
 
 def _answer(value: object, text: str, output: Output) -> None:
     if output is Output.JSON:
-        print_json(msgspec.to_builtins(value))
+        print_json(value)
     else:
         print(text)

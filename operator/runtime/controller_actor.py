@@ -47,8 +47,10 @@ class ControllerActor:
         self._spec = RunSpec.model_validate(spec)
         self._woken = threading.Event()
         self._cluster = RayCluster(self._spec, settings, self._woken.set)
-        # The previous life of this actor may hold the lock for a moment longer.
-        options = JournalOptions(wait_s=10.0, takeover=True)
+        # Only a life that Ray started after the last one ended may take the journal from it: two
+        # controllers of one run on two clusters must not fence each other in turn.
+        is_restart = ray.get_runtime_context().was_current_actor_reconstructed
+        options = JournalOptions(wait_s=10.0, takeover=is_restart)
         self._journal: Journal[ev.Event] = Journal(run_dir / "journal", ev.Event, options)
         ports = Ports(
             clock=_WallClock(),

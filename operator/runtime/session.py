@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .ray_cluster import ClusterSettings
 
 PLACEMENT_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 5.0
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -67,19 +69,35 @@ def _start_local() -> Session:
 
 
 def _join(address: str) -> Session:
+    _require_listener(address)
     try:
         ray.init(
             address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
         )
     except (RayError, RuntimeError, ValueError, OSError, ConnectionError) as error:
-        raise Retryable(
-            "ray-unreachable",
-            f"no Ray cluster answers at {address}: {_first_line(error)}.",
-            delay_s=5.0,
-            remedy="Check the address, and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN if it asks "
-            "for a token; leave --address out to start a local cluster.",
-        ) from error
+        raise _unreachable(address, error) from error
     return Session(False, ray.get_runtime_context().gcs_address)
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself goes on trying an address where nobody listens for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: BaseException) -> Retryable:
+    return Retryable(
+        "ray-unreachable",
+        f"no Ray cluster answers at {address}: {_first_line(error)}.",
+        delay_s=5.0,
+        remedy="Check the address, and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN if it asks for a "
+        "token; leave --address out to start a local cluster.",
+    )
 
 
 def submit(spec: RunSpec, run_dir: Path, session: Session) -> Any:
