@@ -2,6 +2,7 @@
 
 A window counted in _points counts logged points, so that one setting serves a log with a line
 every step and a log with a line every 500. A window counted in _steps counts optimizer updates.
+_z is in units of the series' own noise, _frac a share of the reference.
 """
 
 from __future__ import annotations
@@ -16,242 +17,266 @@ Positive = Annotated[float, Field(gt=0)]
 Frac = Annotated[float, Field(gt=0, le=1)]
 
 
-class DetectorConfig(BaseModel):
-    """Common to all detectors.
+class Section(BaseModel):
+    """A part of the settings: unknown fields are refused, values do not change."""
 
-    mode: "act": the policy may act on its findings. "shadow": findings are recorded, marked, and
-          change nothing. "off": the detector does not run.
-    """
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class DetectorConfig(Section):
+    """Common to all detectors."""
 
     mode: Mode = "act"
+    """act: the policy may act on findings; shadow: they are recorded, marked; off: none."""
 
 
-class LrWatchConfig(BaseModel):
-    """When the learning rate counts as on its way up, as in warm-up or a restart of the schedule.
-
-    rise_factor, window_points: it is this many times what it was so many points before.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class LrWatchConfig(Section):
+    """When the learning rate counts as on its way up: in warm-up, at a restart of the schedule."""
 
     rise_factor: Positive = 1.5
+    """It is this many times what it was window_points before."""
     window_points: Count = 64
+    """How far back it is compared."""
 
 
 class SpikeConfig(DetectorConfig):
-    """When a loss counts as out of the ordinary, and when as back in it.
-
-    centre_points: the reference is the median of so many ordinary points; short, so that it
-        follows a loss that is falling fast.
-    noise_points: the noise is taken from the distances of so many ordinary points to their
-        reference.
-    ready_points: say nothing before so many ordinary points.
-    open_z: a point that far above the reference, in noise units, opens an excursion.
-    min_rise_frac, min_rise_nats: and at least so far, as a share of the reference and absolutely;
-        keeps a loss near zero or a noiseless one from alarming about nothing.
-    run_points: so many fairly high points (heal_z noise units) in a row open one too.
-    heal_z: an excursion is over once the median of heal_points falls below this many noise units
-        (and below half of the minimum rise).
-    lr_rise_frac: while the learning rate is on its way up (see lr), only a rise of this share of
-        the reference counts.
-    adopt_points: an excursion that lasts so long is the new normal and the reference starts anew.
-    """
+    """When a loss counts as out of the ordinary, and when as back in it."""
 
     centre_points: Count = 16
+    """The reference is the median of so many ordinary points; short, to follow a falling loss."""
     noise_points: Count = 64
+    """The noise is taken from about so many ordinary points."""
     ready_points: Count = 12
+    """Say nothing before so many ordinary points."""
     open_z: Positive = 6.0
-    min_rise_frac: Positive = 0.05
-    min_rise_nats: Positive = 0.05
+    """A single point that far above the reference opens an excursion."""
     run_points: Count = 4
+    """So many points in a row above heal_z open one too."""
     heal_z: Positive = 3.0
+    """An excursion heals once the median of heal_points is below this, and half the least rise."""
     heal_points: Count = 5
+    """Points whose median tells whether an excursion has healed."""
+    min_rise_frac: Positive = 0.05
+    """Least rise that counts, so that a noiseless loss does not alarm about nothing."""
+    min_rise_nats: Positive = 0.05
+    """Least rise that counts in absolute terms, so that a loss near zero may wiggle."""
     lr_rise_frac: Positive = 0.25
+    """Least rise that counts while the learning rate is on its way up."""
     adopt_points: Count = 200
+    """An excursion that lasts longer is the new normal, and the reference starts anew."""
 
 
 class LevelShiftConfig(DetectorConfig):
     """How long an excursion of the loss may take to heal.
 
-    warn_points, rollback_points: an excursion that has not healed at its n-th point. In a log that
-        is a running average one bad point echoes for many: give it more points there.
-    high_frac: share of its points that must have stayed high, so that a series of separate spikes
-        is not taken for a shift.
+    In a log that is a running average one bad point echoes for many: give it more points there.
     """
 
     warn_points: Count = 5
+    """Warn of an excursion that has not healed at this point of it."""
     rollback_points: Count = 8
+    """Roll back an excursion that has not healed at this point of it."""
     high_frac: Frac = 0.75
+    """Share of its points that must be high: a series of separate spikes is no shift."""
 
 
 class CreepConfig(DetectorConfig):
-    """When a slow rise of the loss counts.
-
-    block_points: points averaged into a block; a level is the mean of three blocks.
-    window_blocks: the level is compared with the lowest one of so many.
-    ready_blocks: say nothing before so many blocks.
-    warn_z: rise in units of the usual wander of the level.
-    min_rise_frac, min_rise_nats: and at least so much.
-    stay_blocks: after a warning, roll back if the rise still counts after so many blocks. It is
-        over once it has halved from its peak.
-    """
+    """When a slow rise of the loss counts."""
 
     block_points: Count = 8
+    """Points averaged into a block; a level is the mean of three blocks."""
     window_blocks: Count = 64
+    """The level is compared with the lowest one of so many."""
     ready_blocks: Count = 18
+    """Say nothing before so many levels."""
     warn_z: Positive = 9.0
+    """Rise in units of what the level usually wanders."""
     min_rise_frac: Positive = 0.018
+    """Least rise that counts."""
     min_rise_nats: Positive = 0.02
+    """Least rise that counts in absolute terms."""
     stay_blocks: Count = 12
+    """Roll back a rise that still counts so many blocks after the warning, not halved since."""
+
+
+class JumpConfig(SpikeConfig):
+    """When a jump of the logarithm of a norm opens an excursion."""
+
+    min_rise_frac: Positive = 1e-6
+    """Not used: shares of a logarithm mean nothing."""
+    min_rise_nats: Positive = 0.2
+    """Least rise that counts, as a difference of logarithms."""
+    adopt_points: Count = 400
+    """An excursion that lasts longer is the new normal, and the reference starts anew."""
 
 
 class NormConfig(DetectorConfig):
-    """When the growth of a norm counts, by a jump or by a bend of its trend; both on its logarithm.
+    """When the growth of a norm counts: by a jump, or by a bend of its trend.
 
-    jump: when a jump opens an excursion; its min_rise_nats is a difference of logarithms.
-    note_rise: a jump at least that large is a note at once, a smaller one after note_points.
-    warn_rise: a jump at least that large that stays is a warning.
-    warn_points: it stays if it lasts so many points,
-    sparse_points, sparse_steps: or so many that span so many steps, where points lie far apart.
-    block_points, window_blocks, ready_blocks: as for creep.
-    span_blocks: growth over so many blocks is compared with that over as many before.
-    bend_z, bend_rise, bend_warn_rise: excess growth that is a note, and one that is a warning.
+    All on the logarithm of the norm: a rise of 0.69 is a factor of 2.
     """
 
-    jump: SpikeConfig = SpikeConfig(min_rise_frac=1e-6, min_rise_nats=0.2, adopt_points=400)
+    jump: JumpConfig = JumpConfig()
+    """When a jump opens an excursion."""
     note_rise: Positive = 1.1
+    """A jump at least that large is a note at once."""
     note_points: Count = 4
+    """A smaller jump is a note when it lasts so many points."""
     warn_rise: Positive = 1.0
+    """A jump at least that large that stays is a warning."""
     warn_points: Count = 16
+    """A jump stays if it lasts so many points."""
     sparse_points: Count = 16
+    """Or so many points, if they span sparse_steps."""
     sparse_steps: Count = 16
+    """Span of sparse_points that counts as staying, in a log whose points lie far apart."""
     block_points: Count = 8
+    """Points averaged into a block; a level is the mean of three blocks."""
     window_blocks: Count = 32
+    """Levels that are remembered."""
     ready_blocks: Count = 18
+    """Say nothing about the trend before so many levels."""
     span_blocks: Count = 12
+    """Growth over so many blocks is compared with that over as many before."""
     bend_z: Positive = 9.0
+    """Growth in excess of the growth before, in units of what a level usually wanders."""
     bend_rise: Positive = 0.2
+    """Excess growth that is a note."""
     bend_warn_rise: Positive = 2.0
+    """Excess growth that is a warning."""
 
 
-GRAD_NORM = NormConfig()
-ACTIVATION_NORM = NormConfig(
-    jump=SpikeConfig(min_rise_frac=1e-6, min_rise_nats=0.02, adopt_points=400),
-    note_rise=0.05,
-    note_points=2,
-    warn_rise=0.05,
-    warn_points=8,
-    sparse_points=3,
-    sparse_steps=50,
-    bend_rise=0.005,
-    bend_warn_rise=0.01,
-)
+class ActivationJumpConfig(JumpConfig):
+    """When a jump of the activation norm opens an excursion."""
+
+    min_rise_nats: Positive = 0.02
+    """Least rise that counts, as a difference of logarithms."""
 
 
-class PlateauConfig(DetectorConfig):
-    """When a loss that no longer falls counts.
+class ActivationNormConfig(NormConfig):
+    """When the growth of the activation norm counts: a smooth series, a few per cent tell."""
 
-    block_points: points averaged before they are compared.
-    min_gain_frac: the best average must improve by this share to count as progress.
-    stall_points: note a plateau after so many points without progress.
-    """
-
-    block_points: Count = 32
-    min_gain_frac: Positive = 0.002
-    stall_points: Count = 1500
-
-
-class CrossRankConfig(DetectorConfig):
-    """When one rank disagrees with the others.
-
-    history_steps: a rank's usual distance from the median rank is averaged over so many steps.
-    ready_steps: say nothing before so many.
-    outlier_z: distance from its usual one, in units of what ranks usually scatter.
-    min_ratio: and at least so many times the median rank (or so many times below it).
-    gross_ratio: a value that far off, or not finite where all others are, is a warning at once.
-    repeat_count, repeat_steps: outliers of one rank within so many steps that are suspected silent
-        corruption. A single one is a note: a rank's batch can be odd.
-    min_ranks: fewer ranks than this have no majority.
-    """
-
-    history_steps: Count = 50
-    ready_steps: Count = 20
-    outlier_z: Positive = 8.0
-    min_ratio: Positive = 1.2
-    gross_ratio: Positive = 20.0
-    repeat_count: Count = 3
-    repeat_steps: Count = 10
-    min_ranks: Count = 3
-
-
-class NonFiniteConfig(DetectorConfig):
-    """How many points in a row without a finite loss (or, without a scaler, gradient) matter.
-
-    sparse_points: where points lie so far apart that sparse_points of them span rollback_points
-        steps, so many are enough.
-    presence_frac: a loss that was in at least this share of the points and is now missing counts
-        as not finite: some frameworks drop the field when it is NaN.
-    """
-
-    warn_points: Count = 3
-    rollback_points: Count = 8
+    jump: ActivationJumpConfig = ActivationJumpConfig()
+    """When a jump opens an excursion."""
+    note_rise: Positive = 0.05
+    """A jump at least that large is a note at once."""
+    note_points: Count = 2
+    """A smaller jump is a note when it lasts so many points."""
+    warn_rise: Positive = 0.05
+    """A jump at least that large that stays is a warning."""
+    warn_points: Count = 8
+    """A jump stays if it lasts so many points."""
     sparse_points: Count = 3
-    presence_frac: Frac = 0.95
+    """Or so many points, if they span sparse_steps."""
+    sparse_steps: Count = 50
+    """Span of sparse_points that counts as staying, in a log whose points lie far apart."""
+    bend_rise: Positive = 0.005
+    """Excess growth that is a note."""
+    bend_warn_rise: Positive = 0.01
+    """Excess growth that is a warning."""
 
 
 class ScalerConfig(DetectorConfig):
-    """When a dynamic loss scaler is in trouble; independent of the loss.
-
-    floor: smallest scale the scaler can take. A scale that stays put while steps are skipped is
-        taken for pinned at the floor whatever its value.
-    floor_dwell_steps: so many steps at the floor are a collapse.
-    low_scale: below this scale gradients no longer fit well: a note once a settled scaler falls
-        below it, a warning below half of it.
-    settle_steps: steps without a skip after which a scaler counts as settled. Before that it is
-        on its way down from its initial value, and skips are normal.
-    unsettled_steps: warn if it has not settled by then.
-    skip_window_points, skip_warn_frac, skip_rollback_frac: share of skipped steps.
-    fall_factor: warn when the scale falls by this factor within skip_window_points.
-    high_factor: warn when the scale climbs this far above what the run has been used to, judged
-        over high_history_steps.
-    """
+    """When a dynamic loss scaler is in trouble; independent of the loss."""
 
     floor: Positive = 2.0**-5
+    """Smallest scale it takes; one that stays put while it skips counts as at its floor too."""
     floor_dwell_steps: Count = 20
+    """So many steps at the floor, or without one that was not skipped, are a collapse."""
     low_scale: Positive = 1.0
+    """A settled scale that falls below this is a note, below half of it a warning."""
     settle_steps: Count = 20
+    """Steps without a skip after which it has settled; before, it comes down from its start."""
     unsettled_steps: Count = 200
+    """A scale still low after so many steps is judged though it was never higher."""
     skip_window_points: Count = 50
+    """Skips are counted over so many points."""
     skip_warn_frac: Frac = 0.3
+    """Share of skipped steps that is a warning."""
     skip_rollback_frac: Frac = 0.5
+    """Share of skipped steps that is a collapse."""
     fall_factor: Positive = 256.0
+    """Warn when the scale falls by this factor within skip_window_points."""
     high_factor: Positive = 8.0
+    """Warn when the scale climbs this far above what the run has been used to."""
     high_history_steps: Count = 2000
+    """Steps in which a run gets used to a scale."""
 
 
-class PanelConfig(BaseModel):
-    """One section per detector; the section names are the detector names with underscores.
+class NonFiniteConfig(DetectorConfig):
+    """How many points without a finite loss (or, without a scaler, gradient) matter.
 
-    cooldown_steps: a warning repeated within so many steps of the last one of its family is
-        recorded as an observation.
-    agreement_points: warnings of independent detectors agree when raised within so many points.
-    shadow_horizon_points: a shadow finding is refuted when so many points pass without a rollback.
+    Non-finite points add up; finite ones in between count them down by a half each.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    warn_points: Count = 3
+    """Warn at so many."""
+    rollback_points: Count = 8
+    """Roll back at so many."""
+    sparse_points: Count = 3
+    """Enough for a rollback where points lie so far apart that they span twice rollback_points."""
+    presence_frac: Frac = 0.95
+    """A loss in at least this share of the first points counts as lost when it is missing."""
+
+
+class CrossRankConfig(DetectorConfig):
+    """When one rank disagrees with the others."""
+
+    history_steps: Count = 50
+    """A rank's usual distance from the median rank is averaged over so many steps."""
+    ready_steps: Count = 20
+    """Say nothing before so many steps."""
+    outlier_z: Positive = 8.0
+    """Departure from the usual distance, in units of what ranks usually scatter."""
+    min_ratio: Annotated[float, Field(gt=1)] = 1.2
+    """And by at least this factor."""
+    gross_ratio: Annotated[float, Field(gt=1)] = 20.0
+    """A departure that no batch explains: a warning at once, like NaN where others are finite."""
+    repeat_count: Count = 3
+    """So many departures of one rank within repeat_steps are suspected silent corruption."""
+    repeat_steps: Count = 10
+    """Steps within which departures of one rank add up."""
+    min_ranks: Count = 3
+    """Fewer ranks have no majority."""
+
+
+class PlateauConfig(DetectorConfig):
+    """When a loss that no longer falls is worth a note."""
+
+    block_points: Count = 32
+    """Points averaged before they are compared."""
+    min_gain_frac: Positive = 0.002
+    """The best average must improve by this share to count as progress."""
+    stall_points: Count = 1500
+    """Points without progress that are a plateau."""
+
+
+class PanelConfig(Section):
+    """Settings of all detectors: one section each, and how they are merged."""
 
     lr: LrWatchConfig = LrWatchConfig()
+    """When the learning rate is on its way up."""
     spike: SpikeConfig = SpikeConfig()
+    """The loss leaves its usual range."""
     level_shift: LevelShiftConfig = LevelShiftConfig()
+    """It does not come back."""
     creep: CreepConfig = CreepConfig()
-    grad_norm: NormConfig = GRAD_NORM
-    activation_norm: NormConfig = ACTIVATION_NORM
-    plateau: PlateauConfig = PlateauConfig()
-    cross_rank: CrossRankConfig = CrossRankConfig()
-    non_finite: NonFiniteConfig = NonFiniteConfig()
+    """The loss rises slowly."""
+    grad_norm: NormConfig = NormConfig()
+    """The gradient norm grows."""
+    activation_norm: ActivationNormConfig = ActivationNormConfig()
+    """The norm of the last layer's output grows."""
     scaler: ScalerConfig = ScalerConfig()
+    """The loss scaler collapses, or climbs unusually high."""
+    non_finite: NonFiniteConfig = NonFiniteConfig()
+    """Loss or gradients are not finite."""
+    cross_rank: CrossRankConfig = CrossRankConfig()
+    """One rank disagrees with the others."""
+    plateau: PlateauConfig = PlateauConfig()
+    """The loss no longer falls."""
     cooldown_steps: Count = 200
+    """A warning of one family repeated within so many steps is recorded as a note."""
     agreement_points: Count = 50
+    """Warnings of independent detectors agree when raised within so many points."""
     shadow_horizon_points: Count = 500
+    """A shadow finding is refuted when so many points pass without a rollback."""

@@ -194,6 +194,16 @@ def test_settings_are_checked() -> None:
     assert PanelConfig.model_validate({"spike": {"open_z": 8}}).spike == SpikeConfig(open_z=8)
 
 
+def test_what_is_not_set_keeps_the_default_of_its_own_section() -> None:
+    changed = PanelConfig.model_validate(
+        {"activation_norm": {"mode": "shadow", "jump": {"open_z": 9}}}
+    ).activation_norm
+    default = PanelConfig().activation_norm
+    assert changed.warn_rise == default.warn_rise != PanelConfig().grad_norm.warn_rise
+    assert changed.jump.min_rise_nats == default.jump.min_rise_nats
+    assert (changed.mode, changed.jump.open_z) == ("shadow", 9)
+
+
 def test_a_plateau_is_a_note_and_ends_with_progress() -> None:
     config = PanelConfig(plateau=PlateauConfig(stall_points=300))
     run = [Point(step=s, loss=3.0 - 0.001 * min(s, 400) + 0.01 * (s % 3)) for s in range(1, 1000)]
