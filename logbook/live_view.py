@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .clock import span_text
+from .decisions import CloseIncident
 from .state import Incident, RunState, Status
 from .summary import RunSummary, summarize
 from .wire import StepSample
@@ -122,9 +123,8 @@ def doing_text(state: RunState) -> str:
 
 def _doing(state: RunState) -> RenderableType:
     rows = [Text.assemble(("now  ", "dim"), doing_text(state))]
-    latest = next(
-        (i.decisions[-1] for i in reversed(state.incidents.values()) if i.decisions), None
-    )
+    made = (d for i in reversed(state.incidents.values()) for d in reversed(i.decisions))
+    latest = next((d for d in made if not isinstance(d.action, CloseIncident)), None)
     if latest is not None:
         rows.append(Text.assemble(("why  ", "dim"), f"{latest.reason} [{latest.id}]"))
     return Group(*rows)

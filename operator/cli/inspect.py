@@ -47,10 +47,8 @@ def journal(
     """Print the journal, one event a line; -o json gives one object a line, for jq."""
     unknown = sorted(set(kind or ()) - set(known_kinds()))
     if unknown:
-        known = ", ".join(known_kinds())
-        raise ConfigError(
-            "usage", f"no kind of event is called {', '.join(unknown)}; known: {known}."
-        )
+        remedy = f"Known: {', '.join(known_kinds())}."
+        raise ConfigError("usage", f"no event is of kind {', '.join(unknown)}.", remedy=remedy)
     filters = Filters(kinds=frozenset(kind or ()), since_seq=since, attempt=attempt)
     follower: Follower[ev.Event] = Follower(find_run(run) / "journal", ev.Event, from_seq=since)
     while True:
