@@ -12,7 +12,10 @@ _Q75_TO_SIGMA = 1.0 / 1.1503
 _UPPER_Q75_TO_SIGMA = 1.0 / 0.6745
 # A second difference x1 - (x0 + x2) / 2 of independent noise has sqrt(1.5) times its deviation.
 _SECOND_DIFFERENCE = 1.0 / math.sqrt(1.5)
+_UPPER_Q90_TO_SIGMA = 1.0 / 1.2816
 _LEAST_CENTRE_POINTS = 5
+_WANDER_POINTS = 5
+_LEAST_WANDERS = 8
 _CADENCE_CHANGE = 4
 _CADENCE_GAPS = 3
 # The noise changes slowly, so it is taken from its windows at every fourth point only.
@@ -26,6 +29,8 @@ class Baseline:
     sigma:  noise, the larger of two robust estimates. Second differences know nothing of a steady
         fall; the upper spread about the centre sees noise that wanders from point to point, as in
         a running average. Quartiles keep a heavy-tailed log (one rank's batch) quiet.
+    wander: how far the median of five points strays above the centre, as a deviation. Far below
+        sigma in a log of independent points, as large where neighbours are alike.
     """
 
     def __init__(self, centre_points: int, noise_points: int, ready_points: int) -> None:
@@ -33,6 +38,8 @@ class Baseline:
         self._centres = SortedWindow(centre_points)
         self._jitters = SortedWindow(noise_points)
         self._spreads = SortedWindow(noise_points)
+        self._wanders = SortedWindow(noise_points)
+        self._lately: deque[float] = deque(maxlen=_WANDER_POINTS)
         self._steps: deque[int] = deque(maxlen=centre_points)
         self._gap = self._long_gaps = self._last_step = 0
         self.clear()
@@ -41,12 +48,14 @@ class Baseline:
         """Forget everything: what comes now is the new normal."""
         self._jitters.clear()
         self._spreads.clear()
+        self._wanders.clear()
         self._forget_centre()
         self._age = 0
-        self.jitter = self.spread = self.sigma = 0.0
+        self.jitter = self.spread = self.sigma = self.wander = 0.0
 
     def _forget_centre(self) -> None:
         self._centres.clear()
+        self._lately.clear()
         self._steps.clear()
         self._before = self._last = math.nan
         self.centre = math.nan
@@ -79,11 +88,15 @@ class Baseline:
             self._before = self._last
             self._last = level
         self._steps.append(step)
+        self._lately.append(level)
         centres = self._centres
         centres.push(level)
         ordered = centres.ordered
         self.centre = ordered[len(ordered) >> 1]
-        if not self.is_ready or age % _NOISE_EVERY == 0:
+        if age % _NOISE_EVERY == 0:
+            self._measure()
+            self._measure_wander()
+        elif not self.is_ready:
             self._measure()
 
     def _measure(self) -> None:
@@ -95,6 +108,13 @@ class Baseline:
         self.jitter = max(_MAD_TO_SIGMA * jitters.median(), _Q75_TO_SIGMA * jitters.quantile(0.75))
         self.spread = _UPPER_Q75_TO_SIGMA * spreads.quantile(0.75)
         self.sigma = max(self.jitter, self.spread)
+
+    def _measure_wander(self) -> None:
+        if len(self._lately) < _WANDER_POINTS:
+            return
+        self._wanders.push(sorted(self._lately)[_WANDER_POINTS >> 1] - self.centre)
+        if len(self._wanders) >= _LEAST_WANDERS:
+            self.wander = max(0.0, _UPPER_Q90_TO_SIGMA * self._wanders.quantile(0.9))
 
     def has_new_cadence(self, step: int) -> bool:
         """Take the step of every point; return whether the log has become much coarser.

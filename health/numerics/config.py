@@ -78,6 +78,8 @@ class LevelShiftConfig(DetectorConfig):
     """Roll back an excursion that has not healed at this point of it."""
     high_frac: Frac = 0.75
     """Share of its points that must be high: a series of separate spikes is no shift."""
+    least_z: Positive = 6.0
+    """Least height, in units of what the median of a few points usually strays."""
 
 
 class CreepConfig(DetectorConfig):

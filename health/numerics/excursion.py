@@ -123,6 +123,11 @@ class Excursion:
         last = sorted(list(self._recent)[-self.points :])
         return last[len(last) >> 1] - self.reference
 
+    @property
+    def wander(self) -> float:
+        """How far a few points together usually stray, for judging height()."""
+        return self._baseline.wander
+
     def _middle(self) -> float:
         """Return the median of the last points, those before the onset included."""
         return sorted(self._recent)[len(self._recent) >> 1]

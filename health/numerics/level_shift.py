@@ -42,6 +42,8 @@ class LevelShiftDetector:
             return None
         if excursion.high_points < config.high_frac * excursion.points:
             return None
+        if excursion.height() < config.least_z * excursion.wander:
+            return None
         if excursion.points >= config.rollback_points:
             return Severity.ROLLBACK
         return Severity.WARN
