@@ -12,10 +12,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from .config import OptimizerConfig
-from .mesh import TP_AXIS
+from .dtensors import is_split_over_tp, like, local
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -25,8 +24,7 @@ class ShardedAdamW:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         self._parameters = dict(parameters)
-        with torch.no_grad():
-            self._locals = {name: nn.Parameter(local(p)) for name, p in parameters.items()}
+        self._locals = {name: nn.Parameter(local(p)) for name, p in parameters.items()}
         decayed = [self._locals[name] for name, p in parameters.items() if p.ndim > 1]
         others = [self._locals[name] for name, p in parameters.items() if p.ndim == 1]
         self.torch = torch.optim.AdamW(
@@ -60,15 +58,12 @@ class ShardedAdamW:
         """
         split: list[Tensor] = []
         alike: list[Tensor] = []
-        with torch.no_grad():
-            for (name, parameter), is_split in zip(
-                self._parameters.items(), self._split, strict=True
-            ):
-                assert parameter.grad is not None, f"{name} took no part in the loss"
-                grad = local(parameter.grad)
-                self._locals[name].grad = grad
-                (split if is_split else alike).append(grad)
-                parameter.grad = None
+        for (name, parameter), is_split in zip(self._parameters.items(), self._split, strict=True):
+            assert parameter.grad is not None, f"{name} took no part in the loss"
+            grad = local(parameter.grad)
+            self._locals[name].grad = grad
+            (split if is_split else alike).append(grad)
+            parameter.grad = None
         return torch.stack([self._sum_of_squares(split), self._sum_of_squares(alike)])
 
     def _sum_of_squares(self, grads: list[Tensor]) -> Tensor:
@@ -125,33 +120,3 @@ class ShardedAdamW:
             }
             for moment in MOMENTS
         }
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def like(parameter: Tensor, shard: Tensor) -> Tensor:
-    """Return a shard as a DTensor with the shape and placements of a parameter."""
-    if not isinstance(parameter, DTensor):
-        return shard
-    return DTensor.from_local(
-        shard,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-
-
-def is_split_over_tp(parameter: Tensor) -> bool:
-    """Return whether the ranks of a tp group hold different parts of a parameter."""
-    if not isinstance(parameter, DTensor):
-        return True
-    names = parameter.device_mesh.mesh_dim_names or ()
-    if TP_AXIS not in names:
-        return True
-    placement = parameter.placements[names.index(TP_AXIS)]
-    return not placement.is_replicate()

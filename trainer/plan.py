@@ -26,9 +26,9 @@ from ..logbook.errors import MidwatchError
 from ..logbook.wire import Mesh
 from .collectives import CommClock
 from .config import TrainConfig, check_mesh
+from .dtensors import is_split_over_tp, local
 from .flops import model_flops_per_token
 from .mesh import build_mesh
-from .optim import is_split_over_tp, local
 from .parallelize import lay_out_model
 from .precision import compute_dtype
 

@@ -13,9 +13,7 @@ Gradients become those of the mean over the whole global batch when they are uns
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,80 +24,19 @@ from torch import Tensor
 from ..logbook.wire import Hyper, Mesh, Phase
 from .collectives import CommClock
 from .config import TrainConfig, check_mesh
+from .dtensors import local
 from .export import import_hf
 from .loss_scaler import LossScaler
 from .mesh import build_mesh, coordinates, share_cores
 from .model import Forward
-from .optim import MOMENTS, ShardedAdamW, local
+from .optim import MOMENTS, ShardedAdamW
+from .outcome import Agreement, Ballot, LocalResult, StepOutcome, Vote, conclude
 from .parallelize import build_model
 from .schedule import lr_at
 from .timing import COMM, Laps
 from .weights import initialize, load_whole
 
-
-@dataclass(frozen=True)
-class Ballot:
-    """What a rank brings to the agreement besides its gradients."""
-
-    highest_command_seq: int = 0
-
-
-@dataclass(frozen=True)
-class StepOutcome:
-    """One completed step as this rank saw it; all but local_* and *_s are equal on all ranks.
-
-    Units: loss nats/token; norms unscaled, before clipping, NaN and inf allowed; *_s seconds.
-    local_loss: mean over this rank's own sequences. local_grad_norm: of this rank's own shard.
-    activation_norm: L2 of the final layer's output, mean over tokens.
-    loss_scale: the one used in this step; None outside fp16.
-    agreed_command_seq: highest command seq that every rank has received.
-    forward_s, backward_s: without comm_s on CPU; on GPUs they contain the collectives that FSDP and
-    tensor parallelism overlap with computation, and comm_s is the wait in the agreement alone.
-    """
-
-    step: int
-    loss: float
-    grad_norm: float
-    activation_norm: float
-    found_inf: bool
-    skipped: bool
-    loss_scale: float | None
-    lr: float
-    tokens: int
-    agreed_command_seq: int
-    local_loss: float
-    local_grad_norm: float
-    local_found_inf: bool
-    forward_s: float
-    backward_s: float
-    comm_s: float
-    optimizer_s: float
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """What forward and backward gave on this rank; tensors, so that a GPU need not be waited for.
-
-    squares: sums of squares of the scaled gradients, see ShardedAdamW.take_grads.
-    """
-
-    loss_sum: Tensor
-    activation_norm_sum: Tensor
-    squares: Tensor
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What all ranks know after the vote; grad_norm is unscaled."""
-
-    loss: float
-    activation_norm: float
-    grad_norm: float
-    found_inf: bool
-    command_seq: int
-    local_loss: float
-    local_grad_norm: float
-    local_found_inf: bool
+__all__ = ["Agreement", "Ballot", "LocalResult", "StepOutcome", "TrainStep", "ignore_phase"]
 
 
 def ignore_phase(phase: Phase) -> None:
@@ -223,36 +160,23 @@ class TrainStep:
         the sums are taken in the order of ranks, so they are the same bit for bit everywhere.
         """
         self._note(Phase.VOTE)
-        row = torch.cat(
+        vote = torch.cat(  # the columns of Vote, in their order
             [
                 torch.stack([mine.loss_sum, mine.activation_norm_sum]).double(),
                 mine.squares,
                 torch.tensor([ballot.highest_command_seq], dtype=torch.float64).to(self.device),
             ]
         )
-        rows = row.new_zeros(self.mesh.world_size * row.numel())
-        dist.all_gather_single(rows, row)
-        gathered: list[list[float]] = rows.view(self.mesh.world_size, -1).tolist()
+        votes = vote.new_zeros(self.mesh.world_size * vote.numel())
+        dist.all_gather_single(votes, vote)
+        gathered: list[list[float]] = votes.view(self.mesh.world_size, -1).tolist()
         self._laps.end(COMM)
-        return self._conclude(gathered)
-
-    def _conclude(self, gathered: list[list[float]]) -> Agreement:
-        """Draw the agreement from the rows of all ranks; see agree() for their columns."""
-        # The ranks of a tp group share their sequences and hold some weights alike: those columns
-        # count once per group.
-        firsts = gathered[:: self.mesh.tp]
-        tokens = self._rank_tokens * self.mesh.dp_shard
-        squares = sum(row[2] for row in gathered) + sum(row[3] for row in firsts)
-        loss_sum, norm_sum, split, alike, _ = gathered[dist.get_rank()]
-        return Agreement(
-            loss=sum(row[0] for row in firsts) / tokens,
-            activation_norm=sum(row[1] for row in firsts) / tokens,
-            grad_norm=math.sqrt(squares) * self._unscale,
-            found_inf=not all(_is_sound(row) for row in gathered),
-            command_seq=int(min(row[4] for row in gathered)),
-            local_loss=loss_sum / self._rank_tokens,
-            local_grad_norm=math.sqrt(split + alike) * self._unscale,
-            local_found_inf=not _is_sound([loss_sum, norm_sum, split, alike]),
+        return conclude(
+            [Vote(*values) for values in gathered],
+            dist.get_rank(),
+            tp=self.mesh.tp,
+            rank_tokens=self._rank_tokens,
+            unscale=self._unscale,
         )
 
     def apply(self, agreed: Agreement) -> None:
@@ -346,10 +270,6 @@ class TrainStep:
         if self.scaler is not None and state["scalars"]["scaler"]:
             self.scaler.load_state_dict(state["scalars"]["scaler"])
         self._reset_scale()
-
-
-def _is_sound(values: Sequence[float]) -> bool:
-    return all(math.isfinite(value) for value in values)
 
 
 def _copy_unless_same(target: Tensor, source: Tensor) -> None:

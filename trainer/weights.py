@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ..logbook.errors import IntegrityError
 from .config import ModelConfig
+from .dtensors import local, offset_of
 
 _ROWS_PER_BLOCK = 64
 
@@ -33,11 +32,11 @@ def initialize(parameters: Mapping[str, nn.Parameter], config: ModelConfig, seed
     """
     with torch.no_grad():
         for name, parameter in parameters.items():
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            shard = local(parameter)
             if parameter.ndim == 1:
-                local.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-            elif local.numel():
-                _fill_normal(local, name, parameter, _std(name, config), seed)
+                shard.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            elif shard.numel():
+                _fill_normal(shard, name, parameter, _std(name, config), seed)
 
 
 def load_whole(parameters: Mapping[str, nn.Parameter], whole: Iterable[tuple[str, Tensor]]) -> None:
@@ -52,11 +51,11 @@ def load_whole(parameters: Mapping[str, nn.Parameter], whole: Iterable[tuple[str
             parameter = left.pop(name, None)
             if parameter is None or parameter.shape != tensor.shape:
                 raise _mismatch(f"{name} of shape {tuple(tensor.shape)} is not one of the model's.")
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            offset = _offset(parameter)
-            for dim, size in enumerate(local.shape):
+            shard, offset = local(parameter), offset_of(parameter)
+            for dim, size in enumerate(shard.shape):
+                # The offset of an empty shard may lie beyond the end.
                 tensor = tensor.narrow(dim, min(offset[dim], tensor.shape[dim] - size), size)
-            local.copy_(tensor)
+            shard.copy_(tensor)
     if left:
         raise _mismatch(f"{len(left)} parameters have no value, the first is {min(left)}.")
 
@@ -72,22 +71,12 @@ def _std(name: str, config: ModelConfig) -> float:
     return config.init_std / math.sqrt(2 * config.layers) if ends_branch else config.init_std
 
 
-def _fill_normal(local: Tensor, name: str, parameter: Tensor, std: float, seed: int) -> None:
-    first_row, first_column = _offset(parameter)
-    rows, columns = local.shape
+def _fill_normal(shard: Tensor, name: str, parameter: Tensor, std: float, seed: int) -> None:
+    first_row, first_column = offset_of(parameter)
+    rows, columns = shard.shape
     for start, block in _blocks(first_row, rows, parameter.shape[1], name, seed):
         part = torch.from_numpy(block[:, first_column : first_column + columns] * std)
-        local[start : start + part.shape[0]].copy_(part)
-
-
-def _offset(parameter: Tensor) -> tuple[int, ...]:
-    """Return where in the whole parameter this rank's shard begins."""
-    if not isinstance(parameter, DTensor):
-        return (0,) * parameter.ndim
-    _, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    return tuple(int(start) for start in offset)
+        shard[start : start + part.shape[0]].copy_(part)
 
 
 def _blocks(
