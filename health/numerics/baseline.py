@@ -62,12 +62,12 @@ class Baseline:
         self.is_ready = False
 
     def rewind(self, at_step: int) -> None:
-        """Forget a centre that was learned after at_step; the noise is kept.
+        """Forget a centre of which half was learned after at_step; the noise is kept.
 
         A run rolled back to an early step starts from the higher loss it had there; what the loss
         had come down to since is no reference for that.
         """
-        if self._steps and at_step < self._steps[0]:
+        if self._steps and at_step < self._steps[len(self._steps) >> 1]:
             self._forget_centre()
 
     def accept(self, step: int, level: float, *, odd: bool = False) -> None:

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from midwatch.health.numerics.panel import Panel
 from midwatch.health.numerics.point import Point
 from midwatch.logbook.findings import Finding, Severity
-from midwatch.tests.support.curves import found, healthy, raised, rollbacks, severe, shift, spike
+from midwatch.tests.support.curves import (
+    found,
+    healthy,
+    raised,
+    rollbacks,
+    severe,
+    shift,
+    spike,
+    with_scaler,
+)
 
 anything = st.one_of(st.none(), st.floats())
 points = st.lists(
@@ -81,10 +90,11 @@ def test_no_single_spike_is_rolled_back(seed: int, first: int, height: float) ->
     assert severe(found(run)) == []
 
 
-@given(st.integers(0, 10_000), st.integers(200, 400), st.integers(1, 60))
-@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(20, 400), st.integers(1, 400))
+@settings(max_examples=40, deadline=None)
 def test_restarts_anywhere_cost_no_false_alarm(seed: int, crash: int, back: int) -> None:
-    run = healthy(crash + 200, seed=seed)
+    back = min(back, crash - 1)
+    run = with_scaler(healthy(crash + 200, seed=seed))
     panel = Panel()
     findings = found(run[:crash], panel)
     panel.restarted(crash - back)
