@@ -39,7 +39,12 @@ def evolve(state: RunState, event: ev.Event, *, seq: int, time_s: float) -> RunS
 
 def _run_submitted(state: RunState, e: ev.RunSubmitted, time_s: float) -> RunState:
     return replace(
-        state, run=e.run, spec=e.spec, policy_version=e.policy_version, submitted_s=time_s
+        state,
+        run=e.run,
+        spec=e.spec,
+        policy_version=e.policy_version,
+        submitted_s=time_s,
+        idle_s=time_s,
     )
 
 

@@ -87,7 +87,7 @@ def _start_attempt(
     state: RunState, action: d.StartAttempt, decision: d.Decision, time_s: float
 ) -> RunState:
     plan = action.plan
-    state = _without_attempt(state)
+    state = _without_attempt(state, time_s)
     restarts = state.restarts_s if not state.num_attempts else (*state.restarts_s, time_s)
     checkpoints = state.checkpoints
     for name in action.quarantines:
@@ -119,11 +119,11 @@ def _start_attempt(
     return replace(state, rollbacks=(*state.rollbacks, done))
 
 
-def _without_attempt(state: RunState) -> RunState:
+def _without_attempt(state: RunState, time_s: float) -> RunState:
     """The current attempt is over, and was barren if it never completed a step."""
     old = state.attempt
     barren = state.barren_attempts + (old is not None and old.num_steps == 0)
-    return replace(state, attempt=None, barren_attempts=barren)
+    return replace(state, attempt=None, barren_attempts=barren, idle_s=time_s)
 
 
 def _linked_to_incidents(state: RunState, attempt: int) -> RunState:
@@ -166,11 +166,11 @@ def _release(
 def _await_nodes(
     state: RunState, action: d.AwaitNodes, decision: d.Decision, time_s: float
 ) -> RunState:
-    return _without_attempt(state)
+    return _without_attempt(state, time_s)
 
 
 def _pause(state: RunState, action: d.PauseRun, decision: d.Decision, time_s: float) -> RunState:
-    state = _without_attempt(state)
+    state = _without_attempt(state, time_s)
     return replace(state, paused=action.code, pause_reason=decision.reason)
 
 
@@ -185,12 +185,13 @@ def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: 
         restarts_s=(),
         barren_attempts=0,
         resumed_s=time_s,
+        idle_s=time_s,
     )
 
 
 def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float) -> RunState:
     end = Status.STOPPED if action.stopped else Status.COMPLETED
-    state = replace(_without_attempt(state), end=end, ended_s=time_s)
+    state = replace(_without_attempt(state, time_s), end=end, ended_s=time_s)
     for name, known in state.interventions.items():
         if known.request.action == "stop" and known.stage in ("requested", "sent"):
             state = _staged(state, name, "applied", decision.reason)

@@ -203,6 +203,7 @@ class Rollback(msgspec.Struct, frozen=True):
 class RunState(msgspec.Struct, frozen=True):
     """Everything known about a run after the event with sequence number seq.
 
+    idle_s: since when no attempt has been current, where none is.
     lineage: (attempt, step it resumed from), both rising: what an earlier attempt made beyond that
         step was left behind.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
@@ -221,6 +222,7 @@ class RunState(msgspec.Struct, frozen=True):
     paused: str = ""
     pause_reason: str = ""
     resumed_s: float = 0.0
+    idle_s: float = 0.0
     num_attempts: int = 0
     attempt: AttemptState | None = None
     nodes: dict[str, NodeState] = {}

@@ -12,16 +12,11 @@ from collections.abc import Callable
 from ...logbook.decisions import Decision
 from ...logbook.state import RunState
 from ..spec import RunSpec
+from .climb import climb_back
 from .recovery import answer_failure, start
 from .requests import answer_requests, complete_done
-from .upkeep import (
-    climb_back,
-    close_incidents,
-    finish,
-    note_findings,
-    prune_checkpoints,
-    verify_checkpoints,
-)
+from .storage import prune_checkpoints, verify_checkpoints
+from .upkeep import close_incidents, finish, note_findings
 
 POLICY_VERSION = 1
 """Raised with every change of behaviour and recorded when a run is submitted."""

@@ -9,18 +9,18 @@ from ..spec import RunSpec
 
 
 def plan_placement(
-    state: RunState, spec: RunSpec, avoid: tuple[str, ...] = ()
+    state: RunState, spec: RunSpec, now_s: float, avoid: tuple[str, ...] = ()
 ) -> tuple[Mesh, tuple[Placement, ...]] | None:
     """Return mesh and placements on usable nodes, or None while there are too few.
 
     Nodes of the last attempt keep their ranks where they can, so that what they hold locally stays
     of use; a hole is filled with the node that joined first. With when_short = "shrink", dp_shard
-    falls to the largest value the usable nodes can carry. Nodes to avoid carry ranks only where
-    there are too few others.
+    falls to the largest value the usable nodes can carry, once no more of them can be expected.
+    Nodes to avoid carry ranks only where there are too few others.
     """
     per_node = spec.nodes.ranks_per_node
     usable = [n.node for n in state.nodes.values() if n.is_usable and n.slots >= per_node]
-    mesh = _fitting_mesh(spec, len(usable))
+    mesh = _fitting_mesh(spec, len(usable), may_shrink=_may_shrink(state, spec, now_s))
     if mesh is None:
         return None
     wanted = mesh.world_size // per_node
@@ -34,11 +34,21 @@ def plan_placement(
     return mesh, placements
 
 
-def _fitting_mesh(spec: RunSpec, num_usable: int) -> Mesh | None:
+def _may_shrink(state: RunState, spec: RunSpec, now_s: float) -> bool:
+    if spec.nodes.when_short == "wait":
+        return False
+    quarantined = sum(1 for node in state.nodes.values() if node.quarantined)
+    if spec.nodes.spares < quarantined:
+        return True
+    # The rest are still coming up, or coming back: soon, or not at all.
+    return state.attempt is None and now_s - state.idle_s >= spec.restart.start_deadline_s
+
+
+def _fitting_mesh(spec: RunSpec, num_usable: int, *, may_shrink: bool) -> Mesh | None:
     full = Mesh(spec.mesh.dp_shard, spec.mesh.tp)
     if num_usable >= spec.num_nodes:
         return full
-    if spec.nodes.when_short == "wait":
+    if not may_shrink:
         return None
     per_node = spec.nodes.ranks_per_node
     for dp_shard in range(full.dp_shard - 1, 0, -1):

@@ -49,12 +49,12 @@ def answer_failure(state: RunState, spec: RunSpec, now_s: float) -> list[Decisio
         return [_pause(state, spent, diagnosis.evidence, about)]
     reason = f"{diagnosis.reason}; training resumes from the newest state that is whole"
     avoid = (diagnosis.node,) if diagnosis.fault == "start-failed" and diagnosis.node else ()
-    return [_restart(state, spec, reason, diagnosis.evidence, about, avoid)]
+    return [_restart(state, spec, now_s, reason, diagnosis.evidence, about, avoid)]
 
 
 def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Start the first attempt, or the next one of a run that waited for nodes or for a human."""
-    if state.attempt is not None or plan_placement(state, spec) is None:
+    if state.attempt is not None or plan_placement(state, spec, now_s) is None:
         return []
     about = next(
         (n for n in reversed(state.open_incidents) if state.incidents[n].recovered_s is None), None
@@ -66,7 +66,7 @@ def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     if trouble is not None:
         return [plan_rollback(state, spec, now_s, *trouble)]
     waited = "enough nodes are ready" if state.num_attempts else "all nodes are ready"
-    return [_restart(state, spec, waited, (), about)]
+    return [_restart(state, spec, now_s, waited, (), about)]
 
 
 def _about(state: RunState, attempt: AttemptState, diagnosis: Diagnosis) -> IncidentDraft | str:
@@ -114,12 +114,13 @@ def _pause(state: RunState, spent: tuple[str, str], evidence: Pairs, about: Abou
 def _restart(
     state: RunState,
     spec: RunSpec,
+    now_s: float,
     reason: str,
     evidence: Pairs,
     about: About,
     avoid: tuple[str, ...] = (),
 ) -> Decision:
-    placed = plan_placement(state, spec, avoid)
+    placed = plan_placement(state, spec, now_s, avoid)
     if placed is None:
         usable = sum(1 for n in state.nodes.values() if n.is_usable)
         why = (

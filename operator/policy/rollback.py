@@ -101,17 +101,10 @@ def plan_rollback(
             alternatives=choice.passed_over,
             about=about,
         )
-    if plan_placement(state, spec) is None:
+    placed = plan_placement(state, spec, now_s)
+    if placed is None:
         why = f"{trouble.message}; too few nodes are usable to go back and on"
         return make_decision(state, AwaitNodes(), why, evidence=evidence, about=about)
-    return _decision(state, spec, trouble, rung, choice, about)
-
-
-def _decision(
-    state: RunState, spec: RunSpec, trouble: Trouble, rung: Rung, choice: Choice, about: About
-) -> Decision:
-    placed = plan_placement(state, spec)
-    assert placed is not None
     step = state.checkpoints[choice.checkpoint].step if choice.checkpoint else 0
     factor = spec.numeric.lr_ladder[rung.level]
     hyper, reverts = _lowered(state, spec, step, factor, rung)

@@ -1,30 +1,12 @@
-"""What is decided while nothing is wrong: verifying, pruning, closing, climbing back."""
+"""What is decided while nothing is wrong: the end of a run and of incidents, and plain notes."""
 
 from __future__ import annotations
 
-from ...checkpoints.retention import Protected, Retained, RetentionRules, plan_retention
-from ...logbook.decisions import (
-    CloseIncident,
-    Decision,
-    EndRun,
-    IncidentDraft,
-    Observe,
-    PruneCheckpoints,
-    SendCommand,
-    VerifyCheckpoint,
-)
+from ...logbook.decisions import CloseIncident, Decision, EndRun, IncidentDraft, Observe
 from ...logbook.findings import Finding, Severity
-from ...logbook.fold_decisions import OWN
-from ...logbook.state import Incident, Intervention, RunState
-from ...logbook.wire import Command
+from ...logbook.state import Incident, RunState
 from ..spec import RunSpec
-from .candidates import doomed, last_good_checkpoint
-from .context import make_decision, next_decision_id, next_incident_id
-from .requests import is_training
-
-VERIFY_DEADLINE_S = 120.0
-TROUBLE_HORIZON_STEPS = 512
-"""A slow creep may be named this long after it began, so something older must have been kept."""
+from .context import make_decision, next_incident_id
 
 
 def finish(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
@@ -135,105 +117,3 @@ def note_takeover(state: RunState, now_s: float) -> Decision | None:
     reason = f"{state.seq} events folded from the journal; workers went on meanwhile"
     evidence = (("last event", str(state.seq)), ("lost process", str(state.controller_pid)))
     return make_decision(state, Observe(), reason, evidence=evidence, about=draft)
-
-
-def verify_checkpoints(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
-    """Have the newest checkpoint that was never read back verified."""
-    going = doomed(state)
-    for known in reversed(state.checkpoints.values()):
-        asked_s = known.verify_asked_s
-        waiting = asked_s is not None and now_s - asked_s < VERIFY_DEADLINE_S
-        is_of_use = not known.abandoned and known.checkpoint not in going
-        if known.verified is None and is_of_use and not waiting:
-            verify = VerifyCheckpoint(known.checkpoint)
-            return [make_decision(state, verify, "committed, never read back")]
-    return []
-
-
-def prune_checkpoints(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
-    """Delete what retention no longer keeps; never while an attempt is still choosing."""
-    attempt = state.attempt
-    if attempt is None or attempt.first_step_s is None or attempt.signal_s is not None:
-        return []
-    if len(state.checkpoints) <= spec.retention.keep_newest:
-        return []
-    going = doomed(state)
-    plan = plan_retention(
-        [
-            Retained(
-                id=c.checkpoint,
-                step=c.step,
-                attempt=c.attempt,
-                verified=c.verified,
-                abandoned=c.abandoned,
-            )
-            for c in state.checkpoints.values()
-            if c.checkpoint not in going
-        ],
-        RetentionRules(
-            keep_newest=spec.retention.keep_newest,
-            keep_every_steps=spec.retention.keep_every_steps,
-        ),
-        Protected(
-            last_good=last_good_checkpoint(state, spec, state.step).checkpoint,
-            pins=(*_far_back(state), *_wanted_by_trouble(state, spec)),
-        ),
-        current_attempt=attempt.number,
-    )
-    if not plan.delete_ids:
-        return []
-    why = "; ".join(f"{name}: {reason}" for name, reason in plan.delete)
-    return [make_decision(state, PruneCheckpoints(plan.delete_ids), why, evidence=plan.keep)]
-
-
-def _far_back(state: RunState) -> list[str]:
-    # The first checkpoint of each stretch of the horizon: the third newest is always older than it.
-    first: dict[int, str] = {}
-    for known in sorted(state.checkpoints.values(), key=lambda c: (c.step, c.attempt)):
-        if not known.abandoned and not known.quarantined and known.verified is not False:
-            first.setdefault(known.step // TROUBLE_HORIZON_STEPS, known.checkpoint)
-    return [first[stretch] for stretch in sorted(first)[-3:]]
-
-
-def _wanted_by_trouble(state: RunState, spec: RunSpec) -> list[str]:
-    # Where a rollback would go if what is being watched got worse.
-    drafts = [state.incidents[name].draft for name in state.open_incidents]
-    choices = [last_good_checkpoint(state, spec, d.onset_step) for d in drafts if d.is_numeric]
-    return [choice.checkpoint for choice in choices if choice.checkpoint is not None]
-
-
-def climb_back(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
-    """Raise the rate one rung toward its schedule after a long healthy stretch.
-
-    A rate kept too low for too long costs quality too (OPT-66B's takeaway).
-    """
-    if not state.rollbacks or state.open_incidents or not is_training(state):
-        return []
-    climbs = [
-        known
-        for known in state.interventions.values()
-        if known.request.by == OWN and known.stage in ("sent", "applied")
-    ]
-    down = _rungs_down(state, climbs)
-    if not down or any(known.stage == "sent" for known in climbs):
-        return []
-    since = max([state.rollbacks[-1].onset_step, *(known.at_step or 0 for known in climbs)])
-    healthy = state.step - since
-    if healthy < spec.numeric.recover_after_steps:
-        return []
-    command = Command(state.next_command, "lr-factor", 1.0 / down[-1], next_decision_id(state))
-    reason = f"{healthy} healthy steps since step {since}: one rung back up"
-    return [make_decision(state, SendCommand(command), reason)]
-
-
-def _rungs_down(state: RunState, climbs: list[Intervention]) -> list[float]:
-    # Every climb undoes the last rung before it; one that a rollback took back undoes none.
-    moves = [(past.time_s, past.lr_factor) for past in state.rollbacks if past.lr_factor < 1.0]
-    moves += [(known.requested_s, 1.0) for known in climbs]
-    down: list[float] = []
-    for _, factor in sorted(moves):
-        if factor < 1.0:
-            down.append(factor)
-        elif down:
-            down.pop()
-    return down

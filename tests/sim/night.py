@@ -202,7 +202,6 @@ class Night:
             self._died()
             return
         self.controller = controller
-        self._look()
 
     def _open(self, controller: Controller, epoch: int, journal: Any) -> None:
         controller.recover(journal.records())
@@ -238,17 +237,13 @@ class Night:
         except ControllerCrash:
             self._died()
             return
-        self._look()
+        self.checker.look(self.controller.state)
 
     def _died(self) -> None:
         self.controller = None
         self.world.cluster = None
         self.num_crashes += 1
         self.timeline.later(RESTART_S, self._boot)
-
-    def _look(self) -> None:
-        assert self.controller is not None
-        self.checker.look(self.controller.state)
 
     def _describe(self, limit_s: float) -> str:
         state = self.state
