@@ -38,6 +38,7 @@ class CreepDetector:
         self._blocks = 0
 
     def restarted(self, at_step: int) -> None:
+        """Forget the open episode."""
         self._close()
         self._drift.reset()
 

@@ -34,6 +34,7 @@ class LevelShiftDetector:
         return self._signal(severity)
 
     def restarted(self, at_step: int) -> None:
+        """Forget the open episode."""
         self._told = None
 
     def _severity(self) -> Severity | None:

@@ -33,6 +33,7 @@ class NonFiniteDetector:
         self.restarted(0)
 
     def restarted(self, at_step: int) -> None:
+        """Forget the open episode."""
         self._level = 0.0
         self._count = 0
         self._missing = 0

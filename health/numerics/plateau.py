@@ -19,6 +19,7 @@ class PlateauDetector:
         self.restarted(0)
 
     def restarted(self, at_step: int) -> None:
+        """Forget the open episode."""
         self._sum = 0.0
         self._count = 0
         self._best = math.inf

@@ -34,6 +34,7 @@ class SpikeDetector:
         )
 
     def restarted(self, at_step: int) -> None:
+        """Forget the open episode."""
         self._told = False
 
     def _signal(self, message: str, *, ended: bool = False) -> Signal:

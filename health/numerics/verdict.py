@@ -139,6 +139,7 @@ class VerdictKeeper:
     def reset(self) -> None:
         """Close every episode: the run was restarted."""
         self._episodes.clear()
+        self._last_warned.clear()
 
     def _warned_witnesses(self) -> list[tuple[str, _Episode]] | None:
         found = [

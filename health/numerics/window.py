@@ -41,5 +41,6 @@ class SortedWindow:
         return ordered[min(len(ordered) - 1, int(frac * len(ordered)))]
 
     def clear(self) -> None:
+        """Forget every value."""
         self._arrival.clear()
         self.ordered.clear()

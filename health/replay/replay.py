@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from ...logbook import record
 from ...logbook.findings import Finding
 from ..numerics.config import PanelConfig
 from ..numerics.panel import Panel
@@ -18,7 +19,7 @@ class ReplayRow(msgspec.Struct, frozen=True):
     """One finding and what the policy would have done about it.
 
     decision: the policy's word; lr_factor: by which it would have multiplied the remaining
-    schedule, 1.0 for not at all. value is null in JSON where it was not finite.
+    schedule, 1.0 for not at all.
     """
 
     step: int
@@ -65,5 +66,5 @@ def replay(
 
 
 def to_json(row: ReplayRow) -> str:
-    """Return row as one JSON object on one line."""
-    return msgspec.json.encode(row).decode()
+    """Return row as one JSON object on one line; a value that is not finite stands as its word."""
+    return record.to_json(row).decode()
