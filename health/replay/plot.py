@@ -20,15 +20,18 @@ _PANELS = {
     "activation_norm": "activation norm",
 }
 _LOG_PANELS = ("grad_norm", "loss_scale")
-# What a detector looks at; one that is not named here speaks of the loss, or of everything.
+# Where a kind of finding shows; one that is not named here shows in the loss.
 _PANEL_OF = {
-    "grad-norm": "grad_norm",
-    "activation-norm": "activation_norm",
+    "grad-norm-growth": "grad_norm",
+    "activation-norm-trend": "activation_norm",
     "scaler-collapse": "loss_scale",
+    "scale-high": "loss_scale",
 }
 _LABELS_MAX = 12
 # Beyond these quantiles values may leave the picture: one spike must not flatten the rest.
 _LOW, _HIGH, _ROOM = 0.002, 0.998, 0.25
+# Nor must the steep beginning of a run.
+_WARM_UP_FRAC = 0.05
 
 
 def save_plot(
@@ -75,7 +78,8 @@ def _draw_curve(axis: Any, points: Sequence[Point], name: str) -> None:
     axis.grid(True, color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0.01)
-    known = sorted(value for value in values if not math.isnan(value))
+    settled = values[int(_WARM_UP_FRAC * len(values)) :]
+    known = sorted(value for value in settled if not math.isnan(value))
     if name in _LOG_PANELS and known and known[0] > 0:
         axis.set_yscale("log", base=2 if name == "loss_scale" else 10)
     elif len(known) > 1 / _LOW:
@@ -116,13 +120,16 @@ def _strike(axis: Any, row: ReplayRow) -> None:
 
 def _label(axis: Any, rows: Sequence[ReplayRow]) -> None:
     """Write beside the first rollbacks what was decided; more would cover each other."""
+    low, high = axis.get_xlim()
     called = [row for row in rows if row.severity == "rollback"][:_LABELS_MAX]
     for index, row in enumerate(called):
         factor = f", LR x{row.lr_factor:g}" if row.lr_factor != 1.0 else ""
+        is_left = row.step < low + 0.2 * (high - low)
         axis.annotate(
             f"{row.kind}: {row.decision}{factor}",
             xy=(row.step, 0.97 - 0.085 * (index % 4)), xycoords=("data", "axes fraction"),
-            xytext=(-4, 0), textcoords="offset points", ha="right", va="top",
+            xytext=(4 if is_left else -4, 0), textcoords="offset points",
+            ha="left" if is_left else "right", va="top",
             fontsize=7.5, color=_COLOURS["rollback"],
             bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.0},
             zorder=5,
@@ -147,7 +154,7 @@ def _title(points: Sequence[Point], rows: Sequence[ReplayRow], title: str) -> st
 
 
 def _panel_of(row: ReplayRow, shown: Sequence[str]) -> str:
-    name = _PANEL_OF.get(row.detector, "loss")
+    name = _PANEL_OF.get(row.kind, "loss")
     return name if name in shown else next(iter(shown), "")
 
 

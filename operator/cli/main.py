@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from ... import __version__
-from . import data, inspect, steer
+from . import data, health, inspect, steer
 from .output import USAGE, one_clear_error
 
 app = typer.Typer(
@@ -51,6 +51,9 @@ app.command()(steer.lr)
 app.command()(steer.stop)
 app.command()(steer.resume)
 app.command()(steer.release)
+app.command()(health.xid)
+app.command()(health.classify)
+app.command()(health.replay)
 app.add_typer(data.app, name="data")
 
 
