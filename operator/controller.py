@@ -78,11 +78,13 @@ class Controller:
 
         Raises: Fatal[journal-fenced] when another controller has taken over: stop at once.
         """
+        # First of all: nodes whose agents did not outlive the last controller are known as gone
+        # before anything is placed on them.
+        self._ports.cluster.maintain(self.state)
         self._say_unsaid()
         self._take_in()
         self._redo()
         made = self._decide_and_act()
-        self._ports.cluster.maintain(self.state)
         self._write_notes()
         return made
 

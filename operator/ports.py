@@ -68,7 +68,10 @@ class Cluster(Protocol):
         ...
 
     def maintain(self, state: RunState) -> None:
-        """See to it that every node that may be used has an agent; called once a tick."""
+        """See to it that every node that may be used has an agent; called first in every tick.
+
+        A node that the state takes for present and whose agent is gone is told as NodeGone.
+        """
         ...
 
     def start(self, plan: AttemptPlan) -> None:

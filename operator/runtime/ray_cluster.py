@@ -25,12 +25,12 @@ from ...checkpoints.store import LocalStore
 from ...health.nodes.liveness import HangLimits
 from ...logbook.events import CheckpointCommitted
 from ...logbook.plan import AttemptPlan
-from ...logbook.state import RunState
+from ...logbook.state import NodeState, RunState
 from ...logbook.wire import Command, Mesh, WorkerStart
 from ..agent.plan import AgentConfig, LocalPlan, Preload
 from ..agent.reports import AgentReport
 from ..fleet import Fleet, Identity
-from ..ports import PruneResult, Signal, VerifyResult
+from ..ports import NodeGone, PruneResult, Signal, VerifyResult
 from ..spec import RunSpec
 from .names import NAMESPACE, agent_name, node_names
 from .node_agent import AgentSettings, NodeAgent
@@ -98,7 +98,7 @@ class RayCluster:
             recent = time.time() - self._created_s.get(node, 0.0) < RECREATE_S
             if not recent and not self._fleet.is_present(node):
                 self._created_s[node] = time.time()
-                self._adopt_or_create(index, node)
+                self._adopt_or_create(index, node, known)
 
     def start(self, plan: AttemptPlan) -> None:
         host, port = self._fleet.rendezvous(plan.placements[0].node)
@@ -144,12 +144,15 @@ class RayCluster:
         self._wake()
         return acknowledged
 
-    def _adopt_or_create(self, index: int, node: str) -> None:
+    def _adopt_or_create(self, index: int, node: str, known: NodeState | None) -> None:
         name = agent_name(self._spec.name, node)
         try:
             handle = ray.get_actor(name, namespace=NAMESPACE)
         except ValueError:
             handle = self._create(index, node, name)
+            if known is not None and known.present:
+                # It did not outlive the controller that knew it.
+                self._emit(NodeGone(node, known.incarnation, "its actor is gone"))
         self._agents[node] = handle
         _on_result(handle.identity.remote(), lambda who: self._registered(node, who), _ignore)
 
