@@ -12,7 +12,7 @@ from midwatch.logbook.state import Incident, RunState
 from midwatch.logbook.wire import Command
 from midwatch.operator.agent.reports import AgentReport
 from midwatch.operator.fleet import Fleet
-from midwatch.operator.ports import PruneResult, Signal, VerifyResult
+from midwatch.operator.ports import NodeGone, PruneResult, Signal, VerifyResult
 from midwatch.operator.runtime.names import node_names
 
 from .agent import SimAgent
@@ -57,7 +57,8 @@ class SimCluster:
             recent = now_s - self._created_s.get(node, 0.0) < RECREATE_S
             if not recent and not self._fleet.is_present(node):
                 self._created_s[node] = now_s
-                self._world.boot_agent(node)
+                if self._world.boot_agent(node) and known is not None and known.present:
+                    self._emit(NodeGone(node, known.incarnation, "its actor is gone"))
                 self._world.timeline.later(self._world.times.boot_s, lambda n=node: self._meet(n))
 
     def start(self, plan: AttemptPlan) -> None:

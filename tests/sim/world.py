@@ -199,13 +199,15 @@ class World:
     def checkpoint_id(self, step: int, attempt: int) -> str:
         return checkpoint_id(step, attempt)
 
-    def boot_agent(self, node: str) -> None:
+    def boot_agent(self, node: str) -> bool:
         """A new life of a node's agent, unless its machine is not there or one lives already."""
         absent = self.absent.get(node, 0.0) > self.timeline.elapsed_s
         known = self.agents.get(node)
-        if not absent and (known is None or not known.is_alive):
-            self._lives += 1
-            self.agents[node] = SimAgent(self, node, self._lives)
+        if absent or (known is not None and known.is_alive):
+            return False
+        self._lives += 1
+        self.agents[node] = SimAgent(self, node, self._lives)
+        return True
 
     # --- what can be done to it ------------------------------------------------------------------
 
