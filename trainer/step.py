@@ -134,7 +134,9 @@ class TrainStep:
         FSDP reduces the gradients of each microbatch at once instead of keeping whole ones until
         the last, so accumulation needs no more memory than one microbatch does.
         """
-        assert len(batches) == self._microbatches, f"{len(batches)} != {self._microbatches}"
+        shape = (self.config.micro_batch_size, self.config.seq_len + 1)
+        shapes = [tuple(tokens.shape) for tokens in batches]
+        assert shapes == [shape] * self._microbatches, f"{shapes} != {self._microbatches} x {shape}"
         losses: list[Tensor] = []
         norms: list[Tensor] = []
         for index, tokens in enumerate(batches):
