@@ -27,6 +27,9 @@ from .state import (
 )
 from .wire import StepSample
 
+NO_USABLE_CHECKPOINT = "no-usable-checkpoint"
+"""Last words of a worker that could load none of the candidates it was given."""
+
 
 def evolve(state: RunState, event: ev.Event, *, seq: int, time_s: float) -> RunState:
     """Return the state after event, which has sequence number seq and happened at time_s."""
@@ -38,12 +41,14 @@ def evolve(state: RunState, event: ev.Event, *, seq: int, time_s: float) -> RunS
 
 
 def _run_submitted(state: RunState, e: ev.RunSubmitted, time_s: float) -> RunState:
+    # A run submitted again with another spec is the same run: its clock goes on.
+    first_s = state.submitted_s or time_s
     return replace(
         state,
         run=e.run,
         spec=e.spec,
         policy_version=e.policy_version,
-        submitted_s=time_s,
+        submitted_s=first_s,
         idle_s=time_s,
     )
 
@@ -171,6 +176,14 @@ def _worker_exited(state: RunState, e: ev.WorkerExited, time_s: float) -> RunSta
         return state
     if any(known.rank == e.rank for known in running.exits):
         return state
+    if e.code == NO_USABLE_CHECKPOINT:
+        # All ranks have agreed that none of their candidates is sound.
+        found = {
+            name: replace(state.checkpoints[name], verified=False, error=e.message)
+            for name in running.plan.checkpoints
+            if name in state.checkpoints
+        }
+        state = replace(state, checkpoints={**state.checkpoints, **found})
     return _with_signal(state, replace(running, exits=(*running.exits, e)), time_s)
 
 

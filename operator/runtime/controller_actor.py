@@ -61,7 +61,7 @@ class ControllerActor:
         )
         self._controller = Controller(self._spec, ports)
         self._thread = threading.Thread(target=self._turn, name="controller", daemon=True)
-        self._open()
+        self._open(is_restart)
         self._thread.start()
 
     def ingest(self, agent: str, payload: bytes) -> tuple[int, int]:
@@ -76,10 +76,10 @@ class ControllerActor:
         """Return the live RunState, encoded: one immutable value, whole whenever it is taken."""
         return msgspec.msgpack.encode(self._controller.state)
 
-    def _open(self) -> None:
+    def _open(self, is_restart: bool) -> None:
         self._controller.recover(self._journal.records())
         state = self._controller.state
-        if not state.run:
+        if state.spec != spec_data(self._spec):
             self._controller.record(
                 ev.RunSubmitted(
                     run=self._spec.name,
@@ -92,6 +92,15 @@ class ControllerActor:
                 sync=True,
             )
         self._controller.take_over()
+        if not is_restart and (state.paused or state.status is Status.STOPPED):
+            # Submitting a run that rests is asking for it to go on.
+            resume = ev.InterventionRequested(
+                id=f"resume-{self._journal.epoch}",
+                action="resume",
+                by=getpass.getuser(),
+                reason="submitted again",
+            )
+            self._controller.record(resume)
         self._controller.record(
             ev.ControllerStarted(
                 epoch=self._journal.epoch,
@@ -104,8 +113,10 @@ class ControllerActor:
 
     def _turn(self) -> None:
         try:
-            while not self._controller.state.status.is_terminal:
+            while True:
                 self._controller.tick()
+                if self._controller.state.status.is_terminal:
+                    break
                 self._woken.wait(TICK_S)
                 self._woken.clear()
             self._wind_up()
@@ -119,9 +130,6 @@ class ControllerActor:
             os._exit(1)
 
     def _wind_up(self) -> None:
-        status = self._controller.state.status
-        assert status in (Status.COMPLETED, Status.STOPPED)
-        self._controller.tick()
         self._cluster.close()
         time.sleep(LINGER_S)
         self._journal.close()

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -25,7 +26,7 @@ from ...checkpoints.store import LocalStore
 from ...health.nodes.liveness import HangLimits
 from ...logbook.events import CheckpointCommitted
 from ...logbook.plan import AttemptPlan
-from ...logbook.state import NodeState, RunState
+from ...logbook.state import RunState
 from ...logbook.wire import Command, Mesh, WorkerStart
 from ..agent.plan import AgentConfig, LocalPlan, Preload
 from ..agent.reports import AgentReport
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 AGENT_THREADS = 8
 RECREATE_S = 5.0
+ADOPT_TIMEOUT_S = 5.0
 
 
 class ClusterSettings(msgspec.Struct, frozen=True):
@@ -88,17 +90,23 @@ class RayCluster:
             self._acknowledged = dict(self._taken)
 
     def maintain(self, state: RunState) -> None:
-        """Create agents that are missing: at the start, and on nodes released from quarantine."""
-        if state.status.is_terminal:
-            return
+        """Adopt agents that are there, tell of those that are gone, create what is missing."""
         for index, node in enumerate(node_names(self._spec.num_nodes, self._spec.nodes.spares)):
-            known = state.nodes.get(node)
-            if known is not None and known.quarantined:
-                continue
             recent = time.time() - self._created_s.get(node, 0.0) < RECREATE_S
-            if not recent and not self._fleet.is_present(node):
-                self._created_s[node] = time.time()
-                self._adopt_or_create(index, node, known)
+            if recent or self._fleet.is_present(node):
+                continue
+            self._created_s[node] = time.time()
+            known = state.nodes.get(node)
+            is_wanted = known is None or not known.quarantined
+            if self._adopt(node) or not is_wanted:
+                continue
+            if known is not None and known.present:
+                # It did not outlive the controller that knew it.
+                self._emit(NodeGone(node, known.incarnation, "its actor is gone"))
+            if not state.status.is_terminal:
+                self._meet(node, self._create(index, node))
+            else:
+                del self._created_s[node]
 
     def start(self, plan: AttemptPlan) -> None:
         host, port = self._fleet.rendezvous(plan.placements[0].node)
@@ -144,26 +152,29 @@ class RayCluster:
         self._wake()
         return acknowledged
 
-    def _adopt_or_create(self, index: int, node: str, known: NodeState | None) -> None:
-        name = agent_name(self._spec.name, node)
+    def _adopt(self, node: str) -> bool:
+        """Meet the agent that an earlier controller created, if it is alive."""
         try:
-            handle = ray.get_actor(name, namespace=NAMESPACE)
-        except ValueError:
-            handle = self._create(index, node, name)
-            if known is not None and known.present:
-                # It did not outlive the controller that knew it.
-                self._emit(NodeGone(node, known.incarnation, "its actor is gone"))
+            handle = ray.get_actor(agent_name(self._spec.name, node), namespace=NAMESPACE)
+            # The name of an actor that is being killed outlives it for a moment.
+            ray.get(handle.identity.remote(), timeout=ADOPT_TIMEOUT_S)
+        except (ValueError, RayError):
+            return False
+        self._meet(node, handle)
+        return True
+
+    def _meet(self, node: str, handle: Any) -> None:
         self._agents[node] = handle
         _on_result(handle.identity.remote(), lambda who: self._registered(node, who), _ignore)
 
-    def _create(self, index: int, node: str, name: str) -> Any:
+    def _create(self, index: int, node: str) -> Any:
         options: dict[str, Any] = dict(self._settings.resources)
         if self._settings.bundles is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 self._settings.bundles, placement_group_bundle_index=index
             )
         actor = ray.remote(NodeAgent).options(
-            name=name,
+            name=agent_name(self._spec.name, node),
             namespace=NAMESPACE,
             lifetime="detached",
             max_restarts=0,

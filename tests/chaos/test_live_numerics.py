@@ -140,8 +140,6 @@ def test_stop_saves_and_the_run_goes_on_where_it_stopped(
     assert state.status is Status.STOPPED
     newest = max(state.checkpoints.values(), key=lambda c: c.step)
     assert newest.step == state.step
-    request = InterventionRequested(id="again", action="resume", by="a test", reason="go on")
-    post_request(tmp_path, request, time_s=time.time())
     with LiveRun(spec, session) as run:
         state = run.until(lambda state: state.status is Status.COMPLETED)
     assert state.step == 40
