@@ -112,6 +112,9 @@ class Controller:
             self.record(*self._ports.checkpoints.unknown(known))
 
     def _take(self, event: ev.Event) -> None:
+        if isinstance(event, ev.FindingSeen):
+            self._found(event.attempt, event.finding)
+            return
         before = self.state
         self.record(event)
         if isinstance(event, ev.AttemptResumed) and self.state.lineage != before.lineage:

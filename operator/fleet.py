@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import msgspec
 
+from ..health.nodes.lemons import MachineIdentity
 from ..logbook.errors import Retryable
 from .agent.reports import AgentReport, AgentStatus
 from .ports import NodeGone, NodeUp
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """One life of one agent. agent is unique to the process; slots: ranks it can carry."""
+    """One life of one agent. agent is unique to the process; slots: ranks it can carry.
+
+    machine: what it runs on, by its hardware.
+    """
 
     node: str
     agent: str
     host: str
     slots: int
     pid: int
+    machine: MachineIdentity = MachineIdentity("")
 
 
 class _Member(msgspec.Struct):
@@ -63,7 +68,7 @@ class Fleet:
             return None
         member.is_up = True
         who = member.identity
-        return NodeUp(who.node, who.agent, who.host, who.slots, who.pid)
+        return NodeUp(who.node, who.agent, who.host, who.slots, who.pid, who.machine)
 
     def gone(self, node: str, agent: str, reason: str) -> NodeGone | None:
         """The agent's process is known to be dead; None when that was known already."""

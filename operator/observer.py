@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..health.nodes.liveness import RankProgress
+from ..health.nodes.node_judge import Repeats
 from ..logbook import events as ev
 from ..logbook import wire
 from ..logbook.state import RunState
@@ -20,13 +23,15 @@ RANK_TIMES_EVERY_STEPS = 10
 class Observer:
     """Turns signals into events. Remembers only what one report needs of an earlier one.
 
-    attach keeps a stack dump somewhere and returns its path.
+    attach keeps a stack dump somewhere and returns its path. Findings get their id from whoever
+    journals them.
     """
 
     def __init__(self, attach: Attach) -> None:
         self._attach = attach
         self._last_words: dict[tuple[int, int], wire.WorkerFailed] = {}
         self._seen_seq: dict[str, int] = {}
+        self._repeats = Repeats()
 
     def observe(self, state: RunState, signal: Signal) -> list[ev.Event]:
         """Return the events that a signal amounts to for a run in this state."""
@@ -52,6 +57,9 @@ class Observer:
         self._seen_seq[report.agent] = report.seq
         if isinstance(report, rp.WorkerMessages):
             return self._messages(state, report)
+        if isinstance(report, rp.NodeFindings):
+            # What is wrong with a node is so in any attempt.
+            return self._node_findings(state, report)
         running = state.running(report.attempt)
         if running is None:
             return _stale(report)
@@ -80,6 +88,22 @@ class Observer:
                 events += _worker_message(report.attempt, rank, message)
         events += [_applied(report, seq, acks) for seq, acks in applied.items()]
         return events + (_stale(report) if stale and not events else [])
+
+    def _node_findings(self, state: RunState, report: rp.NodeFindings) -> list[ev.Event]:
+        new = [
+            finding
+            for finding in report.findings
+            if self._repeats.is_new(report.node, finding, report.time_s)
+        ]
+        step = state.step
+        return [
+            ev.FindingSeen(
+                "",
+                state.num_attempts,
+                replace(finding, node=report.node, step=step, onset_step=step),
+            )
+            for finding in new
+        ]
 
     def _exited(self, report: rp.WorkerExited) -> ev.Event:
         words = self._last_words.pop((report.attempt, report.exit.rank), None)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from ..health.nodes.lemons import Failure, MachineIdentity
 from ..logbook.events import CheckpointCommitted, Event, InterventionRequested
 from ..logbook.plan import AttemptPlan
 from ..logbook.record import Record
@@ -28,6 +29,7 @@ class NodeUp(msgspec.Struct, frozen=True):
     host: str
     slots: int
     pid: int
+    machine: MachineIdentity = MachineIdentity("")
 
 
 class NodeGone(msgspec.Struct, frozen=True):
@@ -137,6 +139,35 @@ class Desk(Protocol):
         ...
 
 
+class Lemons(Protocol):
+    """What is remembered of machines and GPUs across runs."""
+
+    def verdict(self, machine: MachineIdentity) -> str:
+        """Return why a machine must not be used, "" when it may be."""
+        ...
+
+    def record(self, failure: Failure) -> None:
+        """Remember a failure; the same one again changes nothing."""
+        ...
+
+    def release(self, machine: MachineIdentity, by: str) -> None:
+        """Forgive a machine and its GPUs."""
+        ...
+
+
+class NoLemons:
+    """Remembers nothing: for a run whose machines have no identity."""
+
+    def verdict(self, machine: MachineIdentity) -> str:
+        return ""
+
+    def record(self, failure: Failure) -> None:
+        return None
+
+    def release(self, machine: MachineIdentity, by: str) -> None:
+        return None
+
+
 class Ports(msgspec.Struct, frozen=True):
     """All edges of one controller."""
 
@@ -145,3 +176,4 @@ class Ports(msgspec.Struct, frozen=True):
     cluster: Cluster
     checkpoints: Checkpoints
     desk: Desk
+    lemons: Lemons = NoLemons()

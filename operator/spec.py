@@ -40,6 +40,10 @@ class NodesSpec(_Section):
     cluster is a single machine."""
     when_short: Literal["wait", "shrink"] = "wait"
     """What to do when no spare is left: wait for a node, or shrink dp_shard to what fits."""
+    watch_gpus: Literal["auto", "on", "off"] = "auto"
+    """Watch GPUs through NVML once a second; auto: where an NVIDIA driver is loaded."""
+    kernel_log: str = "auto"
+    """Kernel log that agents follow: a path, off, or auto: /dev/kmsg where GPUs are watched."""
 
 
 class EntryPoints(_Section):

@@ -9,6 +9,7 @@ import msgspec
 from ...health.nodes.liveness import HangLimits
 from ...logbook.errors import ConfigError
 from ...logbook.wire import WorkerStart
+from .probing import ProbeConfig
 
 
 class Preload(msgspec.Struct, frozen=True):
@@ -44,6 +45,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     python_path: tuple[str, ...] = ()
     hang: HangLimits = HangLimits()
+    probe: ProbeConfig = ProbeConfig()
     batch_s: float = 0.1
     status_s: float = 1.0
     poll_s: float = 0.1

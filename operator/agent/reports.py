@@ -11,6 +11,7 @@ from typing import ClassVar
 import msgspec
 
 from ...health.nodes.liveness import RankProgress
+from ...logbook.findings import Finding
 from ...logbook.wire import Phase, RankSample, WorkerMessage
 
 
@@ -120,6 +121,12 @@ class StacksDumped(Report, frozen=True, kw_only=True, tag="stacks-dumped"):
     stacks: dict[int, str]
 
 
+class NodeFindings(Report, frozen=True, kw_only=True, tag="node-findings"):
+    """What the agent saw on its own node. Steps are the reader's to fill in; the node is known."""
+
+    findings: tuple[Finding, ...]
+
+
 class AgentStatus(Report, frozen=True, kw_only=True, tag="agent-status"):
     """The agent's heartbeat. A newer one replaces an older one that nobody has read.
 
@@ -163,6 +170,7 @@ AgentReport = (
     | AttemptStopped
     | HangSuspected
     | StacksDumped
+    | NodeFindings
     | AgentStatus
     | AgentNote
 )

@@ -12,13 +12,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from logging import getLogger
 
+from ...health.nodes.lemons import MachineIdentity
+from ...logbook.findings import Finding
 from ...logbook.wire import Command
 from .keeper import Keeper
 from .loop import EventLoop
 from .outbox import Deliverer, Outbox
 from .plan import AgentConfig, LocalPlan
+from .probing import NodeProber
 from .rendezvous import Rendezvous
-from .reports import AgentNote, AgentReport
+from .reports import AgentNote, AgentReport, NodeFindings
 
 # Beyond the deadlines of the steps that closing takes.
 _CLOSE_S = 20.0
@@ -43,10 +46,12 @@ class Supervisor:
         self._loop = EventLoop(name, self._on_error)
         self._rendezvous = Rendezvous(config.host)
         self._keeper = Keeper(config, self._loop, self._outbox, self._rendezvous)
+        self._prober = NodeProber(config.probe, config.node, self._on_findings)
         self._is_closed = False
         self._deliverer.begin()
         self._loop.post(self._keeper.begin)
         self._loop.begin()
+        self._prober.begin()
 
     @property
     def agent(self) -> str:
@@ -57,6 +62,10 @@ class Supervisor:
     def rendezvous(self) -> tuple[str, int]:
         """Address of the socket in reserve for a rank 0 of the next attempt."""
         return self._rendezvous.host, self._rendezvous.port
+
+    def machine(self, wait_s: float) -> MachineIdentity:
+        """Return what this node is, by its hardware; GPUs only once they were looked at."""
+        return self._prober.machine(wait_s)
 
     def start(self, plan: LocalPlan) -> None:
         """Run an attempt's local workers, once every worker of an older one is dead and reaped.
@@ -96,8 +105,12 @@ class Supervisor:
             return
         self._is_closed = True
         self._loop.post(self._keeper.close)
+        self._prober.close()
         self._loop.join(self._config.kill_deadline_s + _CLOSE_S)
         self._deliverer.close(_CLOSE_S)
+
+    def _on_findings(self, findings: Sequence[Finding]) -> None:
+        self._outbox.push(NodeFindings(attempt=self._keeper.newest, findings=tuple(findings)))
 
     def _on_error(self, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))

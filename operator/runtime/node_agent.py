@@ -29,6 +29,8 @@ from .names import NAMESPACE, controller_name
 
 RETRY_S = 0.2
 DELIVER_TIMEOUT_S = 10.0
+# For the first look at the GPUs, which opens the driver; the preload takes longer anyway.
+MACHINE_WAIT_S = 5.0
 
 _encode = msgspec.msgpack.Encoder().encode
 _log = logging.getLogger(__name__)
@@ -58,12 +60,14 @@ class NodeAgent:
     def identity(self) -> bytes:
         """Return who this is, encoded."""
         config = self._settings.config
+        machine = self._supervisor.machine(MACHINE_WAIT_S)
         who = Identity(
             node=config.node,
             agent=self._supervisor.agent,
             host=config.host,
             slots=self._settings.slots,
             pid=os.getpid(),
+            machine=machine,
         )
         return _encode(who)
 

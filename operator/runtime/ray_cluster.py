@@ -29,6 +29,7 @@ from ...logbook.plan import AttemptPlan
 from ...logbook.state import RunState
 from ...logbook.wire import Command, Mesh, WorkerStart
 from ..agent.plan import AgentConfig, LocalPlan, Preload
+from ..agent.probing import ProbeConfig
 from ..agent.reports import AgentReport
 from ..fleet import Fleet, Identity
 from ..ports import NodeGone, PruneResult, Signal, VerifyResult
@@ -184,7 +185,7 @@ class RayCluster:
         settings = AgentSettings(
             run=self._spec.name,
             run_dir=self._settings.run_dir,
-            config=agent_config(self._spec, self._settings.run_dir, node),
+            config=agent_config(self._spec, self._settings, node),
             slots=self._spec.nodes.ranks_per_node,
         )
         return actor.remote(_encode(settings))
@@ -270,18 +271,24 @@ class RayCluster:
         self._wake()
 
 
-def agent_config(spec: RunSpec, run_dir: str, node: str) -> AgentConfig:
+def agent_config(spec: RunSpec, settings: ClusterSettings, node: str) -> AgentConfig:
     """Return the settings of one node's agent."""
     limits = spec.restart
     threads = str(spec.trainer.get("threads", 1))
     return AgentConfig(
         node=node,
-        work_dir=str(Path(run_dir) / "agents" / node),
+        work_dir=str(Path(settings.run_dir) / "agents" / node),
         host=str(ray.util.get_node_ip_address()),
         preload=(Preload(spec.entry_points.preload, spec.trainer),),
         env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **spec.env},
         hang=HangLimits(
             multiple=limits.hang_multiple, min_s=limits.hang_min_s, max_s=limits.hang_max_s
+        ),
+        probe=ProbeConfig(
+            gpus=spec.nodes.watch_gpus,
+            kernel_log=spec.nodes.kernel_log,
+            env={**spec.env, "MIDWATCH_NODE": node},
+            is_shared_machine=settings.bundles is None and spec.num_nodes + spec.nodes.spares > 1,
         ),
     )
 

@@ -11,6 +11,7 @@
  *     I.NAME VALUE              a value of GPU I, e.g. "0.ecc_uncorrected_volatile 3"
  *     link_down I LINK          NVLink LINK of GPU I is inactive
  *     xid SEQ I CODE            GPU I reports an XID; SEQ counts up from 1
+ * Where MIDWATCH_NODE is set and a file PATH.NODE exists, that one is read instead.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -46,7 +47,12 @@ static int next_event = 1;
 static int find(const char *key, char *out, size_t size) {
   char line[256];
   size_t length = strlen(key);
-  const char *path = getenv("NVML_STUB_CONTROL");
+  const char *path = getenv("NVML_STUB_CONTROL"), *node = getenv("MIDWATCH_NODE");
+  char own[1024];
+  if (path && node) {
+    snprintf(own, sizeof own, "%s.%s", path, node);
+    if (!access(own, R_OK)) path = own;
+  }
   FILE *file = path ? fopen(path, "r") : NULL;
   int found = 0;
   if (!file) return 0;

@@ -1,0 +1,75 @@
+"""Two witnesses, one judgement: GPUs by one name, events said once, GPUs of others left out."""
+
+from __future__ import annotations
+
+from midwatch.health.nodes.node_judge import NodeJudge, Repeats, plain_pci, visible_gpus
+from midwatch.health.nodes.snapshot import GpuSnapshot, ProbeReport, ProbeStatus, XidSeen
+from midwatch.logbook.findings import Finding, Severity
+
+XID_79 = "NVRM: Xid (PCI:0000:b3:00): 79, pid=1234, GPU has fallen off the bus."
+
+
+def report(*xids: XidSeen) -> ProbeReport:
+    gpus = (
+        GpuSnapshot(0, "GPU-a", "1", pci_address="00000000:B2:00.0"),
+        GpuSnapshot(1, "GPU-b", "2", pci_address="00000000:B3:00.0"),
+    )
+    return ProbeReport(ProbeStatus.OK, gpus=gpus, xids=xids)
+
+
+def test_both_witnesses_name_the_same_gpu_and_one_finding_remains() -> None:
+    judge, repeats = NodeJudge(), Repeats()
+    judge.look(report())
+    (by_driver,) = judge.look(report(XidSeen(79, "GPU-b")))
+    (by_kernel,) = judge.read([XID_79])
+    assert by_driver.device == by_kernel.device == "GPU-b"
+    assert by_driver.kind == by_kernel.kind == "xid"
+    assert by_driver.value == by_kernel.value == 79.0
+    assert by_kernel.action == "evict"
+    assert repeats.is_new("node-0", by_driver, 100.0)
+    assert not repeats.is_new("node-0", by_kernel, 100.4)
+    assert repeats.is_new("node-1", by_kernel, 100.4)
+    assert repeats.is_new("node-0", by_kernel, 200.0)
+
+
+def test_a_word_that_asks_for_more_is_no_repeat() -> None:
+    repeats = Repeats()
+    assert repeats.is_new("n", finding("watch"), 0.0)
+    assert repeats.is_new("n", finding("evict"), 0.1)
+    assert not repeats.is_new("n", finding("drain"), 0.2)
+
+
+def test_what_was_said_is_remembered_within_bounds() -> None:
+    repeats = Repeats(keys_max=3)
+    assert all(repeats.is_new(f"n{index}", finding("watch"), 0.0) for index in range(5))
+    assert not repeats.is_new("n4", finding("watch"), 0.0)
+    assert repeats.is_new("n0", finding("watch"), 0.0)
+
+
+def test_gpus_of_others_on_the_machine_are_left_out() -> None:
+    judge = NodeJudge(visible_gpus("0"))
+    assert judge.look(report(XidSeen(79, "GPU-b"))) == []
+    assert judge.read([XID_79]) == []
+    assert [gpu.uuid for gpu in judge.gpus] == ["GPU-a"]
+    assert [f.device for f in judge.read([XID_79.replace("b3", "b2")])] == ["GPU-a"]
+
+
+def test_ordinary_kernel_lines_say_nothing() -> None:
+    assert NodeJudge().read(["usb 1-1: new high-speed device", "NVRM: loading driver"]) == []
+
+
+def test_a_flood_is_cut() -> None:
+    assert len(NodeJudge().read([XID_79] * 5000)) == 64
+
+
+def test_visible_gpus_and_addresses_are_read_in_every_spelling() -> None:
+    assert visible_gpus(None) is None
+    assert visible_gpus("") is None
+    assert visible_gpus("0, 3") == frozenset({"0", "3"})
+    assert visible_gpus("MIG-1,MIG-2") is None
+    assert plain_pci("00000000:B3:00.0") == plain_pci("0000:b3:00") == "0000:b3:00"
+    assert plain_pci("eth0") == "eth0"
+
+
+def finding(action: str) -> Finding:
+    return Finding("nvml", "ecc", Severity.WARN, 0, 0, 1.0, 0.0, "", device="GPU-a", action=action)
