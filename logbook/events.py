@@ -55,13 +55,20 @@ class FaultInjected(_Event, frozen=True, tag="fault-injected"):
 
 
 class NodeJoined(_Event, frozen=True, tag="node-joined"):
-    """An agent is up with its workers' code preloaded. incarnation names this agent process."""
+    """An agent is up with its workers' code preloaded. incarnation names this agent process.
+
+    machine, gpus: what it runs on, by its hardware: the machine's UUID ("" where it names nobody)
+        and (UUID, serial) of each GPU. lemon: why that must not be used, "" when it may be.
+    """
 
     node: str
     incarnation: str
     host: str
     slots: int
     pid: int = 0
+    machine: str = ""
+    gpus: tuple[tuple[str, str], ...] = ()
+    lemon: str = ""
 
 
 class NodeLost(_Event, frozen=True, tag="node-lost"):

@@ -81,6 +81,7 @@ def _node_joined(state: RunState, e: ev.NodeJoined, time_s: float) -> RunState:
             pid=e.pid,
             present=True,
         )
+    fresh = replace(fresh, machine=e.machine, gpus=e.gpus, lemon=e.lemon)
     return replace(state, nodes={**state.nodes, e.node: fresh})
 
 
@@ -228,11 +229,26 @@ def _finding_seen(state: RunState, e: ev.FindingSeen, time_s: float) -> RunState
         num_findings=state.num_findings + 1,
         findings=(*state.findings, e)[-RECENT_FINDINGS:],
     )
+    state = _with_mark(state, e)
     running = state.running(e.attempt)
     grave = e.finding.severity is Severity.ROLLBACK and not e.finding.shadow
     if running is None or not grave or running.alarm is not None:
         return state
     return _with_signal(state, replace(running, alarm=e), time_s)
+
+
+def _with_mark(state: RunState, e: ev.FindingSeen) -> RunState:
+    """Mark the node that a finding wants replaced; the first to want it is remembered."""
+    node = state.nodes.get(e.finding.node or "")
+    if node is None or e.finding.shadow:
+        return state
+    if e.finding.action == "evict" and node.evict is None:
+        node = replace(node, evict=e)
+    elif e.finding.action == "drain" and node.drain is None:
+        node = replace(node, drain=e)
+    else:
+        return state
+    return replace(state, nodes={**state.nodes, node.node: node})
 
 
 def _decision_made(state: RunState, e: ev.DecisionMade, time_s: float) -> RunState:

@@ -159,7 +159,7 @@ def _release(
     known = state.nodes.get(action.node)
     if known is None:
         return state
-    good = replace(known, quarantined="", num_hangs=0)
+    good = replace(known, quarantined="", num_hangs=0, lemon="", evict=None, drain=None)
     return replace(state, nodes={**state.nodes, action.node: good})
 
 

@@ -49,7 +49,11 @@ class Status(StrEnum):
 
 
 class NodeState(msgspec.Struct, frozen=True):
-    """One node. quarantined holds the reason, "" when it may be used."""
+    """One node. quarantined holds the reason, "" when it may be used.
+
+    machine, gpus, lemon: as in events.NodeJoined.
+    evict, drain: the finding that wants it replaced now, or at the next restart.
+    """
 
     node: str
     incarnation: str
@@ -60,6 +64,11 @@ class NodeState(msgspec.Struct, frozen=True):
     quarantined: str = ""
     num_hangs: int = 0
     num_losses: int = 0
+    machine: str = ""
+    gpus: tuple[tuple[str, str], ...] = ()
+    lemon: str = ""
+    evict: FindingSeen | None = None
+    drain: FindingSeen | None = None
 
     @property
     def is_usable(self) -> bool:

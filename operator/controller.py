@@ -21,6 +21,7 @@ from ..logbook.state import Incident, RunState
 from ..logbook.wire import StepSample
 from .observer import Observer
 from .policy.decide import decide
+from .policy.nodes import failure_of, machine_of
 from .policy.upkeep import note_takeover
 from .ports import Ports
 from .spec import RunSpec
@@ -35,7 +36,7 @@ class Controller:
         self.spec = spec
         self.state = RunState()
         self._ports = ports
-        self._observer = Observer(ports.desk.attach)
+        self._observer = Observer(ports.desk.attach, ports.lemons.verdict)
         self._panel = Panel(spec.detectors)
         self._undone: dict[str, d.Decision] = {}
         self._unsaid: list[Finding] = []
@@ -168,7 +169,10 @@ class Controller:
             self.record(ev.ActionDone(decision.id))
 
     def _perform(self, decision: d.Decision) -> None:
-        action, cluster = decision.action, self._ports.cluster
+        action, cluster, lemons = decision.action, self._ports.cluster, self._ports.lemons
+        failure = failure_of(self.state, decision)
+        if failure is not None:
+            lemons.record(failure)
         # A decision may be carried out late; it means the attempt for which it was made.
         attempt = attempt_of(decision)
         if isinstance(action, d.StartAttempt):
@@ -176,6 +180,8 @@ class Controller:
                 cluster.start(action.plan)
         elif isinstance(action, (d.PauseRun, d.EndRun, d.AwaitNodes)):
             cluster.stop(attempt)
+        elif isinstance(action, d.ReleaseNode):
+            lemons.release(machine_of(self.state.nodes[action.node]), decision.reason)
         elif isinstance(action, d.SendCommand):
             cluster.send(attempt, action.command)
         elif isinstance(action, d.VerifyCheckpoint):

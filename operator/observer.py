@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from ..health.nodes.lemons import MachineIdentity
 from ..health.nodes.liveness import RankProgress
 from ..health.nodes.node_judge import Repeats
 from ..logbook import events as ev
@@ -16,6 +17,7 @@ from .agent import reports as rp
 from .ports import NodeGone, NodeUp, PruneResult, Signal, VerifyResult
 
 Attach = Callable[[str, str], str]
+JudgeMachine = Callable[[MachineIdentity], str]
 
 RANK_TIMES_EVERY_STEPS = 10
 
@@ -23,12 +25,14 @@ RANK_TIMES_EVERY_STEPS = 10
 class Observer:
     """Turns signals into events. Remembers only what one report needs of an earlier one.
 
-    attach keeps a stack dump somewhere and returns its path. Findings get their id from whoever
+    attach keeps a stack dump somewhere and returns its path; judge_machine says why a machine must
+    not be used, "" when it may be. Findings get their id from whoever
     journals them.
     """
 
-    def __init__(self, attach: Attach) -> None:
+    def __init__(self, attach: Attach, judge_machine: JudgeMachine) -> None:
         self._attach = attach
+        self._judge_machine = judge_machine
         self._last_words: dict[tuple[int, int], wire.WorkerFailed] = {}
         self._seen_seq: dict[str, int] = {}
         self._repeats = Repeats()
@@ -41,12 +45,25 @@ class Observer:
                 return []
             return [ev.NodeLost(signal.node, signal.agent, signal.reason)]
         if isinstance(signal, NodeUp):
-            return [ev.NodeJoined(signal.node, signal.agent, signal.host, signal.slots, signal.pid)]
+            return [self._joined(signal)]
         if isinstance(signal, VerifyResult):
             return [ev.CheckpointVerified(signal.checkpoint, signal.error)]
         if isinstance(signal, PruneResult):
             return [ev.CheckpointsPruned(signal.checkpoints)]
         return self._report(state, signal)
+
+    def _joined(self, signal: NodeUp) -> ev.Event:
+        machine = signal.machine
+        return ev.NodeJoined(
+            signal.node,
+            signal.agent,
+            signal.host,
+            signal.slots,
+            signal.pid,
+            machine=machine.uuid,
+            gpus=tuple((gpu.uuid, gpu.serial) for gpu in machine.gpus),
+            lemon=self._judge_machine(machine),
+        )
 
     def _report(self, state: RunState, report: rp.AgentReport) -> list[ev.Event]:
         if isinstance(report, rp.AgentStatus):

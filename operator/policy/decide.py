@@ -13,12 +13,13 @@ from ...logbook.decisions import Decision
 from ...logbook.state import RunState
 from ..spec import RunSpec
 from .climb import climb_back
+from .nodes import close_unused, evict_sick, quarantine_lemons
 from .recovery import answer_failure, start
 from .requests import answer_requests, complete_done
 from .storage import prune_checkpoints, verify_checkpoints
 from .upkeep import close_incidents, finish, note_findings
 
-POLICY_VERSION = 1
+POLICY_VERSION = 2
 """Raised with every change of behaviour and recorded when a run is submitted."""
 
 _Item = Callable[[RunState, RunSpec, float], list[Decision]]
@@ -26,8 +27,11 @@ _Item = Callable[[RunState, RunSpec, float], list[Decision]]
 _ALWAYS: tuple[_Item, ...] = (complete_done, answer_requests, close_incidents)
 _WHILE_ACTIVE: tuple[_Item, ...] = (
     finish,
+    evict_sick,
+    quarantine_lemons,
     answer_failure,
     start,
+    close_unused,
     *_ALWAYS,
     note_findings,
     verify_checkpoints,

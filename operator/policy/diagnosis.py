@@ -48,6 +48,25 @@ def diagnose(state: RunState, spec: RunSpec, now_s: float) -> Diagnosis | None:
         found = look(attempt, spec, now_s)
         if found is not None:
             return found
+    return _sick_node(state, attempt, now_s)
+
+
+def _sick_node(state: RunState, attempt: AttemptState, now_s: float) -> Diagnosis | None:
+    """A node taken out for what a finding said of it still carries ranks."""
+    for name in attempt.plan.nodes:
+        node = state.nodes[name]
+        if node.evict is None or not node.quarantined:
+            continue
+        finding = node.evict.finding
+        return Diagnosis(
+            fault=finding.kind,
+            title=f"{finding.kind} on {name}",
+            reason=f"{name} is sick: {finding.message}",
+            seen_s=_seen(attempt, now_s),
+            node=name,
+            rank=finding.rank,
+            evidence=(("finding", node.evict.id), ("detector", finding.detector)),
+        )
     return None
 
 

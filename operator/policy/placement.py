@@ -6,6 +6,7 @@ from ...logbook.plan import Placement
 from ...logbook.state import RunState
 from ...logbook.wire import Mesh
 from ..spec import RunSpec
+from .nodes import drained_nodes
 
 
 def plan_placement(
@@ -24,8 +25,10 @@ def plan_placement(
     if mesh is None:
         return None
     wanted = mesh.world_size // per_node
-    others = [node for node in usable if node not in avoid]
-    usable = others if len(others) >= wanted else usable
+    passed_over = (*avoid, *drained_nodes(state))
+    others = [node for node in usable if node not in passed_over]
+    needed = max(wanted - len(others), 0)
+    usable = others + [node for node in usable if node in passed_over][:needed]
     before = state.attempt.plan.nodes if state.attempt is not None else ()
     chosen = _keep_places(before, usable, wanted)
     placements = tuple(

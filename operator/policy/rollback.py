@@ -30,12 +30,14 @@ class Trouble(msgspec.Struct, frozen=True):
 
     is_accepted: a person has seen it since and set the run going again, so that what is left to
         resume from is good enough.
+    keeps_rate: a node is to blame and is left out, so the rate is not.
     """
 
     message: str
     onset_step: int
     evidence: Pairs = ()
     is_accepted: bool = False
+    keeps_rate: bool = False
 
 
 class Rung(msgspec.Struct, frozen=True):
@@ -61,7 +63,8 @@ def alarm_trouble(attempt: AttemptState, also: Pairs) -> Trouble:
         ("reference", f"{finding.reference:.6g}"),
         *also,
     )
-    return Trouble(finding.message, finding.onset_step, evidence)
+    keeps_rate = finding.action == "evict"
+    return Trouble(finding.message, finding.onset_step, evidence, keeps_rate=keeps_rate)
 
 
 def open_trouble(state: RunState) -> tuple[Trouble, str] | None:
@@ -74,7 +77,12 @@ def open_trouble(state: RunState) -> tuple[Trouble, str] | None:
         draft = known.draft
         if draft.is_numeric and known.attempt_after is None and not known.is_watched:
             accepted = state.resumed_s >= known.opened_s
-            return Trouble(draft.title, draft.onset_step, is_accepted=accepted), name
+            node = state.nodes.get(draft.node or "")
+            keeps_rate = node is not None and node.evict is not None and bool(node.quarantined)
+            trouble = Trouble(
+                draft.title, draft.onset_step, is_accepted=accepted, keeps_rate=keeps_rate
+            )
+            return trouble, name
     return None
 
 
@@ -84,12 +92,15 @@ def plan_rollback(
     """Return the rollback from this trouble, or a pause where none is sound.
 
     An identical retry is never made: every rung lowers the rate, and past the last one a human
-    must look. A raise of the rate that was not yet in force at the checkpoint is taken back.
+    must look. A raise of the rate that was not yet in force at the checkpoint is taken back. Where
+    a node was to blame, its absence is the change, and the rate stays.
     """
     rung = _rung(state, spec, trouble.onset_step)
     choice = _choice(state, spec, trouble, rung)
     evidence = _evidence(trouble, choice, rung)
-    spent = spent_budget(state, spec, now_s) or _exhausted(spec, rung)
+    spent = spent_budget(state, spec, now_s)
+    if spent is None and not trouble.keeps_rate:
+        spent = _exhausted(spec, rung)
     if spent is None and choice.checkpoint is None and not trouble.is_accepted:
         spent = nothing_to_resume(state, spec)
     if spent is not None:
@@ -106,7 +117,7 @@ def plan_rollback(
         why = f"{trouble.message}; too few nodes are usable to go back and on"
         return make_decision(state, AwaitNodes(), why, evidence=evidence, about=about)
     step = state.checkpoints[choice.checkpoint].step if choice.checkpoint else 0
-    factor = spec.numeric.lr_ladder[rung.level]
+    factor = 1.0 if trouble.keeps_rate else spec.numeric.lr_ladder[rung.level]
     hyper, reverts = _lowered(state, spec, step, factor, rung)
     plan = AttemptPlan(
         attempt=state.num_attempts + 1,
@@ -162,7 +173,7 @@ def _rung(state: RunState, spec: RunSpec, onset_step: int) -> Rung:
     did_not_pass = onset_step <= last.onset_step + spec.numeric.heal_steps
     return Rung(
         # The ladder is a budget like others: a person who sets the run going again renews it.
-        level=sum(1 for past in series if past.time_s >= state.resumed_s),
+        level=sum(1 for p in series if p.time_s >= state.resumed_s and p.lr_factor < 1.0),
         before_step=last.resume_step if did_not_pass else None,
         failed=last.checkpoint if did_not_pass else "",
         skip=_data_to_skip(state, onset_step, last),
@@ -188,6 +199,8 @@ def _exhausted(spec: RunSpec, rung: Rung) -> tuple[str, str] | None:
 def _lowered(
     state: RunState, spec: RunSpec, step: int, factor: float, rung: Rung
 ) -> tuple[Hyper, tuple[str, ...]]:
+    if factor == 1.0:
+        return state.hyper, ()
     kept: list[LrChange] = []
     reverts: list[str] = []
     for change in state.hyper.lr_changes:

@@ -21,6 +21,7 @@ from ...logbook.journal import Journal, JournalOptions
 from ...logbook.state import Status
 from ..controller import Controller
 from ..desk import FileDesk
+from ..lemon_file import NAME, LemonFile
 from ..policy.decide import POLICY_VERSION
 from ..ports import Ports
 from ..spec import RunSpec
@@ -58,6 +59,7 @@ class ControllerActor:
             cluster=self._cluster,
             checkpoints=self._cluster,
             desk=FileDesk(run_dir),
+            lemons=LemonFile(run_dir.parent / NAME),
         )
         self._controller = Controller(self._spec, ports)
         self._thread = threading.Thread(target=self._turn, name="controller", daemon=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from midwatch.health.nodes.lemons import MachineIdentity
+from midwatch.logbook.findings import Finding
 from midwatch.logbook.plan import AttemptPlan
 from midwatch.logbook.wire import Command, WorkerMessage
 from midwatch.operator.agent import reports as rp
@@ -34,6 +36,7 @@ class SimAgent:
             host=f"host-{node}",
             slots=world.spec.nodes.ranks_per_node,
             pid=world.next_pid(),
+            machine=world.machines.get(node, MachineIdentity("")),
         )
         self.is_alive = True
         self.is_ready = False
@@ -192,6 +195,11 @@ class SimAgent:
         )
         self._push(status)
         self.world.timeline.later(STATUS_S, self._beat)
+
+    def find(self, *findings: Finding) -> None:
+        """The agent has seen something on its own node."""
+        if self.is_alive:
+            self._push(rp.NodeFindings(attempt=self.newest, findings=findings))
 
     def _push(self, report: rp.AgentReport) -> None:
         self._seq += 1

@@ -16,7 +16,7 @@ from midwatch.logbook.record import Record
 from midwatch.logbook.state import RunState
 from midwatch.operator.controller import Controller
 from midwatch.operator.policy.decide import POLICY_VERSION
-from midwatch.operator.ports import Ports
+from midwatch.operator.ports import Lemons, NoLemons, Ports
 from midwatch.operator.spec import RunSpec
 from midwatch.tests.support.builders import make_spec
 
@@ -121,6 +121,7 @@ class Night:
         trainer = self.spec.trainer
         config = train_config(trainer["steps"], trainer["interval_steps"])
         self.world = World(self.spec, config, seed, physics or Physics(seed), times or Times())
+        self.lemons: Lemons = NoLemons()
         self.fuse = Fuse()
         self.journal = journal or MemoryJournal()
         self.checker = Checker(self.spec, self.world)
@@ -193,6 +194,7 @@ class Night:
             cluster=Fused(cluster, self.fuse),
             checkpoints=Fused(cluster, self.fuse),
             desk=Fused(SimDesk(self.world), self.fuse),
+            lemons=Fused(self.lemons, self.fuse),
         )
         controller = Controller(self.spec, ports)
         try:

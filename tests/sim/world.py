@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from midwatch.checkpoints.manifest import checkpoint_id
+from midwatch.health.nodes.lemons import MachineIdentity
 from midwatch.logbook.events import Event
 from midwatch.logbook.plan import AttemptPlan
 from midwatch.logbook.wire import StepSample
@@ -171,6 +172,7 @@ class World:
         self.wire = Wire(self)
         self.disk = Disk()
         self.agents: dict[str, SimAgent] = {}
+        self.machines: dict[str, MachineIdentity] = {}
         self.gangs: dict[int, Gang] = {}
         self.absent: dict[str, float] = {}
         self.samples: dict[int, StepSample] = {}
