@@ -17,6 +17,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from .preflight import PreflightDone
+
 MAX_FRAME_BYTES = 1 << 20
 
 
@@ -211,7 +213,14 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
 
 WorkerMessage = (
-    Resumed | StepSample | RankSample | CheckpointStage | Applied | WorkerFailed | Finished
+    Resumed
+    | StepSample
+    | RankSample
+    | CheckpointStage
+    | Applied
+    | WorkerFailed
+    | Finished
+    | PreflightDone
 )
 
 # --- agent -> worker ----------------------------------------------------------------------------

@@ -93,9 +93,7 @@ def join(start: WorkerStart, store: Store, device: torch.device) -> None:
 
     Raises: RendezvousError[rendezvous-failed].
     """
-    if _is_loopback(start.rendezvous_host):
-        # Otherwise gloo asks the resolver for this host's name, which is slow where it is unknown.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    prefer_loopback(start.rendezvous_host)
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -111,6 +109,15 @@ def join(start: WorkerStart, store: Store, device: torch.device) -> None:
             f"rank {start.rank} could not connect to its peers: {error}",
             remedy="Look at the other ranks: one of them did not start or died.",
         ) from error
+
+
+def prefer_loopback(host: str) -> None:
+    """Have gloo connect over the loopback interface when ranks meet at host there.
+
+    Otherwise gloo asks the resolver for this machine's name, which is slow where it is unknown.
+    """
+    if _is_loopback(host):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _is_loopback(host: str) -> bool:

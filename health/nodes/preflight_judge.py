@@ -1,0 +1,372 @@
+"""From what every rank found in a preflight to a table of results and the nodes to blame.
+
+A rank can say by itself that its memory lost a bit or its disk is full. That its product differs
+from everybody else's, that its clock is off, or that it is the one at whose touch collectives fail
+is seen only here, where all reports lie side by side. Pure.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from ...logbook.preflight import CheckResult, GroupResult, PreflightDone, PreflightOrder
+from .grouping import (
+    Group,
+    GroupOutcome,
+    GroupVerdict,
+    judge_groups,
+    odd_ones_out,
+    reference_bandwidth,
+)
+
+STORE_CHECK = "store-write"
+_EVICT = "Take it out of service and have it repaired; do not train on it."
+_COMPARE = "Run again with another node beside them: two that disagree cannot be told apart."
+
+
+class Silence(msgspec.Struct, frozen=True):
+    """Why a rank sent no report. is_own: not merely because another rank could not be reached."""
+
+    message: str
+    is_own: bool = True
+
+
+_UNEXPLAINED = Silence("no report before the deadline")
+
+
+class PreflightVerdict(msgspec.Struct, frozen=True):
+    """The outcome of one preflight.
+
+    results: ordered by check, then rank. bad_nodes: certainly to blame for a failed check.
+    suspect_nodes: one of them is, but the results cannot say which.
+    """
+
+    results: tuple[CheckResult, ...]
+    bad_nodes: tuple[str, ...] = ()
+    suspect_nodes: tuple[str, ...] = ()
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether every check passed."""
+        return all(result.ok for result in self.results)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A result, and whether a failed one is certainly its node's fault."""
+
+    result: CheckResult
+    is_certain: bool = True
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """One group as all of its ranks saw it. *_bytes_per_s of its slowest rank."""
+
+    units: Group
+    problem: str
+    all_gather_bytes_per_s: float
+    all_reduce_bytes_per_s: float
+
+
+def judge_preflight(
+    order: PreflightOrder,
+    nodes: Sequence[str],
+    reports: Mapping[int, PreflightDone],
+    silent: Mapping[int, Silence],
+) -> PreflightVerdict:
+    """Return all results of a preflight and who is to blame for the failed ones.
+
+    nodes: of every rank that was started, by rank. silent: what is known of ranks without a report.
+    """
+    rows = [_Row(result) for rank in sorted(reports) for result in reports[rank].results]
+    rows = _not_the_node(rows, nodes)
+    rows += _silent_rows(nodes, reports, silent)
+    rows += _agreement_rows(reports)
+    rows += _clock_rows(order, reports)
+    rows += _group_rows(order, nodes, reports)
+    failed = [row for row in rows if not row.result.ok]
+    bad = {row.result.node for row in failed if row.is_certain}
+    suspects = {row.result.node for row in failed if not row.is_certain} - bad
+    order_of = {node: index for index, node in reversed(list(enumerate(nodes)))}
+    return PreflightVerdict(
+        results=tuple(row.result for row in rows),
+        bad_nodes=tuple(sorted(bad, key=order_of.__getitem__)),
+        suspect_nodes=tuple(sorted(suspects, key=order_of.__getitem__)),
+    )
+
+
+def _not_the_node(rows: list[_Row], nodes: Sequence[str]) -> list[_Row]:
+    """A checkpoint store that fails on every node is itself at fault, not all of its users."""
+    failed = {r.result.node for r in rows if r.result.name == STORE_CHECK and not r.result.ok}
+    if len(failed) < 2 or failed != set(nodes):
+        return rows
+    return [_Row(r.result, is_certain=r.result.name != STORE_CHECK) for r in rows]
+
+
+def _silent_rows(
+    nodes: Sequence[str], reports: Mapping[int, PreflightDone], silent: Mapping[int, Silence]
+) -> Iterable[_Row]:
+    for rank, node in enumerate(nodes):
+        if rank not in reports:
+            why = silent.get(rank, _UNEXPLAINED)
+            yield _Row(
+                CheckResult(
+                    name="answer",
+                    node=node,
+                    rank=rank,
+                    ok=False,
+                    quantity="reports_total",
+                    value=0.0,
+                    limit=1.0,
+                    message=why.message,
+                    remedy="Read its log; then look at the node's driver, memory and network.",
+                ),
+                is_certain=why.is_own,
+            )
+
+
+def _agreement_rows(reports: Mapping[int, PreflightDone]) -> Iterable[_Row]:
+    kinds: dict[str, dict[int, str]] = {}
+    for rank in sorted(reports):
+        kinds.setdefault(reports[rank].kind, {})[rank] = reports[rank].checksum
+    for checksums in kinds.values():
+        if len(checksums) < 2:
+            continue
+        odd, is_certain = odd_ones_out(checksums)
+        for rank, checksum in checksums.items():
+            others = sum(other != checksum for other in checksums.values())
+            is_odd = rank in odd
+            said = f"{others} of {len(checksums) - 1} other ranks of its kind have another product"
+            result = CheckResult(
+                name="matmul-agreement",
+                node=reports[rank].node,
+                rank=rank,
+                ok=not is_odd,
+                quantity="differing_ranks_total",
+                value=float(others),
+                limit=0.0,
+                message=said if others else "",
+                remedy="" if not is_odd else _EVICT if is_certain else _COMPARE,
+            )
+            # Ranks that agree with most are not to blame for those that do not.
+            yield _Row(result, is_certain)
+
+
+def _clock_rows(order: PreflightOrder, reports: Mapping[int, PreflightDone]) -> Iterable[_Row]:
+    known = [r for rank, r in sorted(reports.items()) if r.clock_offset_s is not None]
+    if len(known) < 2:
+        return
+    offsets = [report.clock_offset_s or 0.0 for report in known]
+    # Between two clocks nobody can say which is right; among more the middle one is believed.
+    middle = statistics.median(offsets) if len(known) > 2 else 0.0
+    limit_s = order.limits.clock_skew_s_max
+    for report, offset_s in zip(known, offsets, strict=True):
+        skew_s = max(abs(offset_s - middle) - report.clock_error_s, 0.0)
+        ok = skew_s <= limit_s
+        reference = "the median node" if len(known) > 2 else f"{known[0].node} (or that one is off)"
+        direction = "ahead of" if offset_s < middle else "behind"
+        result = CheckResult(
+            name="clock-skew",
+            node=report.node,
+            rank=None,
+            ok=ok,
+            quantity="skew_s",
+            value=skew_s,
+            limit=limit_s,
+            message="" if ok else f"{skew_s:.3f} s {direction} {reference}",
+            remedy="" if ok else "Start its time service (chrony, ntpd) and let it settle.",
+        )
+        yield _Row(result, is_certain=len(known) > 2)
+
+
+# --- groups --------------------------------------------------------------------------------------
+
+
+def _group_rows(
+    order: PreflightOrder, nodes: Sequence[str], reports: Mapping[int, PreflightDone]
+) -> list[_Row]:
+    tried = [
+        _tried(order, reports, number, units)
+        for number, groups in enumerate(order.rounds)
+        for units in groups
+    ]
+    if not tried:
+        return []
+    limits = {size: _slowest(order, tried, size) for size in {len(t.units) for t in tried}}
+    outcomes = [
+        GroupOutcome(t.units, not t.problem and not _is_slow(t, limits[len(t.units)]))
+        for t in tried
+    ]
+    num_units = len(nodes) // order.ranks_per_unit
+    verdict = judge_groups(num_units, outcomes)
+    names = [_name_of(order, nodes, unit) for unit in range(num_units)]
+    rows: list[_Row] = []
+    for unit in range(num_units):
+        mine = [(t, o.ok) for t, o in zip(tried, outcomes, strict=True) if unit in t.units]
+        rows += _alone_rows(names[unit], [(t, ok) for t, ok in mine if len(t.units) == 1])
+        pairs = [(t, ok) for t, ok in mine if len(t.units) > 1]
+        if pairs:
+            rows.append(_partner_row(unit, names, pairs, verdict))
+            rows += _bandwidth_rows(names[unit], unit, pairs, limits[2], verdict)
+    return rows + [_link_row(names, units, tried) for units in verdict.links]
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What a unit is called: a node, or a rank of a node that has several units."""
+
+    node: str
+    rank: int | None
+
+    @property
+    def text(self) -> str:
+        return self.node if self.rank is None else f"rank {self.rank}"
+
+
+def _name_of(order: PreflightOrder, nodes: Sequence[str], unit: int) -> _Name:
+    node = nodes[unit * order.ranks_per_unit]
+    is_rank = order.ranks_per_unit == 1 and nodes.count(node) > 1
+    return _Name(node, unit if is_rank else None)
+
+
+def _tried(
+    order: PreflightOrder, reports: Mapping[int, PreflightDone], number: int, units: Group
+) -> _Tried:
+    per_unit = order.ranks_per_unit
+    ranks = [rank for unit in units for rank in range(unit * per_unit, (unit + 1) * per_unit)]
+    seen: list[GroupResult] = []
+    problems: list[str] = []
+    for rank in ranks:
+        found = reports[rank].groups if rank in reports else ()
+        own = next((g for g in found if g.round == number and g.units == units), None)
+        if own is None:
+            problems.append(f"rank {rank} did not report")
+        else:
+            seen.append(own)
+            problems += [] if own.is_correct else [_problem(rank, own)]
+    is_whole = len(seen) == len(ranks)
+    return _Tried(
+        units=units,
+        problem="; ".join(problems),
+        all_gather_bytes_per_s=min(g.all_gather_bytes_per_s for g in seen) if is_whole else 0.0,
+        all_reduce_bytes_per_s=min(g.all_reduce_bytes_per_s for g in seen) if is_whole else 0.0,
+    )
+
+
+def _problem(rank: int, group: GroupResult) -> str:
+    if group.wrong_from:
+        senders = ", ".join(map(str, group.wrong_from))
+        return f"rank {rank} received altered data of rank {senders}"
+    if not group.is_sum_right:
+        return f"rank {rank} received a wrong sum"
+    return f"rank {rank}: {group.error}"
+
+
+def _slowest(order: PreflightOrder, tried: Sequence[_Tried], size: int) -> tuple[float, float]:
+    """Return the least acceptable bandwidth of an all-gather and an all-reduce of such groups."""
+    same = [t for t in tried if len(t.units) == size and not t.problem]
+    gather = reference_bandwidth(t.all_gather_bytes_per_s for t in same) or 0.0
+    reduce = reference_bandwidth(t.all_reduce_bytes_per_s for t in same) or 0.0
+    frac = order.limits.bandwidth_frac_min
+    return frac * gather, frac * reduce
+
+
+def _is_slow(tried: _Tried, limits: tuple[float, float]) -> bool:
+    slow_gather = tried.all_gather_bytes_per_s < limits[0]
+    return slow_gather or tried.all_reduce_bytes_per_s < limits[1]
+
+
+def _alone_rows(name: _Name, mine: Sequence[tuple[_Tried, bool]]) -> Iterable[_Row]:
+    for tried, ok in mine:
+        slow = "its own ranks exchange data far slower than those of other nodes"
+        yield _Row(
+            CheckResult(
+                name="collectives-alone",
+                node=name.node,
+                rank=name.rank,
+                ok=ok,
+                quantity="failed_groups_total",
+                value=float(not ok),
+                limit=0.0,
+                message="" if ok else tried.problem or slow,
+                remedy="" if ok else _EVICT,
+            )
+        )
+
+
+def _partner_row(
+    unit: int,
+    names: Sequence[_Name],
+    pairs: Sequence[tuple[_Tried, bool]],
+    verdict: GroupVerdict,
+) -> _Row:
+    is_bad, is_suspect = unit in verdict.bad, unit in verdict.suspects
+    worked = sum(ok for _, ok in pairs)
+    failed = [
+        f"with {' and '.join(names[u].text for u in t.units if u != unit)}: {t.problem or 'slow'}"
+        for t, ok in pairs
+        if not ok
+    ]
+    result = CheckResult(
+        name="collectives",
+        node=names[unit].node,
+        rank=names[unit].rank,
+        ok=not (is_bad or is_suspect),
+        quantity="sound_partners_total",
+        value=float(worked),
+        limit=1.0,
+        message="; ".join(failed),
+        remedy=_EVICT if is_bad else _COMPARE if is_suspect else "",
+    )
+    return _Row(result, is_certain=is_bad)
+
+
+def _bandwidth_rows(
+    name: _Name,
+    unit: int,
+    pairs: Sequence[tuple[_Tried, bool]],
+    limits: tuple[float, float],
+    verdict: GroupVerdict,
+) -> Iterable[_Row]:
+    best_gather = max(t.all_gather_bytes_per_s for t, _ in pairs)
+    best_reduce = max(t.all_reduce_bytes_per_s for t, _ in pairs)
+    measured = (("all-gather", best_gather, limits[0]), ("all-reduce", best_reduce, limits[1]))
+    for kind, value, limit in measured:
+        ok = value >= limit and value > 0.0
+        slow = "slow with every partner, measured against the faster pairs"
+        result = CheckResult(
+            name=f"{kind}-bandwidth",
+            node=name.node,
+            rank=name.rank,
+            ok=ok,
+            quantity="bandwidth_bytes_per_s",
+            value=value,
+            limit=limit,
+            message="" if ok else slow if value > 0.0 else "none was completed",
+            remedy="" if ok else "Look at its network cards, cables and PCIe link.",
+        )
+        yield _Row(result, is_certain=unit in verdict.bad)
+
+
+def _link_row(names: Sequence[_Name], units: Group, tried: Sequence[_Tried]) -> _Row:
+    problem = next(t.problem for t in tried if t.units == units)
+    ends = " and ".join(names[unit].text for unit in units)
+    cause = problem or "slow"
+    result = CheckResult(
+        name="link",
+        node=names[units[0]].node,
+        rank=names[units[0]].rank,
+        # A pair that was merely slow once is worth a line, not a verdict.
+        ok=not problem,
+        quantity="failed_groups_total",
+        value=1.0,
+        limit=0.0,
+        message=f"{ends} work with others but not with each other: {cause}",
+        remedy="Look at the switch and cables between them." if problem else "",
+    )
+    return _Row(result, is_certain=False)
