@@ -97,7 +97,7 @@ def _cpu(
 
 
 _PRESETS: dict[str, dict[str, Any]] = {name: _paper(name, row) for name, row in _OPT.items()} | {
-    "nano": _cpu(layers=2, heads=2, width=32, vocab=256, seq_len=32, lr=2e-3),
+    "nano": _cpu(layers=2, heads=2, width=32, vocab=512, seq_len=32, lr=2e-3),
     "tiny": _cpu(layers=4, heads=4, width=128, vocab=2048, seq_len=128, lr=1e-3),
 }
 

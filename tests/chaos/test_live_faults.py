@@ -66,8 +66,7 @@ def survive(
     assert all(incident.outcome for incident in state.incidents.values())
     for name in state.incidents:
         assert (run.run_dir / "notes" / f"{name}.md").is_file()
-    live = run.live_state()
-    assert live == run.folded()
+    run.assert_fold_is_live()
     return state
 
 

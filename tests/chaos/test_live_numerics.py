@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from midwatch.logbook.decisions import StartAttempt
 from midwatch.logbook.events import InterventionRequested
@@ -73,6 +72,7 @@ def test_a_real_divergence_is_rolled_back_with_a_lower_rate(
     with LiveRun(spec, session) as run:
         state = run.finish(ask(run, 22, "lr", 30.0))
         assert state.status is Status.COMPLETED, run.describe()
+        run.assert_fold_is_live()
         events = run.events()
     (incident,) = state.incidents.values()
     assert incident.draft.fault == "scaler-collapse"
@@ -93,8 +93,6 @@ def test_a_real_divergence_is_rolled_back_with_a_lower_rate(
     # And it worked.
     assert state.last is not None
     assert state.last.loss < incident.checkpoint_tags.loss
-    # Encoded, since a NaN equals nothing.
-    assert msgspec.msgpack.encode(run.folded()) == msgspec.msgpack.encode(state)
 
 
 def test_a_changed_rate_reaches_every_rank_and_survives_a_crash(
@@ -151,20 +149,24 @@ def test_commands_read_and_steer_a_run(session: Session, corpus: Path, tmp_path:
         command = [sys.executable, "-m", "midwatch.operator.cli.main", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
         assert done.returncode == status, done.stderr
-        return done.stdout if status == 0 else done.stderr
+        return done.stdout + done.stderr
 
     folder = str(tmp_path)
-    with LiveRun(nano_spec("commands", tmp_path, corpus), session) as run:
+    spec = nano_spec("commands", tmp_path, corpus, trainer={"steps": 1_000_000})
+    with LiveRun(spec, session) as run:
         run.until(lambda state: state.step >= 3)
         asked = ["lr", folder, "--factor", "0.5", "--reason", "to see"]
         dry = json.loads(midwatch(*asked, "--dry-run", "-o", "json"))
         assert dry[0]["action"]["type"] == "send-command"
         assert run.state.interventions == {}
-        conflict = midwatch(*asked, "--expect-attempt", "7", status=4)
-        assert "attempt 7 was expected" in conflict or conflict == ""
-        run.finish()
+        midwatch(*asked, "--expect-attempt", "7", status=4)
+        applied = json.loads(midwatch(*asked, "--expect-attempt", "1", "-o", "json"))
+        assert applied["stage"] == "applied"
+        assert applied["acks"] == [0, 1, 2, 3]
+        assert "limits" in midwatch("lr", folder, "--to", "7", "--reason", "no", status=4)
+        midwatch("stop", folder, "--reason", "seen enough")
     status = json.loads(midwatch("status", folder, "-o", "json"))
-    assert status["summary"]["status"] == "completed"
+    assert status["summary"]["status"] == "stopped"
     lines = midwatch("journal", folder, "--kind", "decision", "-o", "json").splitlines()
     assert {json.loads(line)["event"]["kind"] for line in lines} == {"decision"}
     assert midwatch("notes", folder) == ""

@@ -109,8 +109,18 @@ class LiveRun:
         actor = ray.get_actor(controller_name(self.spec.name), namespace=NAMESPACE)
         return msgspec.msgpack.decode(ray.get(actor.snapshot.remote()), type=RunState)
 
-    def folded(self) -> RunState:
-        return load_state(self.run_dir)
+    def assert_fold_is_live(self) -> None:
+        """The journal, folded, is the state that the controller holds, once both are at one seq."""
+        found: list[tuple[RunState, RunState]] = []
+
+        def same_seq() -> bool:
+            found[:] = [(self.live_state(), load_state(self.run_dir))]
+            return found[0][0].seq == found[0][1].seq
+
+        wait_until(same_seq, "the journal and the controller never came to the same event")
+        live, folded = found[0]
+        # Encoded, since a NaN equals nothing.
+        assert msgspec.msgpack.encode(live) == msgspec.msgpack.encode(folded)
 
     def events(self) -> list[ev.Event]:
         return [record.event for record in read(self.run_dir / "journal", ev.Event)]
