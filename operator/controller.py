@@ -19,11 +19,13 @@ from ..logbook.fold import evolve
 from ..logbook.record import Record
 from ..logbook.state import Incident, RunState
 from ..logbook.wire import StepSample
+from .agent.reports import RankSamples
 from .observer import Observer
 from .policy.decide import decide
 from .policy.nodes import failure_of, machine_of
 from .policy.upkeep import note_takeover
 from .ports import Ports
+from .rank_watch import RankWatch
 from .spec import RunSpec
 
 MAX_DECISIONS_PER_TICK = 64
@@ -38,6 +40,7 @@ class Controller:
         self._ports = ports
         self._observer = Observer(ports.desk.attach, ports.lemons.verdict)
         self._panel = Panel(spec.detectors)
+        self._ranks = RankWatch(self._panel)
         self._undone: dict[str, d.Decision] = {}
         self._unsaid: list[Finding] = []
         self._noted: dict[str, Incident] = {}
@@ -101,6 +104,9 @@ class Controller:
         for signal in self._ports.cluster.poll():
             for event in self._observer.observe(self.state, signal):
                 self._take(event)
+            if isinstance(signal, RankSamples):
+                for finding in self._ranks.take(self.state, signal):
+                    self._found(signal.attempt, finding)
         self.record(*self._ports.desk.requests())
         self._ports.desk.settled()
         self._ports.cluster.acknowledge()
