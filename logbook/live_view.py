@@ -167,6 +167,8 @@ def render_summary(summary: RunSummary, extra: list[tuple[str, str]]) -> Rendera
     ]
     for name, value in rows:
         table.add_row(name, value)
+    if not summary.incidents:
+        return table
     incidents = Table(header_style="dim", padding=(0, 1), show_edge=False)
     for name in ("incident", "fault", "step", "detected in", "recovered in", "steps lost"):
         incidents.add_column(name, no_wrap=True)

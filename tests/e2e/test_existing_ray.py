@@ -1,0 +1,117 @@
+"""A Ray cluster that is there already: joined by address, and through `ray job submit`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+from midwatch.logbook.state import Status
+from midwatch.operator.cli.runs import load_state
+from midwatch.operator.spec_file import spec_data
+
+from tests.support.live_run import build_corpus, nano_spec, wait_until
+
+pytestmark = pytest.mark.chaos
+BIN = Path(sys.executable).parent
+
+
+class Head(NamedTuple):
+    """A head node of a cluster in processes of its own. env holds the token."""
+
+    gcs: str
+    dashboard: str
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    gcs, dashboard = _free_port(), _free_port()
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    env["PATH"] = f"{BIN}:{env['PATH']}"
+    command = [
+        *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"),
+    ]
+    log = (tmp_path_factory.mktemp("head") / "log").open("wb")
+    # A session of its own, so that exactly these processes can be ended.
+    process = subprocess.Popen(
+        command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_corpus(tmp_path_factory.mktemp("data"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _spec_file(name: str, folder: Path, corpus: Path) -> Path:
+    spec = nano_spec(name, folder / "run", corpus, trainer={"steps": 12})
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec_data(spec)))
+    return path
+
+
+def _run(head: Head, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=head.env, capture_output=True, text=True, check=False, timeout=150
+    )
+
+
+def test_ray_job_submit(head: Head, corpus: Path, tmp_path: Path) -> None:
+    spec = _spec_file("as-a-job", tmp_path, corpus)
+    submit = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--"]
+    last: list[subprocess.CompletedProcess[str]] = []
+
+    def accepted() -> bool:
+        # The dashboard answers before its agent can take jobs.
+        last[:] = [_run(head, *submit, str(BIN / "midwatch"), "run", str(spec))]
+        early = ("No available agent", "Failed to connect", "not found at")
+        return not any(sign in last[0].stdout + last[0].stderr for sign in early)
+
+    wait_until(accepted, "the cluster never took a job", deadline_s=120.0)
+    assert last[0].returncode == 0, last[0].stdout + last[0].stderr
+    assert "completed at step 12" in last[0].stdout
+    assert load_state(tmp_path / "run").status is Status.COMPLETED
+
+
+def test_address_joins_the_cluster_and_leaves_it_as_it_was(
+    head: Head, corpus: Path, tmp_path: Path
+) -> None:
+    spec = _spec_file("by-address", tmp_path, corpus)
+    done = _run(head, str(BIN / "midwatch"), "run", str(spec), "--address", head.gcs)
+    assert done.returncode == 0, done.stderr
+    assert load_state(tmp_path / "run").status is Status.COMPLETED
+    actors = _run(head, str(BIN / "ray"), "list", "actors", "--address", head.dashboard)
+    assert "ALIVE" not in actors.stdout
+
+
+def test_a_wrong_token_is_one_clear_error(head: Head, corpus: Path, tmp_path: Path) -> None:
+    spec = _spec_file("no-token", tmp_path, corpus)
+    env = {**head.env, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    done = _run(
+        head._replace(env=env), str(BIN / "midwatch"), "run", str(spec), "--address", head.gcs
+    )
+    assert done.returncode == 1
+    assert "ray-unreachable" in done.stderr
+    assert "token" in done.stderr
