@@ -16,7 +16,7 @@ import ray
 
 from ... import __version__
 from ...logbook import events as ev
-from ...logbook.errors import Fatal
+from ...logbook.errors import Fatal, Retryable
 from ...logbook.journal import Journal, JournalOptions
 from ...logbook.state import Status
 from ..controller import Controller
@@ -52,7 +52,7 @@ class ControllerActor:
         # controllers of one run on two clusters must not fence each other in turn.
         is_restart = ray.get_runtime_context().was_current_actor_reconstructed
         options = JournalOptions(wait_s=10.0, takeover=is_restart)
-        self._journal: Journal[ev.Event] = Journal(run_dir / "journal", ev.Event, options)
+        self._journal = _open_journal(run_dir / "journal", options)
         ports = Ports(
             clock=_WallClock(),
             journal=self._journal,
@@ -135,6 +135,21 @@ class ControllerActor:
         self._cluster.close()
         time.sleep(LINGER_S)
         self._journal.close()
+
+
+def _open_journal(directory: Path, options: JournalOptions) -> Journal[ev.Event]:
+    """Open the journal, waiting as long as it takes for room on its disk.
+
+    A controller that failed here would not be restarted by Ray; the workers train on meanwhile.
+    """
+    while True:
+        try:
+            return Journal(directory, ev.Event, options)
+        except Retryable as error:
+            if error.code != "journal-disk-full":
+                raise
+            _log.warning("waiting: %s", error)
+            time.sleep(error.delay_s)
 
 
 def launch_controller(spec: RunSpec, settings: ClusterSettings, name: str, namespace: str) -> Any:

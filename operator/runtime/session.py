@@ -114,7 +114,7 @@ def submit(spec: RunSpec, run_dir: Path, session: Session) -> Any:
     except (RayError, GetTimeoutError) as error:
         raise Retryable(
             "controller-not-ready",
-            f"the controller of {spec.name} did not come up: {_first_line(error)}.",
+            f"the controller of {spec.name} did not come up: {_last_line(error)}",
             delay_s=5.0,
             remedy=f"See {run_dir}/logs/controller.log.",
         ) from error
@@ -170,6 +170,12 @@ def _bundles(spec: RunSpec) -> PlacementGroup | None:
             remedy="Free resources (ray status shows them) or lower what the spec asks for.",
         )
     return group
+
+
+def _last_line(error: BaseException) -> str:
+    # Ray puts the traceback of the actor first and what it raised last.
+    text = [line for line in str(error).strip().splitlines() if line.strip()]
+    return text[-1].strip()[:500] if text else type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:
