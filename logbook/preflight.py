@@ -62,7 +62,7 @@ LIMITS = {
         walking_stride_bits=8,
         disk_bytes=8 << 20,
         message_bytes=1 << 20,
-        repeats=4,
+        repeats=8,
     ),
     Thoroughness.FULL: PreflightLimits(
         burn_in_s=60.0,

@@ -16,7 +16,7 @@ import msgspec
 from ..health.nodes.grouping import plan_groups
 from ..health.nodes.preflight_judge import PreflightVerdict, Silence, judge_preflight
 from ..logbook.errors import Fatal
-from ..logbook.preflight import LIMITS, ORDER_VARIABLE, PreflightDone, PreflightOrder, Thoroughness
+from ..logbook.preflight import ORDER_VARIABLE, PreflightDone, PreflightLimits, PreflightOrder
 from ..logbook.wire import Mesh, WorkerFailed, WorkerStart
 from .agent.plan import AgentConfig, LocalPlan, Preload
 from .agent.reports import AgentReport, AgentStatus, StartFailed, WorkerExited, WorkerMessages
@@ -25,7 +25,6 @@ from .policy.diagnosis import PEER_CODES
 
 ENTRY_POINT = "midwatch.trainer.preflight:main"
 PRELOAD = "midwatch.trainer.preflight:preload"
-DEADLINES_S = {Thoroughness.QUICK: 180.0, Thoroughness.FULL: 1800.0}
 _ATTEMPT = 1
 # Read once, when numpy and torch are imported; a forkserver may have one thread only.
 _ENVIRONMENT = {
@@ -38,13 +37,15 @@ _ENVIRONMENT = {
 class Examination(msgspec.Struct, frozen=True, kw_only=True):
     """What to examine. nodes > 1 on one machine only plays several nodes.
 
+    deadline_s: for the whole of it, births included; ranks that have not answered by then failed.
     work_dir: for logs; store_dir: "" leaves the checkpoint store out.
     entry_point, preload: of the workers, by name.
     """
 
     num_nodes: int
     ranks_per_node: int
-    thoroughness: Thoroughness
+    limits: PreflightLimits
+    deadline_s: float
     work_dir: str
     scratch_dir: str
     store_dir: str = ""
@@ -65,7 +66,7 @@ def plan_order(examination: Examination) -> PreflightOrder:
     per_node = examination.ranks_per_node
     per_unit = per_node if examination.num_nodes > 1 else 1
     return PreflightOrder(
-        limits=LIMITS[examination.thoroughness],
+        limits=examination.limits,
         ranks_per_unit=per_unit,
         rounds=plan_groups(len(examination.nodes) // per_unit, per_unit),
         clock_ranks=tuple(range(per_node, len(examination.nodes), per_node)),
@@ -74,21 +75,21 @@ def plan_order(examination: Examination) -> PreflightOrder:
     )
 
 
-def examine(examination: Examination, deadline_s: float | None = None) -> PreflightVerdict:
+def examine(examination: Examination) -> PreflightVerdict:
     """Run the preflight and return its verdict; ranks that do not answer are part of it.
 
     Raises: Fatal[preflight-not-started] when no worker could be started at all.
     """
     order = plan_order(examination)
-    limit_s = DEADLINES_S[examination.thoroughness] if deadline_s is None else deadline_s
     gathered = _Gathered(len(examination.nodes))
     supervisor = Supervisor(_agent_config(examination), gathered.take)
     try:
         supervisor.start(_local_plan(examination, order, *supervisor.rendezvous))
-        gathered.wait(limit_s)
+        gathered.wait(examination.deadline_s)
     finally:
         supervisor.close()
-    return judge_preflight(order, examination.nodes, gathered.reports, gathered.silent(limit_s))
+    silent = gathered.silent(examination.deadline_s)
+    return judge_preflight(order, examination.nodes, gathered.reports, silent)
 
 
 def _agent_config(examination: Examination) -> AgentConfig:

@@ -10,10 +10,12 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checkpoints.manifest import FileEntry
@@ -108,8 +110,8 @@ class LocalChecks:
             a, b = random.integers(-8, 9, shape), random.integers(-8, 9, shape)
             r, s = random.integers(1, 256, _EXACT_SIZE), random.integers(1, 256, _EXACT_SIZE)
             on_device = [torch.from_numpy(m).to(self._device, torch.float32) for m in (a, b)]
-            c = self.multiply(on_device[0], on_device[1]).cpu().numpy().astype(np.int64)
-            wrong += int(r @ c @ s) != int((r @ a) @ (b @ s))
+            c = self.multiply(on_device[0], on_device[1]).cpu().numpy()
+            wrong += not _is_whole(c) or int(r @ c.astype(np.int64) @ s) != int((r @ a) @ (b @ s))
         return wrong
 
     # --- memory ----------------------------------------------------------------------------------
@@ -214,7 +216,8 @@ class LocalChecks:
             message = f"what was written to {folder} was not read back: {error.code}"
             remedy = "Replace the disk, or have the storage looked at."
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
         speed = size / wrote_s if wrote_s and not message else 0.0
         limit = self._limits.disk_bytes_per_s_min
         if not message and speed < limit:
@@ -246,6 +249,11 @@ class LocalChecks:
             message=message,
             remedy="" if ok else _REPAIR,
         )
+
+
+def _is_whole(c: NDArray[np.float32]) -> bool:
+    """Whether c holds whole numbers only, none so large that an exact sum could overflow."""
+    return bool((np.abs(c) < 2**24).all() and (c == np.rint(c)).all())
 
 
 def bits_of(x: Tensor) -> str:

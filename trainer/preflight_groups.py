@@ -38,6 +38,7 @@ class GroupChecks:
         self._order = order
         self._limits = order.limits
         self._store = store
+        self._expected = world_size
         self._timeout = timedelta(seconds=order.limits.group_timeout_s)
 
     # --- seams -----------------------------------------------------------------------------------
@@ -77,14 +78,25 @@ class GroupChecks:
         return results
 
     def _meet(self, name: str) -> None:
-        """Wait for all ranks, but no longer than a hanging group can take: some may be dead."""
+        """Wait for all ranks, but no longer than a hanging group can take: some may be dead.
+
+        Those that did not come are not waited for again.
+        """
         key = f"meet/{name}"
         try:
-            if self._store.add(key, 1) == self._world_size:
+            if self._store.add(key, 1) >= self._expected:
                 self._store.set(f"{key}/open", "1")
             self._store.wait([f"{key}/open"], _PATIENCE * self._timeout)
         except RuntimeError:
-            print(f"preflight: not all ranks came to {name}", flush=True)
+            self._expected = self._count(key)
+            print(f"preflight: {self._expected} ranks came to {name}", flush=True)
+
+    def _count(self, key: str) -> int:
+        try:
+            return self._store.add(key, 0)
+        except RuntimeError:
+            # The store went with rank 0; what is left of the rounds will fail by itself.
+            return 1
 
     def _try(self, number: int, units: tuple[int, ...]) -> GroupResult:
         per_unit = self._order.ranks_per_unit

@@ -3,9 +3,9 @@
 A collective between two nodes fails when either of them is bad, and does not say which. So every
 node is tried with several partners, in rounds of pairs that never repeat a pair: a node that works
 with anybody is sound, and a node that fails with a partner known to be sound is bad. With three
-rounds (pairs, then two regroupings) one bad node among any number from three on is always singled
-out, and two are among any even number; whatever cannot be told stays a suspect, and no sound node
-is ever blamed.
+rounds (pairs, then two regroupings) one bad node among three or more is always singled out, and so
+are two among an even number from four on; whatever cannot be told stays a suspect, and no sound
+node is ever blamed.
 
 Pure. Units are numbered from 0; a unit is a node, or a single rank where there is only one node.
 """
@@ -30,8 +30,8 @@ class GroupOutcome(msgspec.Struct, frozen=True):
 class GroupVerdict(msgspec.Struct, frozen=True):
     """What the outcomes say of every unit; the fields are disjoint and sorted.
 
-    bad:      failed with sound partners only at fault's other end, or failed all alone.
-    suspects: failed, but no partner of theirs is known to be sound, so that either may be at fault.
+    bad:      failed with a partner known to be sound, or all alone.
+    suspects: failed, but only with partners in doubt themselves, so that either may be at fault.
     untested: were in no group that came to an outcome.
     links:    pairs that failed although both units work with others: the way between them is at
         fault, or the fault comes and goes. Neither unit is blamed for it.

@@ -23,6 +23,7 @@ from .grouping import (
     reference_bandwidth,
 )
 
+_KINDS = ("all-gather", "all-reduce")
 STORE_CHECK = "store-write"
 _EVICT = "Take it out of service and have it repaired; do not train on it."
 _COMPARE = "Run again with another node beside them: two that disagree cannot be told apart."
@@ -65,12 +66,11 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Tried:
-    """One group as all of its ranks saw it. *_bytes_per_s of its slowest rank."""
+    """One group as all of its ranks saw it. speeds: by kind, bytes/s of its slowest rank."""
 
     units: Group
     problem: str
-    all_gather_bytes_per_s: float
-    all_reduce_bytes_per_s: float
+    speeds: Mapping[str, float]
 
 
 def judge_preflight(
@@ -190,29 +190,19 @@ def _clock_rows(order: PreflightOrder, reports: Mapping[int, PreflightDone]) -> 
 def _group_rows(
     order: PreflightOrder, nodes: Sequence[str], reports: Mapping[int, PreflightDone]
 ) -> list[_Row]:
+    """Judge correctness and both speeds apart, so that noise in one never adds to another's."""
     tried = [
         _tried(order, reports, number, units)
         for number, groups in enumerate(order.rounds)
         for units in groups
     ]
-    if not tried:
-        return []
-    limits = {size: _slowest(order, tried, size) for size in {len(t.units) for t in tried}}
-    outcomes = [
-        GroupOutcome(t.units, not t.problem and not _is_slow(t, limits[len(t.units)]))
-        for t in tried
-    ]
     num_units = len(nodes) // order.ranks_per_unit
-    verdict = judge_groups(num_units, outcomes)
     names = [_name_of(order, nodes, unit) for unit in range(num_units)]
-    rows: list[_Row] = []
-    for unit in range(num_units):
-        mine = [(t, o.ok) for t, o in zip(tried, outcomes, strict=True) if unit in t.units]
-        rows += _alone_rows(names[unit], [(t, ok) for t, ok in mine if len(t.units) == 1])
-        pairs = [(t, ok) for t, ok in mine if len(t.units) > 1]
-        if pairs:
-            rows.append(_partner_row(unit, names, pairs, verdict))
-            rows += _bandwidth_rows(names[unit], unit, pairs, limits[2], verdict)
+    sound = [GroupOutcome(t.units, not t.problem) for t in tried]
+    verdict = judge_groups(num_units, sound)
+    rows = [row for unit in range(num_units) for row in _exchange_rows(unit, names, tried, verdict)]
+    for kind in _KINDS:
+        rows += _bandwidth_rows(order, kind, names, tried)
     return rows + [_link_row(names, units, tried) for units in verdict.links]
 
 
@@ -249,12 +239,13 @@ def _tried(
         else:
             seen.append(own)
             problems += [] if own.is_correct else [_problem(rank, own)]
-    is_whole = len(seen) == len(ranks)
     return _Tried(
         units=units,
         problem="; ".join(problems),
-        all_gather_bytes_per_s=min(g.all_gather_bytes_per_s for g in seen) if is_whole else 0.0,
-        all_reduce_bytes_per_s=min(g.all_reduce_bytes_per_s for g in seen) if is_whole else 0.0,
+        speeds={
+            "all-gather": min((g.all_gather_bytes_per_s for g in seen), default=0.0),
+            "all-reduce": min((g.all_reduce_bytes_per_s for g in seen), default=0.0),
+        },
     )
 
 
@@ -267,50 +258,42 @@ def _problem(rank: int, group: GroupResult) -> str:
     return f"rank {rank}: {group.error}"
 
 
-def _slowest(order: PreflightOrder, tried: Sequence[_Tried], size: int) -> tuple[float, float]:
-    """Return the least acceptable bandwidth of an all-gather and an all-reduce of such groups."""
-    same = [t for t in tried if len(t.units) == size and not t.problem]
-    gather = reference_bandwidth(t.all_gather_bytes_per_s for t in same) or 0.0
-    reduce = reference_bandwidth(t.all_reduce_bytes_per_s for t in same) or 0.0
-    frac = order.limits.bandwidth_frac_min
-    return frac * gather, frac * reduce
+def _exchange_rows(
+    unit: int, names: Sequence[_Name], tried: Sequence[_Tried], verdict: GroupVerdict
+) -> Iterable[_Row]:
+    mine = [t for t in tried if unit in t.units]
+    for alone in (t for t in mine if len(t.units) == 1):
+        yield _alone_row(names[unit], alone)
+    pairs = [t for t in mine if len(t.units) > 1]
+    if pairs:
+        yield _partner_row(unit, names, pairs, verdict)
 
 
-def _is_slow(tried: _Tried, limits: tuple[float, float]) -> bool:
-    slow_gather = tried.all_gather_bytes_per_s < limits[0]
-    return slow_gather or tried.all_reduce_bytes_per_s < limits[1]
-
-
-def _alone_rows(name: _Name, mine: Sequence[tuple[_Tried, bool]]) -> Iterable[_Row]:
-    for tried, ok in mine:
-        slow = "its own ranks exchange data far slower than those of other nodes"
-        yield _Row(
-            CheckResult(
-                name="collectives-alone",
-                node=name.node,
-                rank=name.rank,
-                ok=ok,
-                quantity="failed_groups_total",
-                value=float(not ok),
-                limit=0.0,
-                message="" if ok else tried.problem or slow,
-                remedy="" if ok else _EVICT,
-            )
+def _alone_row(name: _Name, tried: _Tried) -> _Row:
+    ok = not tried.problem
+    return _Row(
+        CheckResult(
+            name="collectives-alone",
+            node=name.node,
+            rank=name.rank,
+            ok=ok,
+            quantity="failed_groups_total",
+            value=float(not ok),
+            limit=0.0,
+            message=tried.problem,
+            remedy="" if ok else _EVICT,
         )
+    )
 
 
 def _partner_row(
-    unit: int,
-    names: Sequence[_Name],
-    pairs: Sequence[tuple[_Tried, bool]],
-    verdict: GroupVerdict,
+    unit: int, names: Sequence[_Name], pairs: Sequence[_Tried], verdict: GroupVerdict
 ) -> _Row:
     is_bad, is_suspect = unit in verdict.bad, unit in verdict.suspects
-    worked = sum(ok for _, ok in pairs)
     failed = [
-        f"with {' and '.join(names[u].text for u in t.units if u != unit)}: {t.problem or 'slow'}"
-        for t, ok in pairs
-        if not ok
+        f"with {' and '.join(names[u].text for u in t.units if u != unit)}: {t.problem}"
+        for t in pairs
+        if t.problem
     ]
     result = CheckResult(
         name="collectives",
@@ -318,7 +301,7 @@ def _partner_row(
         rank=names[unit].rank,
         ok=not (is_bad or is_suspect),
         quantity="sound_partners_total",
-        value=float(worked),
+        value=float(len(pairs) - len(failed)),
         limit=1.0,
         message="; ".join(failed),
         remedy=_EVICT if is_bad else _COMPARE if is_suspect else "",
@@ -327,46 +310,52 @@ def _partner_row(
 
 
 def _bandwidth_rows(
-    name: _Name,
-    unit: int,
-    pairs: Sequence[tuple[_Tried, bool]],
-    limits: tuple[float, float],
-    verdict: GroupVerdict,
+    order: PreflightOrder, kind: str, names: Sequence[_Name], tried: Sequence[_Tried]
 ) -> Iterable[_Row]:
-    best_gather = max(t.all_gather_bytes_per_s for t, _ in pairs)
-    best_reduce = max(t.all_reduce_bytes_per_s for t, _ in pairs)
-    measured = (("all-gather", best_gather, limits[0]), ("all-reduce", best_reduce, limits[1]))
-    for kind, value, limit in measured:
-        ok = value >= limit and value > 0.0
-        slow = "slow with every partner, measured against the faster pairs"
-        result = CheckResult(
-            name=f"{kind}-bandwidth",
-            node=name.node,
-            rank=name.rank,
-            ok=ok,
-            quantity="bandwidth_bytes_per_s",
-            value=value,
-            limit=limit,
-            message="" if ok else slow if value > 0.0 else "none was completed",
-            remedy="" if ok else "Look at its network cards, cables and PCIe link.",
-        )
-        yield _Row(result, is_certain=unit in verdict.bad)
+    """One row a unit and size of group: its best, against what groups of that size reach.
+
+    A group without a result is no evidence about speed, and is left out.
+    """
+    for size, label in ((1, f"{kind}-bandwidth-alone"), (2, f"{kind}-bandwidth")):
+        speeds = {t.units: t.speeds[kind] for t in tried if len(t.units) == size and not t.problem}
+        reference = reference_bandwidth(speeds.values()) or 0.0
+        limit = order.limits.bandwidth_frac_min * reference
+        outcomes = [GroupOutcome(units, speed >= limit) for units, speed in speeds.items()]
+        verdict = judge_groups(len(names), outcomes)
+        for unit, name in enumerate(names):
+            mine = [speed for units, speed in speeds.items() if unit in units]
+            if mine:
+                slow = unit in verdict.bad or unit in verdict.suspects
+                result = _bandwidth(label, name, max(mine), limit, slow)
+                yield _Row(result, is_certain=unit in verdict.bad)
+
+
+def _bandwidth(label: str, name: _Name, value: float, limit: float, slow: bool) -> CheckResult:
+    return CheckResult(
+        name=label,
+        node=name.node,
+        rank=name.rank,
+        ok=not slow,
+        quantity="bandwidth_bytes_per_s",
+        value=value,
+        limit=limit,
+        message="far slower than others, whoever its partner" if slow else "",
+        remedy="Look at its network cards, cables and PCIe link." if slow else "",
+    )
 
 
 def _link_row(names: Sequence[_Name], units: Group, tried: Sequence[_Tried]) -> _Row:
     problem = next(t.problem for t in tried if t.units == units)
     ends = " and ".join(names[unit].text for unit in units)
-    cause = problem or "slow"
     result = CheckResult(
         name="link",
         node=names[units[0]].node,
         rank=names[units[0]].rank,
-        # A pair that was merely slow once is worth a line, not a verdict.
-        ok=not problem,
+        ok=False,
         quantity="failed_groups_total",
         value=1.0,
         limit=0.0,
-        message=f"{ends} work with others but not with each other: {cause}",
-        remedy="Look at the switch and cables between them." if problem else "",
+        message=f"{ends} work with others but not with each other: {problem}",
+        remedy="Look at the switch and cables between them.",
     )
     return _Row(result, is_certain=False)

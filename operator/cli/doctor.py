@@ -11,11 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...health.nodes.preflight_judge import PreflightVerdict
-from ...logbook.preflight import CheckResult, Thoroughness
+from ...logbook.preflight import LIMITS, CheckResult, Thoroughness
 from ..doctor import Examination, examine
 from .output import FAILED, OK, Output, OutputOption, console, print_json
 
 CPU_RANKS = 2
+DEADLINES_S = {Thoroughness.QUICK: 180.0, Thoroughness.FULL: 1800.0}
 
 
 def doctor(
@@ -37,11 +38,13 @@ def doctor(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Check arithmetic, memory, disk, clocks and collectives of this machine; 1 if any fails."""
+    how = Thoroughness.FULL if full else Thoroughness.QUICK
     with tempfile.TemporaryDirectory(prefix="midwatch-doctor-") as folder:
         examination = Examination(
             num_nodes=nodes,
             ranks_per_node=ranks_per_node or _num_gpus() or CPU_RANKS,
-            thoroughness=Thoroughness.FULL if full else Thoroughness.QUICK,
+            limits=LIMITS[how],
+            deadline_s=DEADLINES_S[how],
             work_dir=folder,
             scratch_dir=str((scratch or Path(folder) / "scratch").absolute()),
             store_dir="" if store is None else str(store.absolute()),
