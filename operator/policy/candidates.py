@@ -68,14 +68,17 @@ def newest_checkpoint(state: RunState) -> Choice:
 def nothing_to_resume(state: RunState, spec: RunSpec) -> tuple[str, str] | None:
     """Return (code, reason) why a run without a usable checkpoint must not simply start over.
 
-    A young run loses little by that; an old one is a person's to judge.
+    A young run that has saved nothing yet loses little by that. What an old one would lose, or
+    why a store does not give back what was saved, is for a person to judge.
     """
-    if state.step <= spec.numeric.recurrence_steps:
+    unsound = [c for c in state.checkpoints.values() if c.verified is False and not c.abandoned]
+    if not unsound and state.step <= spec.numeric.recurrence_steps:
         return None
-    return (
-        "no-usable-checkpoint",
-        f"no checkpoint may be trusted, and to start over would give up {state.step} steps",
+    why = (
+        f"no checkpoint may be trusted ({len(unsound)} cannot be read back whole), and to start "
+        f"over would give up {state.step} steps"
     )
+    return "no-usable-checkpoint", why
 
 
 def doomed(state: RunState) -> frozenset[str]:

@@ -154,7 +154,8 @@ def _choice(state: RunState, spec: RunSpec, trouble: Trouble, rung: Rung) -> Cho
     choice = last_good_checkpoint(state, spec, trouble.onset_step, rung.before_step)
     if choice.checkpoint is None and trouble.is_accepted:
         choice = last_good_checkpoint(state, spec, trouble.onset_step)
-    if choice.checkpoint is None and trouble.is_accepted:
+    too_old_to_start_over = nothing_to_resume(state, spec) is not None
+    if choice.checkpoint is None and trouble.is_accepted and too_old_to_start_over:
         choice = newest_checkpoint(state)
     return choice
 

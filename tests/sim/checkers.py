@@ -41,7 +41,7 @@ class Checker:
 
     def __init__(self, spec: RunSpec, world: World) -> None:
         self.shadow = RunState()
-        self.decisions: list[d.Decision] = []
+        self.told: list[tuple[float, d.Decision]] = []
         self.num_looks = 0
         self._spec = spec
         self._world = world
@@ -49,6 +49,11 @@ class Checker:
         self._restarts_s: list[float] = []
         self._last_plan: AttemptPlan | None = None
         self._sent: dict[int, set[int]] = {}
+
+    @property
+    def decisions(self) -> list[d.Decision]:
+        """Every decision so far, in order."""
+        return [decision for _, decision in self.told]
 
     # --- what is fed -----------------------------------------------------------------------------
 
@@ -108,7 +113,7 @@ class Checker:
         assert decision.id not in self._seen_ids, f"{decision.id} was made twice"
         assert decision.reason.strip(), f"{decision.id} has no reason"
         self._seen_ids.add(decision.id)
-        self.decisions.append(decision)
+        self.told.append((now_s, decision))
         action = decision.action
         if isinstance(action, d.StartAttempt):
             self._check_start(state, decision, action, now_s)
@@ -143,13 +148,15 @@ class Checker:
             assert len(self._restarts_s) <= self._spec.restart.max_restarts_per_hour
         if action.rollback_onset is not None:
             self._check_rollback(action)
+            # Unless a person has accepted that nothing better is left.
+            accepted = ("chosen by rule", "newest-usable") in decision.evidence
+            assert plan.resume_step <= action.rollback_onset or accepted
         self._last_plan = plan
 
     def _check_rollback(self, action: d.StartAttempt) -> None:
         plan, last = action.plan, self._last_plan
         assert last is not None
         step = plan.resume_step + 1
-        assert plan.resume_step <= (action.rollback_onset or 0)
         new = (plan.checkpoints[:1], plan.nodes, plan.hyper)
         assert new != (last.checkpoints[:1], last.nodes, last.hyper), "an identical retry"
         before = rate_factor(last.hyper, max(step, last.resume_step + 1))
@@ -192,7 +199,7 @@ class Checker:
     def check_end(self) -> None:
         """A run that ended has nothing left open, and did nothing twice."""
         state = self.shadow
-        assert state.status.is_terminal
+        assert state.status.is_terminal, f"{state.status} {state.paused}"
         unsettled = {n: i.stage for n, i in state.interventions.items() if i.stage not in SETTLED}
         assert not unsettled, f"interventions never settled: {unsettled}"
         causes = [change.cause for change in state.hyper.lr_changes]

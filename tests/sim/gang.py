@@ -97,7 +97,7 @@ class Gang:
         loaded, passed_over = self._world.disk.load(self.plan.checkpoints)
         if loaded is None and self.plan.checkpoints:
             for worker in self._alive():
-                self._fail(worker, "no-sound-checkpoint", "; ".join(why for _, why in passed_over))
+                self._fail(worker, "no-usable-checkpoint", "; ".join(why for _, why in passed_over))
             return
         self.weights = loaded.weights if loaded is not None else Weights()
         name = loaded.id if loaded is not None else ""

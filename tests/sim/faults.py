@@ -1,0 +1,279 @@
+"""Faults as data, and seeded nights full of them.
+
+One seed decides the cluster, what the run can bear, and every fault. A night has two phases: the
+faults strike while the run goes on (whatever happens, the checkers must hold); then they stop, and
+the run must come to its end, or rest for a stated reason until a person helps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import msgspec
+from midwatch.logbook.state import Status
+from midwatch.logbook.wire import Hyper
+from midwatch.operator.spec import RunSpec
+
+from ..support.builders import make_spec
+from .night import Night
+from .training import NO_RETURN, Fragility, Physics, Weights, train_one
+
+STORM_S = 120.0
+CALM_S = 3000.0
+MAX_HELP = 12
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Something that goes wrong at a virtual second. index names a rank or a node."""
+
+    at_s: float
+    kind: str
+    index: int = 0
+    amount: float = 0.0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Everything that a seed decides."""
+
+    seed: int
+    spec: RunSpec
+    physics: Physics
+    faults: tuple[Fault, ...]
+
+
+def plan_of(seed: int) -> Plan:
+    """Return the night of a seed."""
+    rng = random.Random(seed)
+    per_node = rng.choice([1, 2])
+    nodes = rng.choice([1, 2, 2, 3])
+    spec = make_spec(
+        mesh={"dp_shard": nodes, "tp": per_node},
+        nodes={
+            "ranks_per_node": per_node,
+            "spares": rng.choice([0, 1, 2]),
+            "when_short": rng.choice(["wait", "wait", "shrink"]),
+        },
+        trainer={"steps": rng.randrange(120, 260), "interval_steps": rng.choice([5, 10, 25])},
+        restart={
+            "max_restarts_per_hour": rng.choice([3, 20]),
+            "start_deadline_s": 40.0,
+            "hang_max_s": 60.0,
+        },
+        numeric={"recover_after_steps": rng.choice([40, 2000])},
+        retention={"keep_newest": rng.choice([1, 2, 4])},
+    )
+    faults = sorted((_draw(rng) for _ in range(rng.randrange(1, 20))), key=lambda f: f.at_s)
+    return Plan(seed, spec, _physics(rng, seed), tuple(faults))
+
+
+def _physics(rng: random.Random, seed: int) -> Physics:
+    first = rng.randrange(30, 150)
+    weak = Fragility(first, first + rng.randrange(5, 80), rng.choice([0.3, 0.5, 0.8, 0.95]))
+    # Poison that only the scaler shows is named too late for the data to be found.
+    poison = rng.random() < 0.15
+    return Physics(
+        seed=seed,
+        fragile=(weak,) if rng.random() < 0.4 else (),
+        poison=frozenset({rng.randrange(30, 150)}) if poison else frozenset(),
+        loss_gain=1.0 if poison else rng.choice([1.0, 1.0, 0.0]),
+        nan_from=rng.choice([1e9, 1e9, 3.0]),
+    )
+
+
+def _draw(rng: random.Random) -> Fault:
+    return Fault(
+        at_s=rng.uniform(1.0, STORM_S),
+        kind=rng.choice(list(_STRIKES)),
+        index=rng.randrange(6),
+        amount=rng.random(),
+    )
+
+
+def play(plan: Plan, night: Night | None = None) -> Night:
+    """Play a night to its end. AssertionError when something does not hold."""
+    night = night or Night(plan.spec, seed=plan.seed, physics=plan.physics)
+    for fault in plan.faults:
+        night.timeline.later(fault.at_s, _striking(night, fault))
+    night.run_for(STORM_S)
+    _calm(night)
+    for _ in range(MAX_HELP):
+        night.run(lambda s: _rests(night), CALM_S)
+        if night.state.status.is_terminal:
+            break
+        _help(night)
+    night.run_for(5.0)
+    night.checker.check_end()
+    _check_training(plan, night)
+    return night
+
+
+def _check_training(plan: Plan, night: Night) -> None:
+    """What was trained in the end is what should have been, and the weights are healthy."""
+    world, state, fragile = night.world, night.state, plan.physics.fragile
+    if any(fault.kind in ("person", "people") for fault in plan.faults):
+        return
+    assert state.end is Status.COMPLETED
+    assert state.step == plan.spec.trainer["steps"]
+    # What sickens the last steps of a run ends with it before it can show.
+    unseen = range(state.step - 40, state.step + 1)
+    troubled = any(f.first_step <= unseen[-1] and f.last_step > unseen[0] for f in fragile)
+    if not troubled and not any(step in unseen for step in plan.physics.poison):
+        assert world.gangs[max(world.gangs)].weights.sickness < NO_RETURN
+    if state.hyper == Hyper():
+        weights = Weights()
+        while weights.step < state.step:
+            weights, sample = train_one(weights, state.hyper, world.config, plan.physics)
+            assert world.samples[sample.step] == sample, "the curve is not the undisturbed one"
+
+
+def _striking(night: Night, fault: Fault) -> Callable[[], None]:
+    return lambda: _STRIKES[fault.kind](night, fault)
+
+
+def _calm(night: Night) -> None:
+    """No fault outlives the storm, but what it broke stays broken."""
+    world = night.world
+    world.wire.extra_s.clear()
+    world.wire.duplicates = 0
+    world.trouble.failing_starts.clear()
+    world.trouble.slow_starts.clear()
+    world.storage.failing_saves = 0
+    night.fuse.blows_at = None
+    for agent in world.agents.values():
+        agent.lost_commands = 0
+        agent.quiet_about_hangs = False
+
+
+def _rests(night: Night) -> bool:
+    """Whether the run has ended, or rests until a person helps, and says why."""
+    state = night.state
+    if state.status is Status.PAUSED:
+        assert state.pause_reason
+        assert state.open_incidents, "paused without an incident"
+        return True
+    if state.status is Status.WAITING:
+        quarantined = any(node.quarantined for node in state.nodes.values())
+        return quarantined and night.controller is not None and not night.world.requests
+    return state.status.is_terminal
+
+
+def _help(night: Night) -> None:
+    """What a person would do: give the nodes back, and set the run going."""
+    for node in night.state.nodes.values():
+        if node.quarantined:
+            night.ask("release", target=node.node, id=f"help-{node.node}-{night.state.seq}")
+    if night.state.paused:
+        night.ask("resume", id=f"help-{night.state.seq}")
+    paused, seq = night.state.paused, night.state.seq
+    night.run(lambda s: s.seq > seq and (not paused or not s.paused or s.resumed_s > 0.0), 60.0)
+    night.run_for(3.0)
+
+
+# --- what strikes --------------------------------------------------------------------------------
+
+
+def _node(night: Night, fault: Fault) -> str:
+    names = sorted(night.world.agents) or ["node-0"]
+    return names[fault.index % len(names)]
+
+
+def _kill_worker(night: Night, fault: Fault) -> None:
+    ranks = night.spec.world_size
+    night.world.kill_worker(fault.index % ranks, report_after_s=fault.amount * 1.5)
+
+
+def _kill_agent(night: Night, fault: Fault) -> None:
+    night.world.kill_agent(_node(night, fault))
+
+
+def _hang(night: Night, fault: Fault) -> None:
+    if fault.amount < 0.3 and night.world.agents:
+        night.world.agents[_node(night, fault)].quiet_about_hangs = True
+    night.world.stop_worker(fault.index % night.spec.world_size)
+
+
+def _cut(night: Night, fault: Fault) -> None:
+    night.world.wire.cut(_node(night, fault), 30.0 * fault.amount)
+
+
+def _slow_wire(night: Night, fault: Fault) -> None:
+    night.world.wire.extra_s[_node(night, fault)] = 4.0 * fault.amount
+
+
+def _duplicates(night: Night, fault: Fault) -> None:
+    night.world.wire.duplicates += int(100 * fault.amount)
+
+
+def _lose_commands(night: Night, fault: Fault) -> None:
+    for agent in night.world.agents.values():
+        if fault.amount < 0.5 or agent.node == _node(night, fault):
+            agent.lost_commands += 1
+
+
+def _failing_start(night: Night, fault: Fault) -> None:
+    night.world.trouble.failing_starts[_node(night, fault)] = 1 + int(3 * fault.amount)
+
+
+def _slow_start(night: Night, fault: Fault) -> None:
+    night.world.trouble.slow_starts[_node(night, fault)] = 100.0 * fault.amount
+
+
+def _crash(night: Night, fault: Fault) -> None:
+    night.crash()
+
+
+def _crash_at_call(night: Night, fault: Fault) -> None:
+    night.crash_after(1 + int(60 * fault.amount))
+
+
+def _failing_saves(night: Night, fault: Fault) -> None:
+    night.world.storage.failing_saves = 1 + int(3 * fault.amount)
+
+
+def _late_commit(night: Night, fault: Fault) -> None:
+    night.world.storage.slow_saves_s.append(40.0 * fault.amount)
+    night.world.storage.late_commits += 1
+
+
+def _rot(night: Night, fault: Fault) -> None:
+    saved = sorted(night.world.disk.saved.values(), key=lambda s: s.step)
+    if saved:
+        saved[-1].is_corrupt = True
+
+
+def _person(night: Night, fault: Fault) -> None:
+    asks = [
+        ("lr-factor", 0.7, ""),
+        ("lr-factor", 1.5, ""),
+        ("lr-factor", 20.0, ""),
+        ("grad-clip", 0.3, ""),
+        ("checkpoint", 0.0, ""),
+        ("quarantine", 0.0, _node(night, fault)),
+        ("release", 0.0, _node(night, fault)),
+        ("resume", 0.0, ""),
+        ("lr", 5e-4, ""),
+        ("stop", 0.0, ""),
+    ]
+    action, value, target = asks[int(fault.amount * len(asks))]
+    night.ask(action, value, target, id=f"{action}-{fault.at_s:.3f}")
+
+
+_STRIKES: dict[str, Callable[[Night, Fault], None]] = {
+    "kill-worker": _kill_worker,
+    "kill-agent": _kill_agent,
+    "hang": _hang,
+    "cut": _cut,
+    "slow-wire": _slow_wire,
+    "duplicates": _duplicates,
+    "lose-commands": _lose_commands,
+    "failing-start": _failing_start,
+    "slow-start": _slow_start,
+    "crash": _crash,
+    "crash-at-call": _crash_at_call,
+    "failing-saves": _failing_saves,
+    "late-commit": _late_commit,
+    "rot": _rot,
+    "person": _person,
+    "people": _person,
+}
