@@ -98,6 +98,13 @@ class CloseIncident(msgspec.Struct, frozen=True, tag="close-incident"):
     outcome: str
 
 
+class SetDetector(msgspec.Struct, frozen=True, tag="set-detector"):
+    """Switch a detector. mode: "act", "shadow" (recorded, no action) or "off"."""
+
+    detector: str
+    mode: str
+
+
 class Observe(msgspec.Struct, frozen=True, tag="observe"):
     """Nothing is done: the incident is only written down."""
 
@@ -116,6 +123,7 @@ Action = (
     | VerifyCheckpoint
     | PruneCheckpoints
     | CloseIncident
+    | SetDetector
     | Observe
 )
 

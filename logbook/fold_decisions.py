@@ -163,6 +163,12 @@ def _release(
     return replace(state, nodes={**state.nodes, action.node: good})
 
 
+def _set_detector(
+    state: RunState, action: d.SetDetector, decision: d.Decision, time_s: float
+) -> RunState:
+    return replace(state, detectors={**state.detectors, action.detector: action.mode})
+
+
 def _await_nodes(
     state: RunState, action: d.AwaitNodes, decision: d.Decision, time_s: float
 ) -> RunState:
@@ -267,6 +273,7 @@ _APPLY: dict[type, _Apply] = {
     d.StartAttempt: _start_attempt,
     d.QuarantineNode: _quarantine,
     d.ReleaseNode: _release,
+    d.SetDetector: _set_detector,
     d.AwaitNodes: _await_nodes,
     d.PauseRun: _pause,
     d.ResumeRun: _resume,

@@ -194,6 +194,8 @@ def action_text(action: de.Action) -> str:
             return f"delete {_some(checkpoints)}"
         case de.CloseIncident(incident, outcome):
             return f"close {incident}: {outcome}"
+        case de.SetDetector(detector, mode):
+            return f"switch {detector} to {mode}"
         case de.RejectIntervention(intervention) | de.CompleteIntervention(intervention):
             return f"{_tag(action).split('-')[0]} {intervention}"
     return _tag(action).replace("-", " ")

@@ -215,6 +215,7 @@ class RunState(msgspec.Struct, frozen=True):
     idle_s: since when no attempt has been current, where none is.
     lineage: (attempt, step it resumed from), both rising: what an earlier attempt made beyond that
         step was left behind.
+    detectors: modes of detectors that people have switched, by name.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
     """
 
@@ -257,6 +258,7 @@ class RunState(msgspec.Struct, frozen=True):
     num_findings: int = 0
     findings: tuple[FindingSeen, ...] = ()
     noted_finding: str = ""
+    detectors: dict[str, str] = {}
     num_stale: int = 0
     steps_total: int = 0
     failed_saves: int = 0

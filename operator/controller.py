@@ -8,7 +8,11 @@ for a worker: whatever an action brings about arrives later as a signal.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
+from msgspec.structs import replace
+
+from ..health.numerics.config import Mode
 from ..health.numerics.panel import Panel
 from ..health.numerics.point import Point
 from ..logbook import decisions as d
@@ -22,6 +26,7 @@ from ..logbook.wire import StepSample
 from .agent.reports import RankSamples
 from .observer import Observer
 from .policy.decide import decide
+from .policy.detectors import NODE_DETECTORS
 from .policy.nodes import failure_of, machine_of
 from .policy.upkeep import note_takeover
 from .ports import Ports
@@ -53,6 +58,8 @@ class Controller:
         for record in records:
             self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
         self._undone = dict(self.state.pending)
+        for detector, mode in self.state.detectors.items():
+            self._switch(detector, mode)
         resumed_step = self.state.attempt.resumed_step if self.state.attempt is not None else None
         for sample in self.state.samples:
             if resumed_step is not None and sample.step > resumed_step:
@@ -131,8 +138,17 @@ class Controller:
                 self._found(event.attempt, finding)
 
     def _found(self, attempt: int, finding: Finding) -> None:
+        if finding.detector in NODE_DETECTORS:
+            mode = self.state.detectors.get(finding.detector)
+            if mode == "off":
+                return
+            finding = replace(finding, shadow=mode == "shadow")
         name = f"f-{self.state.num_findings + 1:06d}"
         self.record(ev.FindingSeen(name, attempt, finding))
+
+    def _switch(self, detector: str, mode: str) -> None:
+        if detector in self._panel.detectors:
+            self._panel.set_mode(detector, cast(Mode, mode))
 
     def _write_notes(self) -> None:
         """Write the notes of incidents that changed; a new controller writes all of them."""
@@ -188,6 +204,8 @@ class Controller:
             cluster.stop(attempt)
         elif isinstance(action, d.ReleaseNode):
             lemons.release(machine_of(self.state.nodes[action.node]), decision.reason)
+        elif isinstance(action, d.SetDetector):
+            self._switch(action.detector, action.mode)
         elif isinstance(action, d.SendCommand):
             cluster.send(attempt, action.command)
         elif isinstance(action, d.VerifyCheckpoint):

@@ -18,7 +18,7 @@ from .snapshot import GpuSnapshot, ProbeReport, ProbeStatus
 from .verdicts import Action
 from .xid import explain, recovery_action
 
-_DETECTOR = "nvml"
+DETECTOR = "nvml"
 _HOT = ("hw-thermal", "sw-thermal")
 
 
@@ -89,7 +89,7 @@ def carry(previous: ProbeReport | None, current: ProbeReport) -> ProbeReport:
 def _to_finding(sight: _Sight, node: str | None, step: int) -> Finding:
     takes_node = sight.action in (Action.DRAIN, Action.EVICT)
     return Finding(
-        detector=_DETECTOR,
+        detector=DETECTOR,
         kind=sight.kind,
         severity=Severity.WARN if takes_node else Severity.OBSERVE,
         step=step,

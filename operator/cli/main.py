@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from ... import __version__
-from . import data, doctor, health, inspect, steer
+from . import data, detectors, doctor, health, inspect, steer
 from .output import USAGE, one_clear_error
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ app.command()(steer.lr)
 app.command()(steer.stop)
 app.command()(steer.resume)
 app.command()(steer.release)
+app.command()(detectors.detectors)
 app.command()(health.xid)
 app.command()(health.classify)
 app.command()(health.replay)

@@ -50,7 +50,7 @@ def lr(
     action, value = ("lr", to) if to is not None else ("lr-factor", factor)
     assert value is not None
     request = make_request(action, reason, value=value, expect_attempt=expect_attempt)
-    _submit(find_run(run), request, dry_run, timeout_s, output)
+    submit(find_run(run), request, dry_run, timeout_s, output)
 
 
 def stop(
@@ -63,7 +63,7 @@ def stop(
 ) -> None:
     """Finish the current step, save, and end the run."""
     request = make_request("stop", reason, expect_attempt=expect_attempt)
-    _submit(find_run(run), request, dry_run, timeout_s, output)
+    submit(find_run(run), request, dry_run, timeout_s, output)
 
 
 def resume(
@@ -74,7 +74,7 @@ def resume(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Set a paused run going again; spent budgets start anew."""
-    _submit(find_run(run), make_request("resume", reason), dry_run, timeout_s, output)
+    submit(find_run(run), make_request("resume", reason), dry_run, timeout_s, output)
 
 
 def release(
@@ -87,7 +87,7 @@ def release(
 ) -> None:
     """Use a quarantined node again."""
     request = make_request("release", reason, target=node)
-    _submit(find_run(run), request, dry_run, timeout_s, output)
+    submit(find_run(run), request, dry_run, timeout_s, output)
 
 
 def make_request(
@@ -111,7 +111,7 @@ def make_request(
     )
 
 
-def _submit(
+def submit(
     folder: Path, request: InterventionRequested, dry_run: bool, timeout_s: float, output: Output
 ) -> None:
     follower = StateFollower(folder)

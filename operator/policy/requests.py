@@ -12,12 +12,14 @@ from ...logbook.decisions import (
     ReleaseNode,
     ResumeRun,
     SendCommand,
+    SetDetector,
 )
 from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention, RunState, Status
 from ...logbook.wire import Command
 from ..spec import RunSpec
 from .context import make_decision
+from .detectors import refuse_switch, switch_of
 
 COMMANDS = ("lr", "lr-factor", "grad-clip", "checkpoint", "stop")
 RESEND_S = 10.0
@@ -45,6 +47,8 @@ def _answer(state: RunState, spec: RunSpec, request: InterventionRequested) -> D
     said = f"{request.by} asked: {request.reason or 'no reason given'}"
     if request.action == "resume":
         return make_decision(state, ResumeRun(), said)
+    if request.action == "detector":
+        return make_decision(state, SetDetector(*switch_of(request.target)), said)
     if request.action in ("quarantine", "release"):
         make: Action = (
             QuarantineNode(request.target)
@@ -69,6 +73,8 @@ def _refusal(state: RunState, spec: RunSpec, request: InterventionRequested) -> 
         return f"conflict: attempt {attempt} was expected, attempt {state.num_attempts} is current"
     if request.action in ("quarantine", "release"):
         return "" if node is not None else f"there is no node {request.target!r}"
+    if request.action == "detector":
+        return refuse_switch(request.target)
     if request.action == "resume":
         paused = status in (Status.PAUSED, Status.STOPPED)
         return "" if paused else f"only a paused or stopped run can be resumed; it is {status}"
@@ -130,11 +136,17 @@ def complete_done(state: RunState, spec: RunSpec, now_s: float) -> list[Decision
             "quarantine": node is not None and bool(node.quarantined),
             "release": node is not None and not node.quarantined,
             "resume": state.resumed_s >= known.requested_s,
+            "detector": _is_switched(state, request.target),
         }.get(request.action, False)
         if done:
             done_id = CompleteIntervention(request.id)
             return [make_decision(state, done_id, f"{request.action} is in force")]
     return []
+
+
+def _is_switched(state: RunState, target: str) -> bool:
+    detector, mode = switch_of(target)
+    return state.detectors.get(detector) == mode
 
 
 def is_training(state: RunState) -> bool:
