@@ -100,6 +100,11 @@ class PreflightOrder(msgspec.Struct, frozen=True, kw_only=True):
     scratch_dir: str = ""
     store_dir: str = ""
 
+    def ranks_of(self, units: tuple[int, ...]) -> list[int]:
+        """Return the ranks of some units, in the order of units."""
+        size = self.ranks_per_unit
+        return [rank for unit in units for rank in range(unit * size, (unit + 1) * size)]
+
 
 class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one check found.

@@ -67,40 +67,47 @@ class GroupChecks:
                 dist.destroy_process_group()
 
     def _rounds(self) -> list[GroupResult]:
-        results = []
+        """Go on until the store is gone (with rank 0): failures after that say nothing."""
+        results: list[GroupResult] = []
         unit = self._rank // self._order.ranks_per_unit
         for number, groups in enumerate(self._order.rounds):
-            self._meet(f"round-{number}")
+            if not self._meet(f"round-{number}"):
+                return results
             units = next((group for group in groups if unit in group), None)
             if units is not None:
-                results.append(self._try(number, units))
+                result = self._try(number, units)
+                if result.error and self._count("meet/alive") is None:
+                    return results
+                results.append(result)
         self._meet("end")
         return results
 
-    def _meet(self, name: str) -> None:
+    def _meet(self, name: str) -> bool:
         """Wait for all ranks, but no longer than a hanging group can take: some may be dead.
 
-        Those that did not come are not waited for again.
+        Those that did not come are not waited for again. Returns: whether the store is there.
         """
         key = f"meet/{name}"
         try:
             if self._store.add(key, 1) >= self._expected:
                 self._store.set(f"{key}/open", "1")
             self._store.wait([f"{key}/open"], _PATIENCE * self._timeout)
+            return True
         except RuntimeError:
-            self._expected = self._count(key)
-            print(f"preflight: {self._expected} ranks came to {name}", flush=True)
+            came = self._count(key)
+            print(f"preflight: {came} ranks came to {name}", flush=True)
+            self._expected = came or 1
+            return came is not None
 
-    def _count(self, key: str) -> int:
+    def _count(self, key: str) -> int | None:
+        """Return how many have come to key, None when the store does not answer."""
         try:
             return self._store.add(key, 0)
         except RuntimeError:
-            # The store went with rank 0; what is left of the rounds will fail by itself.
-            return 1
+            return None
 
     def _try(self, number: int, units: tuple[int, ...]) -> GroupResult:
-        per_unit = self._order.ranks_per_unit
-        ranks = [rank for unit in units for rank in range(unit * per_unit, (unit + 1) * per_unit)]
+        ranks = self._order.ranks_of(units)
         group: dist.ProcessGroup | None = None
         try:
             group = dist.new_group(

@@ -191,11 +191,12 @@ def _group_rows(
     order: PreflightOrder, nodes: Sequence[str], reports: Mapping[int, PreflightDone]
 ) -> list[_Row]:
     """Judge correctness and both speeds apart, so that noise in one never adds to another's."""
-    tried = [
+    looked_at = [
         _tried(order, reports, number, units)
         for number, groups in enumerate(order.rounds)
         for units in groups
     ]
+    tried = [t for t in looked_at if t is not None]
     num_units = len(nodes) // order.ranks_per_unit
     names = [_name_of(order, nodes, unit) for unit in range(num_units)]
     sound = [GroupOutcome(t.units, not t.problem) for t in tried]
@@ -226,25 +227,24 @@ def _name_of(order: PreflightOrder, nodes: Sequence[str], unit: int) -> _Name:
 
 def _tried(
     order: PreflightOrder, reports: Mapping[int, PreflightDone], number: int, units: Group
-) -> _Tried:
-    per_unit = order.ranks_per_unit
-    ranks = [rank for unit in units for rank in range(unit * per_unit, (unit + 1) * per_unit)]
-    seen: list[GroupResult] = []
-    problems: list[str] = []
-    for rank in ranks:
+) -> _Tried | None:
+    """Return what a group did, or None when one of its ranks cannot say.
+
+    The others fail with a rank that died, and prove nothing against themselves by that.
+    """
+    seen: dict[int, GroupResult] = {}
+    for rank in order.ranks_of(units):
         found = reports[rank].groups if rank in reports else ()
         own = next((g for g in found if g.round == number and g.units == units), None)
         if own is None:
-            problems.append(f"rank {rank} did not report")
-        else:
-            seen.append(own)
-            problems += [] if own.is_correct else [_problem(rank, own)]
+            return None
+        seen[rank] = own
     return _Tried(
         units=units,
-        problem="; ".join(problems),
+        problem="; ".join(_problem(rank, own) for rank, own in seen.items() if not own.is_correct),
         speeds={
-            "all-gather": min((g.all_gather_bytes_per_s for g in seen), default=0.0),
-            "all-reduce": min((g.all_reduce_bytes_per_s for g in seen), default=0.0),
+            "all-gather": min(own.all_gather_bytes_per_s for own in seen.values()),
+            "all-reduce": min(own.all_reduce_bytes_per_s for own in seen.values()),
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,14 @@ CPU_RANKS = 2
 DEADLINES_S = {Thoroughness.QUICK: 180.0, Thoroughness.FULL: 1800.0}
 
 
+class Device(enum.StrEnum):
+    """What the ranks compute on; auto takes GPUs where there are any."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 def doctor(
     nodes: Annotated[int, typer.Option(min=1, max=124, help="Nodes to play on this machine.")] = 1,
     ranks_per_node: Annotated[
@@ -34,7 +43,7 @@ def doctor(
         Path | None, typer.Option(help="Folder of checkpoints to try writing to.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="A row for each passed check too.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[Device, typer.Option(help="What computes.")] = Device.AUTO,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Check arithmetic, memory, disk, clocks and collectives of this machine; 1 if any fails."""
@@ -48,7 +57,7 @@ def doctor(
             work_dir=folder,
             scratch_dir=str((scratch or Path(folder) / "scratch").absolute()),
             store_dir="" if store is None else str(store.absolute()),
-            device=device,
+            device=device.value,
         )
         verdict = examine(examination)
     if output is Output.JSON:
