@@ -28,6 +28,7 @@ SEED = 20_211_106
 _EXACT_SIZE = 256
 _CHUNK_BYTES = 16 << 20
 _PATTERNS = (0, -1, 0x5555555555555555, -0x5555555555555556)
+_USE_ANOTHER = "Make it a folder that can be written to, or look at its file system."
 _REPAIR = "Take it out of service and have it repaired; do not train on it."
 
 
@@ -177,7 +178,7 @@ class LocalChecks:
             status = os.statvfs(folder)
             free_bytes = status.f_bavail * status.f_frsize
         except OSError as error:
-            message = f"{folder} cannot be used: {error}"
+            message = f"{folder} cannot be used: {error.strerror or error}"
         limit = self._limits.disk_free_bytes_min
         ok = free_bytes >= limit
         return CheckResult(
@@ -189,7 +190,7 @@ class LocalChecks:
             value=float(free_bytes),
             limit=float(limit),
             message=message or ("" if ok else f"{folder} is nearly full"),
-            remedy="" if ok else "Free space on it.",
+            remedy="" if ok else _USE_ANOTHER if message else "Free space on it.",
         )
 
     def _file(self, name: str, folder: Path) -> CheckResult:
@@ -209,9 +210,9 @@ class LocalChecks:
             verify_file(folder, entry)
             read_s = time.perf_counter() - started_s
         except OSError as error:
-            found = save_error(error, path)
-            message = f"{folder} cannot be written to: {error.strerror or error} ({found.code})"
-            remedy = "Free space on it." if found.code == "disk-full" else found.remedy
+            is_full = save_error(error, path).code == "disk-full"
+            message = f"{folder} cannot be written to: {error.strerror or error}"
+            remedy = "Free space on it." if is_full else _USE_ANOTHER
         except IntegrityError as error:
             message = f"what was written to {folder} was not read back: {error.code}"
             remedy = "Replace the disk, or have the storage looked at."

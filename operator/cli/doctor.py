@@ -74,8 +74,10 @@ def table_of(verdict: PreflightVerdict, *, every: bool = False) -> Table:
     every: a row for each of them. A shared row shows the value that is nearest to its limit.
     """
     table = Table(box=None, pad_edge=False)
-    for title in ("check", "where", "value", "limit", "verdict", "what to do"):
-        table.add_column(title, justify="right" if title in ("value", "limit") else "left")
+    for title in ("check", "where", "value", "limit", "verdict"):
+        is_figure = title in ("value", "limit")
+        table.add_column(title, justify="right" if is_figure else "left", no_wrap=True)
+    table.add_column("what to do", overflow="fold")
     for name in dict.fromkeys(result.name for result in verdict.results):
         results = [result for result in verdict.results if result.name == name]
         passed = [result for result in results if result.ok]
