@@ -198,7 +198,7 @@ def _start_failed(state: RunState, e: ev.StartFailed, time_s: float) -> RunState
 
 def _hang_suspected(state: RunState, e: ev.HangSuspected, time_s: float) -> RunState:
     running = state.running(e.attempt)
-    if running is None or e in running.hangs:
+    if running is None or e in running.hangs or tr.is_refuted(e, state.step):
         return state
     return _with_signal(state, replace(running, hangs=(*running.hangs, e)), time_s)
 

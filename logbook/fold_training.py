@@ -53,15 +53,18 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
 
 
 def _without_refuted_hangs(running: AttemptState, step: int) -> AttemptState:
-    # All ranks take part in every step, so a step two ahead of a rank proves that it moved.
-    hangs = tuple(h for h in running.hangs if step <= _newest(h) + 1)
+    hangs = tuple(hang for hang in running.hangs if not is_refuted(hang, step))
     others = running.exits or running.lost_nodes or running.start_failures or running.alarm
     is_well = not hangs and not others
     return replace(running, hangs=hangs, signal_s=None if is_well else running.signal_s)
 
 
-def _newest(hang: ev.HangSuspected) -> int:
-    return max((row.step for row in hang.rows), default=0)
+def is_refuted(hang: ev.HangSuspected, step: int) -> bool:
+    """Whether a completed step proves that the ranks of a suspected hang have moved since.
+
+    All ranks take part in every step, so a step two ahead of a rank needs that it moved.
+    """
+    return step > max((row.step for row in hang.rows), default=0) + 1
 
 
 def _with_trends(state: RunState) -> RunState:

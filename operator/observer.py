@@ -20,6 +20,7 @@ Attach = Callable[[str, str], str]
 JudgeMachine = Callable[[MachineIdentity], str]
 
 RANK_TIMES_EVERY_STEPS = 10
+REMEMBERED_REPORTS = 16_384
 
 
 class Observer:
@@ -34,7 +35,7 @@ class Observer:
         self._attach = attach
         self._judge_machine = judge_machine
         self._last_words: dict[tuple[int, int], wire.WorkerFailed] = {}
-        self._seen_seq: dict[str, int] = {}
+        self._seen: dict[str, SeenReports] = {}
         self._repeats = Repeats()
 
     def observe(self, state: RunState, signal: Signal) -> list[ev.Event]:
@@ -68,10 +69,9 @@ class Observer:
     def _report(self, state: RunState, report: rp.AgentReport) -> list[ev.Event]:
         if isinstance(report, rp.AgentStatus):
             return []
-        if report.seq <= self._seen_seq.get(report.agent, 0):
+        if not self._seen.setdefault(report.agent, SeenReports()).is_new(report.seq):
             # Sent again because our acknowledgement was lost.
             return []
-        self._seen_seq[report.agent] = report.seq
         if isinstance(report, rp.WorkerMessages):
             return self._messages(state, report)
         if isinstance(report, rp.NodeFindings):
@@ -150,6 +150,26 @@ class Observer:
             rows=tuple(_hang_row(row) for row in report.rows),
             stacks=path,
         )
+
+
+class SeenReports:
+    """Which reports of one agent were taken. They may come out of order: what a dead controller
+    had not acknowledged comes again after what its successor is told first."""
+
+    def __init__(self) -> None:
+        self._newest = 0
+        self._seen: set[int] = set()
+
+    def is_new(self, seq: int) -> bool:
+        """Return whether seq is seen for the first time; too old to be remembered is not new."""
+        if seq in self._seen or seq <= self._newest - REMEMBERED_REPORTS:
+            return False
+        self._seen.add(seq)
+        self._newest = max(self._newest, seq)
+        if len(self._seen) > 2 * REMEMBERED_REPORTS:
+            floor = self._newest - REMEMBERED_REPORTS
+            self._seen = {known for known in self._seen if known > floor}
+        return True
 
 
 def _stale(report: rp.AgentReport) -> list[ev.Event]:

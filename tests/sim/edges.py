@@ -33,6 +33,7 @@ class SimCluster:
         self._created_s: dict[str, float] = {}
         self._taken: dict[str, int] = {}
         self._ingested: dict[str, int] = {}
+        self._repeated: set[str] = set()
 
     # --- Cluster ---------------------------------------------------------------------------------
 
@@ -43,7 +44,12 @@ class SimCluster:
 
     def acknowledge(self) -> None:
         for agent in self._known.values():
-            seq = self._taken.get(agent.identity.agent, 0)
+            # What it is to repeat first is not acknowledged by what came before it.
+            seq = (
+                self._taken.get(agent.identity.agent, 0)
+                if agent.identity.agent in self._repeated
+                else 0
+            )
             agent.outbox = [report for report in agent.outbox if report.seq > seq]
 
     def maintain(self, state: RunState) -> None:
@@ -144,7 +150,16 @@ class SimCluster:
             return
         self._known[node] = agent
         self._fleet.register(agent.identity, self._world.timeline.now_s())
-        self._world.wire.flush(agent)
+        # An agent learns that there is a new controller when it tells it something, and only then
+        # repeats what the old one had not acknowledged.
+        if agent.outbox:
+            self._world.wire.carry(agent, agent.outbox[-1])
+        self._world.timeline.later(0.05, lambda: self._repeat(agent))
+
+    def _repeat(self, agent: SimAgent) -> None:
+        if self._world.cluster is self:
+            self._repeated.add(agent.identity.agent)
+            self._world.wire.flush(agent)
 
     def _emit(self, signal: Signal) -> None:
         if self._world.cluster is self:
