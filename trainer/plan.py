@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 
 from ..logbook.errors import MidwatchError
 from ..logbook.wire import Mesh
@@ -184,7 +185,7 @@ def _readable(size_bytes: int) -> str:
 @contextmanager
 def _pretended_ranks(world_size: int) -> Iterator[None]:
     """Provide a default process group in which this rank 0 is alone with names of the others."""
-    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=world_size)
+    dist.init_process_group("fake", store=HashStore(), rank=0, world_size=world_size)
     try:
         yield
     finally:

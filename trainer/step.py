@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from ..logbook.wire import Hyper, Mesh, Phase
 from .collectives import CommClock
@@ -80,6 +81,7 @@ class TrainStep:
             load_whole(self.parameters, import_hf(Path(config.init_from))[1])
         # FSDP may move shards into padded memory when it first gathers; do that before the
         # optimizer takes hold of them.
+        assert isinstance(self.model, FSDPModule)
         self.model.unshard()
         self.model.reshard()
         self.optimizer = ShardedAdamW(self.parameters, config.optimizer)

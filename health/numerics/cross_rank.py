@@ -7,7 +7,7 @@ not mean much: every rank sees its own batch, and batches can be odd.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -129,8 +129,9 @@ class CrossRankDetector:
             for oddity in metric.judge(values):
                 if oddity.rank not in worst or oddity.gross:
                     worst[oddity.rank] = oddity
-        signals = [self._strike(step, worst[rank], node[rank]) for rank in sorted(worst)]
-        return [signal for signal in signals + self._forgive(step, worst) if signal is not None]
+        struck = [self._strike(step, worst[rank], node[rank]) for rank in sorted(worst)]
+        signals = [signal for signal in struck if signal is not None]
+        return signals + self._forgive(step, worst)
 
     def _strike(self, step: int, oddity: _Oddity, node: str | None) -> Signal | None:
         rank = oddity.rank
@@ -158,9 +159,7 @@ class CrossRankDetector:
             node=node,
         )
 
-    def _forgive(
-        self, step: int, struck: dict[int, tuple[str, float, float, bool]]
-    ) -> list[Signal]:
+    def _forgive(self, step: int, struck: Collection[int]) -> list[Signal]:
         over = [
             rank
             for rank, strikes in sorted(self._strikes.items())

@@ -130,7 +130,8 @@ class Panel:
             return
         self._modes[detector] = mode
         self._keeper.forget(detector)
-        for each in (*self._detectors, self._cross_rank):
+        everyone: list[Detector | CrossRankDetector] = [*self._detectors, self._cross_rank]
+        for each in everyone:
             if each.name == detector:
                 each.restarted(self._step or 0)
         self._running = [d for d in self._detectors if self._modes[d.name] != "off"]
