@@ -23,6 +23,8 @@ from ..logbook.preflight import GroupResult, PreflightOrder
 _PERIOD = 1021
 # A group ends at its first timeout, in connecting or in a collective after it.
 _PATIENCE = 3
+# One rank's memory or disk may be much slower than another's, and is no less worth waiting for.
+LOCAL_PATIENCE = 10
 _CLOCK_ROUNDS = 5
 
 
@@ -71,7 +73,7 @@ class GroupChecks:
         results: list[GroupResult] = []
         unit = self._rank // self._order.ranks_per_unit
         for number, groups in enumerate(self._order.rounds):
-            if not self._meet(f"round-{number}"):
+            if not self.meet(f"round-{number}"):
                 return results
             units = next((group for group in groups if unit in group), None)
             if units is not None:
@@ -79,11 +81,11 @@ class GroupChecks:
                 if result.error and self._count("meet/alive") is None:
                     return results
                 results.append(result)
-        self._meet("end")
+        self.meet("end")
         return results
 
-    def _meet(self, name: str) -> bool:
-        """Wait for all ranks, but no longer than a hanging group can take: some may be dead.
+    def meet(self, name: str, patience: int = _PATIENCE) -> bool:
+        """Wait for all ranks, but no longer than patience group timeouts: some may be dead.
 
         Those that did not come are not waited for again. Returns: whether the store is there.
         """
@@ -91,7 +93,7 @@ class GroupChecks:
         try:
             if self._store.add(key, 1) >= self._expected:
                 self._store.set(f"{key}/open", "1")
-            self._store.wait([f"{key}/open"], _PATIENCE * self._timeout)
+            self._store.wait([f"{key}/open"], patience * self._timeout)
             return True
         except RuntimeError:
             came = self._count(key)
