@@ -173,7 +173,8 @@ def checkpoint_verified(state: RunState, e: ev.CheckpointVerified, time_s: float
         state, pending={name: d for name, d in state.pending.items() if d.action != action}
     )
     known = state.checkpoints.get(e.checkpoint)
-    if known is None:
+    if known is None or known.verified is False:
+        # What was found unsound once stays so: a reading begun before may still come in.
         return state
     known = replace(known, verified=not e.error, error=e.error)
     return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})

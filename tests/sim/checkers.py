@@ -39,7 +39,7 @@ def rate_factor(hyper: Hyper, step: int) -> float:
 class Checker:
     """Folds the journal beside the controller and looks at every decision in it."""
 
-    def __init__(self, spec: RunSpec, world: World) -> None:
+    def __init__(self, spec: RunSpec, world: World | None) -> None:
         self.shadow = RunState()
         self.told: list[tuple[float, d.Decision]] = []
         self.num_looks = 0
@@ -75,6 +75,7 @@ class Checker:
 
     def look(self, live: RunState) -> None:
         """A tick has ended."""
+        assert self._world is not None
         self.num_looks += 1
         state = self.shadow
         assert live.seq == state.seq, "the controller has folded something else than it wrote"
@@ -101,7 +102,7 @@ class Checker:
             f"node {n.node}: present {n.present}, quarantined {n.quarantined!r}"
             for n in state.nodes.values()
         ]
-        gang = self._world.live_gang
+        gang = self._world.live_gang if self._world is not None else None
         if gang is not None:
             lives = {rank: worker.life.value for rank, worker in gang.workers.items()}
             lines.append(f"gang {gang.attempt} at step {gang.weights.step}: {lives}")
