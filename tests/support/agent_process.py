@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +14,8 @@ from midwatch.tests.support.agents import Site
 
 def main() -> None:
     """Start two fake workers that neither hear nor speak, one with a subprocess of its own."""
+    # A shell that runs the tests in the background has them, and so this process, ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     agent = Site(Path(sys.argv[1]))
     plan = agent.plan(1, deaf=True, mute=True, at=3, grandchild=sys.argv[2], faulty=1)
     agent.supervisor.start(plan)
