@@ -12,6 +12,7 @@ from ..health.nodes.liveness import RankProgress
 from ..health.nodes.node_judge import Repeats
 from ..logbook import events as ev
 from ..logbook import wire
+from ..logbook.findings import Finding, Severity
 from ..logbook.state import RunState
 from .agent import reports as rp
 from .ports import NodeGone, NodeUp, PruneResult, Signal, VerifyResult
@@ -36,6 +37,7 @@ class Observer:
         self._judge_machine = judge_machine
         self._last_words: dict[tuple[int, int], wire.WorkerFailed] = {}
         self._seen: dict[str, SeenReports] = {}
+        self._start_errors: dict[str, str] = {}
         self._repeats = Repeats()
 
     def observe(self, state: RunState, signal: Signal) -> list[ev.Event]:
@@ -68,7 +70,7 @@ class Observer:
 
     def _report(self, state: RunState, report: rp.AgentReport) -> list[ev.Event]:
         if isinstance(report, rp.AgentStatus):
-            return []
+            return self._status(state, report)
         if not self._seen.setdefault(report.agent, SeenReports()).is_new(report.seq):
             # Sent again because our acknowledgement was lost.
             return []
@@ -86,6 +88,25 @@ class Observer:
         if isinstance(report, rp.HangSuspected):
             return [self._hang(report)]
         return handler(report) if handler is not None else []
+
+    def _status(self, state: RunState, report: rp.AgentStatus) -> list[ev.Event]:
+        """A node that cannot load the workers' code never joins: somebody must be told why."""
+        error = report.forkserver_error
+        if report.forkserver != "failed" or self._start_errors.get(report.agent) == error:
+            return []
+        self._start_errors[report.agent] = error
+        finding = Finding(
+            detector="forkserver",
+            kind="forkserver-failed",
+            severity=Severity.WARN,
+            step=state.step,
+            onset_step=state.step,
+            value=0.0,
+            reference=0.0,
+            message=f"{report.node} cannot load the workers' code: {error[-500:]}",
+            node=report.node,
+        )
+        return [ev.FindingSeen("", state.num_attempts, finding)]
 
     def _messages(self, state: RunState, report: rp.WorkerMessages) -> list[ev.Event]:
         events: list[ev.Event] = []

@@ -56,7 +56,8 @@ def _outcome(state: RunState, spec: RunSpec, incident: Incident) -> str:
 def _watched_outcome(state: RunState, spec: RunSpec, incident: Incident) -> str:
     draft = incident.draft
     if not incident.attempt_before:
-        return "no attempt was running"
+        is_up = state.attempt is not None and state.attempt.first_step_s is not None
+        return "the run trains by now" if is_up else ""
     if state.num_attempts != incident.attempt_before:
         return "overtaken by a restart for another cause"
     if not draft.is_numeric:
@@ -95,7 +96,7 @@ def _is_known(state: RunState, spec: RunSpec, finding: Finding) -> bool:
     # A warning belongs to an incident of its kind while that is open or has only just healed.
     heal_steps = spec.numeric.heal_steps
     return any(
-        known.draft.fault == finding.kind
+        (known.draft.fault, known.draft.node) == (finding.kind, finding.node)
         and (known.is_open or finding.step < known.draft.step + heal_steps)
         for known in state.incidents.values()
     )

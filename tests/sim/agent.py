@@ -39,7 +39,6 @@ class SimAgent:
             machine=world.machines.get(node, MachineIdentity("")),
         )
         self.is_alive = True
-        self.is_ready = False
         self.newest = 0
         self.outbox: list[rp.AgentReport] = []
         self.quiet_about_hangs = False
@@ -172,7 +171,6 @@ class SimAgent:
     # --- reports ---------------------------------------------------------------------------------
 
     def _ready(self) -> None:
-        self.is_ready = True
         self._beat()
         self._watch()
 
@@ -180,12 +178,13 @@ class SimAgent:
         if not self.is_alive:
             return
         self._ports += 1
+        error = self.world.trouble.preload_errors.get(self.node, "")
         status = rp.AgentStatus(
             attempt=self.newest,
             rows=(),
             pids={},
-            forkserver="ready",
-            forkserver_error="",
+            forkserver="failed" if error else "ready",
+            forkserver_error=error,
             threads=1,
             rendezvous_host=self.identity.host,
             rendezvous_port=20_000 + self._ports,

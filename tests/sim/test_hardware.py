@@ -226,6 +226,18 @@ def test_a_late_node_is_waited_for() -> None:
     ended(night)
 
 
+def test_a_run_whose_code_cannot_be_loaded_waits_and_says_why() -> None:
+    night = Night(make_spec(nodes={"spares": 0}))
+    night.world.trouble.preload_errors = dict.fromkeys(["node-0", "node-1"], "No module named x")
+    night.run_for(60.0)
+    assert night.state.status is Status.WAITING
+    assert faults_of(night) == ["forkserver-failed", "forkserver-failed"]
+    assert all("No module named x" in note for note in night.world.notes.values())
+    assert len(night.state.open_incidents) == 2
+    night.world.trouble.preload_errors.clear()
+    ended(night)
+
+
 def test_kills_in_a_row_spend_the_restart_budget_and_pause_the_run() -> None:
     night = Night(make_spec(trainer={"steps": 400}, restart={"max_restarts_per_hour": 4}))
     for kills in range(5):

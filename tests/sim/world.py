@@ -55,11 +55,15 @@ class Times(msgspec.Struct, frozen=True):
 
 
 class Trouble:
-    """What faults have prepared for the nodes: starts that fail or take long."""
+    """What faults have prepared for the nodes: starts that fail, take long or cannot be made.
+
+    preload_errors: by node, why the workers' code cannot be loaded there.
+    """
 
     def __init__(self, times: Times) -> None:
         self.failing_starts: dict[str, int] = {}
         self.slow_starts: dict[str, float] = {}
+        self.preload_errors: dict[str, str] = {}
         self._times = times
 
     def start_fails(self, node: str) -> bool:
