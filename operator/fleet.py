@@ -33,7 +33,6 @@ class _Member(msgspec.Struct):
     is_up: bool = False
     is_gone: bool = False
     rendezvous: tuple[str, int] | None = None
-    last_seq: int = 0
 
 
 class Fleet:
@@ -60,7 +59,6 @@ class Fleet:
             return None
         member.seen_s = now_s
         if not isinstance(report, AgentStatus):
-            member.last_seq = max(member.last_seq, report.seq)
             return None
         if report.rendezvous_port:
             member.rendezvous = (report.rendezvous_host, report.rendezvous_port)
@@ -112,10 +110,3 @@ class Fleet:
             raise Retryable("no-rendezvous", f"{node} has not named an address yet", delay_s=0.1)
         address, member.rendezvous = member.rendezvous, None
         return address
-
-    def last_seq(self, agent: str) -> int:
-        """Return the highest report seq taken from this agent so far."""
-        for member in self._members.values():
-            if member.identity.agent == agent:
-                return member.last_seq
-        return 0

@@ -75,15 +75,16 @@ class MessageBatch:
             return
         self._messages.append((rank, message))
         if len(self._messages) >= _MESSAGES_MAX:
-            self._flush_messages()
+            self.flush_messages()
 
     def flush(self) -> None:
         """Push what has gathered; samples only when the reader has taken the previous ones."""
-        self._flush_messages()
+        self.flush_messages()
         if not self._outbox.has_untaken_samples:
             self._flush_samples()
 
-    def _flush_messages(self) -> None:
+    def flush_messages(self) -> None:
+        """Push what was said; timings, which nobody waits for, gather on."""
         if self._messages:
             batch, self._messages = tuple(self._messages), []
             self._outbox.push(WorkerMessages(attempt=self._attempt, batch=batch))

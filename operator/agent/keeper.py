@@ -260,7 +260,7 @@ class Keeper:
     def _beat(self) -> None:
         for attempt in self._attempts():
             attempt.read_reports()
-        self._batch.flush()
+        self._batch.flush_messages()
 
     def _look(self) -> None:
         if self._watch is not None:
@@ -274,6 +274,9 @@ class Keeper:
             removed = cut_log(path, self._config.log_bytes_max)
             if removed:
                 self._note("log-cut", f"{removed} bytes of {path} removed", self.newest)
+        # Timings travel with the heartbeat: a call to the controller costs both sides more than
+        # anything that is in it.
+        self._batch.flush()
         self._report_status()
 
     def _report_status(self) -> None:

@@ -44,7 +44,10 @@ class Outbox:
         self._is_closed = False
 
     def push(self, report: AgentReport) -> int:
-        """Stamp a report, keep it, and wake the deliverer. Returns its seq."""
+        """Stamp a report, keep it, and wake the deliverer. Returns its seq.
+
+        Rank samples wake nobody: they travel with the next report that does.
+        """
         with self._changed:
             self._last_seq += 1
             stamped = msgspec.structs.replace(
@@ -55,7 +58,8 @@ class Outbox:
                 time_s=time.time(),
             )
             self._keep(stamped)
-            self._changed.notify()
+            if not isinstance(stamped, RankSamples):
+                self._changed.notify()
             return self._last_seq
 
     def _keep(self, report: AgentReport) -> None:

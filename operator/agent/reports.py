@@ -12,7 +12,7 @@ import msgspec
 
 from ...health.nodes.liveness import RankProgress
 from ...logbook.findings import Finding
-from ...logbook.wire import Phase, RankSample, WorkerMessage
+from ...logbook.wire import Phase, RankSample, StepSample, WorkerMessage
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="report"):
@@ -174,3 +174,10 @@ AgentReport = (
     | AgentStatus
     | AgentNote
 )
+
+
+def is_routine(report: AgentReport) -> bool:
+    """Return whether a report is one of those that come all the time while nothing happens."""
+    if isinstance(report, WorkerMessages):
+        return all(isinstance(message, StepSample) for _, message in report.batch)
+    return isinstance(report, (AgentStatus, RankSamples))

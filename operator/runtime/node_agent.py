@@ -109,11 +109,12 @@ class NodeAgent:
                 time.sleep(RETRY_S)
                 continue
             epoch, acknowledged = answer
-            self._supervisor.acknowledge(acknowledged)
             if self._epoch in (0, epoch):
+                self._supervisor.acknowledge(acknowledged)
                 pending = []
             else:
-                # A new controller took over: what the old one had not written down is unsaid.
+                # A new controller took over: what the old one had not written down is unsaid, and
+                # what this one has heard of it so far is not all of it.
                 pending = list(self._supervisor.unacknowledged())
             self._epoch = epoch
 

@@ -30,7 +30,7 @@ from ...logbook.state import RunState
 from ...logbook.wire import Command, Mesh, WorkerStart
 from ..agent.plan import AgentConfig, LocalPlan, Preload
 from ..agent.probing import ProbeConfig
-from ..agent.reports import AgentReport
+from ..agent.reports import AgentReport, is_routine
 from ..fleet import Fleet, Identity
 from ..ports import NodeGone, PruneResult, Signal, VerifyResult
 from ..spec import RunSpec
@@ -66,12 +66,13 @@ class RayCluster:
         self._settings = settings
         self._wake = wake
         self._fleet = Fleet(spec.restart.heartbeat_deadline_s)
+        self._names = node_names(spec.num_nodes, spec.nodes.spares)
         self._signals: deque[Signal] = deque()
+        self._heard: dict[str, int] = {}
         self._taken: dict[str, int] = {}
         self._acknowledged: dict[str, int] = {}
         self._agents: dict[str, Any] = {}
         self._created_s: dict[str, float] = {}
-        self._ids: dict[str, str] = {}
         self._lock = threading.Lock()
         self._plan_node = ""
 
@@ -82,21 +83,23 @@ class RayCluster:
         with self._lock:
             found = list(self._signals)
             self._signals.clear()
-            self._taken = {agent: self._fleet.last_seq(agent) for agent in self._ids.values()}
+            self._taken, self._heard = self._heard, {}
             found += self._fleet.silent(now_s)
         return found
 
     def acknowledge(self) -> None:
         with self._lock:
-            self._acknowledged = dict(self._taken)
+            self._acknowledged.update(self._taken)
 
     def maintain(self, state: RunState) -> None:
         """Adopt agents that are there, tell of those that are gone, create what is missing."""
-        for index, node in enumerate(node_names(self._spec.num_nodes, self._spec.nodes.spares)):
-            recent = time.time() - self._created_s.get(node, 0.0) < RECREATE_S
-            if recent or self._fleet.is_present(node):
+        for index, node in enumerate(self._names):
+            if self._fleet.is_present(node):
                 continue
-            self._created_s[node] = time.time()
+            now_s = time.time()
+            if now_s - self._created_s.get(node, 0.0) < RECREATE_S:
+                continue
+            self._created_s[node] = now_s
             known = state.nodes.get(node)
             is_wanted = known is None or not known.quarantined
             if self._adopt(node) or not is_wanted:
@@ -140,17 +143,24 @@ class RayCluster:
     # --- what comes back -------------------------------------------------------------------------
 
     def ingest(self, agent: str, payload: bytes) -> int:
-        """Take reports of an agent; return the highest seq of its that is safely journaled."""
+        """Take reports of an agent; return the highest seq of its that is safely journaled.
+
+        Only what may call for a decision wakes the controller; the rest it meets at its next turn.
+        """
         now_s = time.time()
         reports = _decode_reports(payload)
+        is_news = False
         with self._lock:
             for report in reports:
                 up = self._fleet.take(report, now_s)
                 if up is not None:
                     self._signals.append(up)
                 self._signals.append(report)
+                self._heard[agent] = max(self._heard.get(agent, 0), report.seq)
+                is_news = is_news or up is not None or not is_routine(report)
             acknowledged = self._acknowledged.get(agent, 0)
-        self._wake()
+        if is_news:
+            self._wake()
         return acknowledged
 
     def _adopt(self, node: str) -> bool:
@@ -193,7 +203,6 @@ class RayCluster:
     def _registered(self, node: str, encoded: bytes) -> None:
         who = msgspec.msgpack.decode(encoded, type=Identity)
         with self._lock:
-            self._ids[node] = who.agent
             self._fleet.register(who, time.time())
         lost = self._lost(node, who.agent)
         _on_result(self._agents[node].lifeline.remote(), lambda _: lost("it closed"), lost)

@@ -126,8 +126,10 @@ def test_a_reader_away_for_long_costs_bounded_memory(tmp_path: Path) -> None:
         wait_until(lambda: outbox.lost_total > 0, "reports lost")
         assert outbox._bytes <= 200_000
         agent.recorder.release()
-        status = agent.recorder.wait(AgentStatus, lambda status: status.reports_lost_total > 0)
-        assert status.reports_lost_total == outbox.lost_total
+        # The flood may cost a few reports more after a status that tells of some.
+        agent.recorder.wait(
+            AgentStatus, lambda status: status.reports_lost_total == outbox.lost_total
+        )
 
 
 def test_nonsense_on_the_pipe_is_noted_and_the_worker_still_watched(agent: Site) -> None:
@@ -166,4 +168,5 @@ def test_a_log_that_grows_too_large_is_cut_while_it_is_written(tmp_path: Path) -
         assert note.code == "log-cut"
         log = agent.folder / "logs" / "attempt-00001.rank-00000.log"
         agent.recorder.wait(AgentNote, lambda again: again.seq > note.seq)
-        assert log.read_bytes().startswith(b"[midwatch: ")
+        # The writer may slip a line in before the mark.
+        wait_until(lambda: b"[midwatch: " in log.read_bytes(), "the cut is marked")
