@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
 from midwatch.logbook.fold import evolve
+from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.state import RunState
-from midwatch.logbook.wire import CheckpointTags, StepSample
+from midwatch.logbook.wire import CheckpointTags, Hyper, Mesh, StepSample
 from midwatch.operator.spec import RunSpec
 
 START_S = 1_700_000_000.0
@@ -72,3 +74,21 @@ def fold(
         time_s = (state.time_s or START_S) + every_s
         state = evolve(state, event, seq=state.seq + 1, time_s=time_s)
     return state
+
+
+def decided(state: RunState, action: d.Action, **more: Any) -> ev.DecisionMade:
+    """The next decision of a state, as the journal would have it."""
+    opens = more.get("opens")
+    incident = opens.id if opens is not None else more.pop("incident", None)
+    name = f"{state.num_attempts}/{state.num_decisions + 1}"
+    return ev.DecisionMade(d.Decision(name, action, "because", incident=incident, **more))
+
+
+def started(num_nodes: int = 3, hyper: Hyper | None = None) -> RunState:
+    """A run whose first attempt was just started on n0 and n1."""
+    names = [f"n{index}" for index in range(num_nodes)]
+    joined = [ev.NodeJoined(name, "1", "host", 2) for name in names]
+    state = fold([ev.RunSubmitted("night", {}, "", 1, "", "ann"), *joined])
+    placements = (Placement("n0", 0, 2), Placement("n1", 2, 2))
+    plan = AttemptPlan(1, Mesh(2, 2), placements, (), 0, hyper or Hyper())
+    return fold([decided(state, d.StartAttempt(plan))], state)
