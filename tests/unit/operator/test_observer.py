@@ -1,0 +1,181 @@
+"""From reports to events: fenced, joined with last words, taken once in whatever order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from midwatch.health.nodes.liveness import RankProgress
+from midwatch.logbook import events as ev
+from midwatch.logbook import wire
+from midwatch.logbook.state import RunState
+from midwatch.operator.agent import reports as rp
+from midwatch.operator.observer import REMEMBERED_REPORTS, Observer, SeenReports
+from midwatch.operator.ports import NodeGone
+from midwatch.tests.support.builders import fold, make_sample, started
+
+STATE = fold([ev.AttemptResumed(1, 0, "", 0.1)], started())
+
+
+class Watch:
+    """An observer, and reports of one agent with rising numbers."""
+
+    def __init__(self) -> None:
+        self.dumps: dict[str, str] = {}
+        self.observer = Observer(self._attach, lambda machine: "")
+        self.seq = 0
+
+    def _attach(self, name: str, text: str) -> str:
+        self.dumps[name] = text
+        return f"evidence/{name}"
+
+    def stamp(self, report: Any) -> Any:
+        self.seq += 1
+        return msgspec.structs.replace(report, node="n0", agent="a", seq=self.seq)
+
+    def see(self, report: Any, state: RunState = STATE) -> list[ev.Event]:
+        return self.observer.observe(state, self.stamp(report))
+
+
+def said(rank: int, *messages: wire.WorkerMessage, attempt: int = 1) -> rp.WorkerMessages:
+    batch = tuple((rank, message) for message in messages)
+    return rp.WorkerMessages(attempt=attempt, batch=batch)
+
+
+def exited(
+    rank: int, code: int | None = 1, signal: int | None = None, attempt: int = 1
+) -> rp.WorkerExited:
+    return rp.WorkerExited(
+        attempt=attempt,
+        exit=rp.Exit(rank, 100 + rank, code, signal),
+        cause="exit",
+        step=7,
+        phase=wire.Phase.VOTE,
+        log_tail="x" * 5000,
+    )
+
+
+def test_an_exit_carries_the_workers_last_words() -> None:
+    watch = Watch()
+    assert not watch.see(said(1, wire.WorkerFailed(1, "out-of-memory", "no room")))
+    [event] = watch.see(exited(1))
+    assert isinstance(event, ev.WorkerExited)
+    assert (event.rank, event.code, event.message, event.step) == (1, "out-of-memory", "no room", 7)
+    assert len(event.log_tail) == 2000
+    [other] = watch.see(exited(2))
+    assert isinstance(other, ev.WorkerExited)
+    assert other.code == "", "words belong to the rank that said them"
+
+
+def test_an_exit_of_which_nobody_learned_the_status_is_no_clean_one() -> None:
+    [event] = Watch().see(exited(1, code=None))
+    assert isinstance(event, ev.WorkerExited)
+    assert event.exit_code == -1
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        exited(1, attempt=9),
+        said(0, wire.StepSample(**msgspec.structs.asdict(make_sample(1))), attempt=9),
+        rp.StartFailed(attempt=9, code="fork-failed", message=""),
+        rp.WorkersStarted(attempt=9, pids={0: 1}),
+    ],
+)
+def test_what_another_attempt_says_is_recorded_as_stale_and_no_more(report: Any) -> None:
+    [event] = Watch().see(report)
+    assert isinstance(event, ev.StaleIgnored)
+    assert event.attempt == 9
+
+
+def test_the_expected_end_of_an_old_attempt_is_not_worth_a_line() -> None:
+    assert not Watch().see(rp.AttemptStopped(attempt=9, exits=()))
+
+
+def test_a_late_commit_is_a_fact_whoever_made_it() -> None:
+    stage = wire.CheckpointStage("step-00000010.a0009", 10, "committed")
+    [event] = Watch().see(said(0, stage, attempt=9))
+    assert isinstance(event, ev.CheckpointCommitted)
+
+
+def test_only_rank_0_says_where_the_attempt_resumed() -> None:
+    watch = Watch()
+    assert watch.see(said(0, wire.Resumed(0, 5, "c")))
+    assert not watch.see(said(1, wire.Resumed(1, 5, "c")))
+
+
+def test_confirmations_of_one_node_become_one_event_and_must_agree() -> None:
+    def applied(rank: int, lr: float) -> wire.Applied:
+        return wire.Applied(rank, 1, 6, {"lr": lr})
+
+    batch = ((0, applied(0, 0.5)), (1, applied(1, 0.5)))
+    [event] = Watch().see(rp.WorkerMessages(attempt=1, batch=batch))
+    assert isinstance(event, ev.CommandApplied)
+    assert (event.ranks, event.error) == ((0, 1), "")
+    batch = ((0, applied(0, 0.5)), (1, applied(1, 0.6)))
+    [event] = Watch().see(rp.WorkerMessages(attempt=1, batch=batch))
+    assert isinstance(event, ev.CommandApplied)
+    assert "different values" in event.error
+
+
+def test_reports_are_taken_once_although_they_come_again_and_out_of_order() -> None:
+    watch = Watch()
+    first, second, third = (watch.stamp(exited(rank)) for rank in range(3))
+    taken = [len(watch.observer.observe(STATE, r)) for r in (third, first, second, third, first)]
+    assert taken == [1, 1, 1, 0, 0]
+
+
+def test_the_memory_of_reports_is_bounded() -> None:
+    seen = SeenReports()
+    assert all(seen.is_new(seq) for seq in range(1, 4 * REMEMBERED_REPORTS))
+    assert not seen.is_new(1), "too old to be remembered counts as seen"
+    assert not seen.is_new(4 * REMEMBERED_REPORTS - 1)
+    assert len(seen._seen) <= 2 * REMEMBERED_REPORTS + 1
+
+
+def test_the_loss_of_a_former_agent_of_a_node_is_no_news() -> None:
+    watch = Watch()
+    assert watch.observer.observe(STATE, NodeGone("n0", "1", "died"))
+    assert not watch.observer.observe(STATE, NodeGone("n0", "0", "died"))
+    assert not watch.observer.observe(STATE, NodeGone("n9", "1", "died"))
+
+
+def test_a_hangs_stacks_are_kept_as_evidence() -> None:
+    watch = Watch()
+    report = rp.HangSuspected(
+        attempt=1,
+        rank=None,
+        reason="",
+        waited_s=6.0,
+        deadline_s=5.0,
+        median_step_s=0.5,
+        rows=(RankProgress(0, 7, wire.Phase.VOTE, 6.0, "S", True),),
+        stacks={0: "Thread 0x1"},
+    )
+    [event] = watch.see(report)
+    assert isinstance(event, ev.HangSuspected)
+    assert event.stacks == "evidence/stacks-attempt1-n0.txt"
+    assert "Thread 0x1" in watch.dumps["stacks-attempt1-n0.txt"]
+    assert event.rows == (ev.HangRow(0, 7, "VOTE", 6.0, "S", True),)
+
+
+def test_a_node_that_cannot_load_the_code_says_why_once() -> None:
+    status = rp.AgentStatus(
+        attempt=0,
+        rows=(),
+        pids={},
+        forkserver="failed",
+        forkserver_error="ImportError: no module",
+        threads=0,
+        rendezvous_host="",
+        rendezvous_port=0,
+        samples_dropped_total=0,
+        reports_dropped_total=0,
+        reports_lost_total=0,
+    )
+    watch = Watch()
+    [event] = watch.see(status)
+    assert isinstance(event, ev.FindingSeen)
+    assert "ImportError" in event.finding.message
+    assert not watch.see(status)
