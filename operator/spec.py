@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..health.numerics.config import PanelConfig
 
@@ -17,6 +17,13 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _at_least(lower: str, value: float, info: ValidationInfo) -> float:
+    least = info.data.get(lower, value)
+    if value < least:
+        raise ValueError(f"must be at least {lower}, which is {least:g}")
+    return value
 
 
 class MeshSpec(_Section):
@@ -76,10 +83,15 @@ class RestartPolicy(_Section):
     """A rank without progress for this multiple of the median step is hung."""
     hang_min_s: Seconds = 5.0
     """Lower bound of the progress deadline."""
-    hang_max_s: Seconds = 1800.0
+    hang_max_s: Seconds = Field(default=1800.0, validate_default=True)
     """Upper bound of the progress deadline."""
     quarantine_after_hangs: int = Field(default=2, ge=1, le=100)
     """A node blamed for this many hangs is quarantined."""
+
+    @field_validator("hang_max_s")
+    @classmethod
+    def _hang_bounds_in_order(cls, hang_max_s: float, info: ValidationInfo) -> float:
+        return _at_least("hang_min_s", hang_max_s, info)
 
 
 class NumericPolicy(_Section):
@@ -108,10 +120,15 @@ class Limits(_Section):
 
     lr_min: float = Field(default=1e-8, gt=0)
     """Smallest learning rate an intervention may set."""
-    lr_max: float = Field(default=1.0, gt=0)
+    lr_max: float = Field(default=1.0, gt=0, validate_default=True)
     """Largest learning rate an intervention may set."""
     lr_factor_max: float = Field(default=100.0, gt=1)
     """Largest factor (and, inverted, the smallest) an intervention may apply."""
+
+    @field_validator("lr_max")
+    @classmethod
+    def _lr_bounds_in_order(cls, lr_max: float, info: ValidationInfo) -> float:
+        return _at_least("lr_min", lr_max, info)
 
 
 class Retention(_Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,13 @@ def parse_spec(text: str, origin: str) -> RunSpec:
         where = f"{origin}:{mark.line + 1}" if mark else origin
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError("spec-not-yaml", f"{where}: not valid YAML: {problem}.") from error
+    except RecursionError as error:
+        raise ConfigError("spec-not-yaml", f"{origin}: nested too deeply to be a spec.") from error
     if not isinstance(data, dict):
         raise ConfigError(
             "spec-invalid", f"{origin}:1: a run spec is a mapping of fields, not {data!r:.40}."
         )
-    lines = _lines_of(tree)
+    lines = _lines_of(tree, origin)
     try:
         spec = RunSpec.model_validate(data)
     except ValidationError as error:
@@ -84,8 +87,34 @@ def load_object(name: str) -> Any:
         ) from error
 
 
+def _require_module(name: str) -> None:
+    """Raise ConfigError[entry-point] unless there is a module to load `module:attribute` from.
+
+    It is not imported: that is done where it runs, and may cost seconds and gigabytes.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.util.find_spec(module) if module and attribute else None
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise ConfigError(
+            "entry-point",
+            f"there is no module for {name!r}.",
+            remedy="Write module:attribute of something importable on every node.",
+        )
+
+
 def _with_trainer(spec: RunSpec, origin: str, lines: dict[Path_, int]) -> RunSpec:
+    for name in (spec.entry_points.worker, spec.entry_points.preload):
+        _require_module(name)
     model = load_object(spec.entry_points.config)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise ConfigError(
+            "entry-point",
+            f"{spec.entry_points.config!r} is no pydantic model.",
+            remedy="Name the model that validates the trainer section in entry_points.config.",
+        )
     try:
         config = model.model_validate(spec.trainer)
     except ValidationError as error:
@@ -108,18 +137,39 @@ def _with_trainer(spec: RunSpec, origin: str, lines: dict[Path_, int]) -> RunSpe
     return spec.model_copy(update={"trainer": config.model_dump(mode="json")})
 
 
-def _lines_of(tree: yaml.Node | None, prefix: Path_ = ()) -> dict[Path_, int]:
-    # The one-based line of every key and list item, by its path in the document.
+def _lines_of(tree: yaml.Node | None, origin: str) -> dict[Path_, int]:
+    """Return the one-based line of every key and list item, by its path in the document.
+
+    Raises: ConfigError[spec-invalid] for a key given twice, of which YAML would keep the last, and
+        for a part that contains itself.
+    """
     found: dict[Path_, int] = {}
-    if isinstance(tree, yaml.MappingNode):
-        for key, value in tree.value:
-            path = (*prefix, key.value)
-            found[path] = key.start_mark.line + 1
-            found |= _lines_of(value, path)
-    elif isinstance(tree, yaml.SequenceNode):
-        for index, value in enumerate(tree.value):
-            found[(*prefix, index)] = value.start_mark.line + 1
-            found |= _lines_of(value, (*prefix, index))
+    open_nodes: list[yaml.Node] = []
+
+    def note(path: Path_, line: int) -> None:
+        if path in found:
+            field = ".".join(map(str, path))
+            raise ConfigError(
+                "spec-invalid", f"{origin}:{line}: {field}: given already on line {found[path]}"
+            )
+        found[path] = line
+
+    def walk(node: yaml.Node | None, prefix: Path_) -> None:
+        if any(node is known for known in open_nodes):
+            line = node.start_mark.line + 1 if node is not None else 1
+            raise ConfigError("spec-invalid", f"{origin}:{line}: a part that contains itself")
+        if not isinstance(node, yaml.CollectionNode):
+            return
+        open_nodes.append(node)
+        is_mapping = isinstance(node, yaml.MappingNode)
+        for index, item in enumerate(node.value):
+            key, value = item if is_mapping else (item, item)
+            path = (*prefix, key.value if is_mapping else index)
+            note(path, key.start_mark.line + 1)
+            walk(value, path)
+        open_nodes.pop()
+
+    walk(tree, ())
     return found
 
 
@@ -147,6 +197,9 @@ def _as_config_error(
 
 
 def _nearest_line(lines: dict[Path_, int], path: Path_) -> int:
+    # A key that YAML reads as a number stands there as its text.
+    if path and (*path[:-1], str(path[-1])) in lines:
+        path = (*path[:-1], str(path[-1]))
     while path and path not in lines:
         path = path[:-1]
     return lines.get(path, 1)

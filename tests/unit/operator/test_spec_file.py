@@ -62,6 +62,47 @@ def test_a_mistake_names_line_field_and_what_is_allowed(
     assert says in error.message
 
 
+@pytest.mark.parametrize(
+    ("added", "line", "field", "says"),
+    [
+        ("name: other", 7, "name", "given already on line 1"),
+        ("restart: {settle_s: 2, settle_s: 3}", 7, "restart.settle_s", "given already on line 7"),
+        ("restart: {hang_min_s: 40, hang_max_s: 5}", 7, "restart.hang_max_s", "hang_min_s"),
+        ("restart: {hang_min_s: 4000}", 7, "restart.hang_max_s", "hang_min_s"),
+        ("limits: {lr_min: 0.1, lr_max: 0.01}", 7, "limits.lr_max", "lr_min"),
+        ("limits: {lr_max: .nan}", 7, "limits.lr_max", "greater than 0"),
+        ("numeric: {lr_ladder: [0.9, 1.1]}", 7, "numeric.lr_ladder.1", "less than 1"),
+        ("detectors: {crep: {mode: act}}", 7, "detectors.crep", "creep"),
+        ("env: {A: 1}", 7, "env.A", "string"),
+        ("7: seven", 7, "7", "Keys should be strings"),
+    ],
+)
+def test_an_addition_that_cannot_be_meant_is_refused(
+    added: str, line: int, field: str, says: str
+) -> None:
+    error = refused(f"{GOOD}{added}\n")
+    assert error.code == "spec-invalid"
+    assert f"run.yaml:{line}: {field}: " in error.message
+    assert says in error.message
+
+
+def test_a_spec_that_contains_itself_is_refused() -> None:
+    assert "contains itself" in refused("mesh: &mesh {dp_shard: *mesh}").message
+
+
+@pytest.mark.parametrize("depth", [2_000, 20_000])
+def test_a_spec_nested_without_end_is_refused(depth: int) -> None:
+    assert refused("mesh: " + "[" * depth + "]" * depth).code in ("spec-not-yaml", "spec-invalid")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["config: 'os:path'", "config: 'json:dumps'", "worker: 'no.such:main'", "preload: nothing"],
+)
+def test_an_entry_point_that_cannot_be_meant_is_refused(entry: str) -> None:
+    assert refused(f"{GOOD}entry_points: {{{entry}}}\n").code == "entry-point"
+
+
 def test_every_mistake_is_told_at_once() -> None:
     error = refused(GOOD.replace("tp: 2}", "tp: 0}").replace("spares: 1", "spares: -1"))
     assert error.message.count("run.yaml:") == 2
