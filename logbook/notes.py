@@ -12,7 +12,7 @@ def render_note(state: RunState, incident: Incident) -> str:
     draft = incident.draft
     where = f"Run `{state.run}`, attempt {incident.attempt_before}, step {draft.step}."
     lines = [
-        f"# {draft.id}: {draft.title}",
+        f"# {draft.id}: {_line(draft.title)}",
         "",
         f"{where} Fault: **{draft.fault}**. {_status(incident)}",
         "",
@@ -79,8 +79,10 @@ def _seen(incident: Incident) -> list[str]:
 def _decided(incident: Incident) -> list[str]:
     lines: list[str] = []
     for decision in incident.decisions:
-        lines.append(f"- `{decision.id}` **{_verb(decision)}**: {decision.reason}.")
-        lines += [f"    - passed over {what}: {why}" for what, why in decision.alternatives]
+        lines.append(f"- `{decision.id}` **{_verb(decision)}**: {_line(decision.reason)}.")
+        lines += [
+            f"    - passed over {_line(what)}: {_line(why)}" for what, why in decision.alternatives
+        ]
     return lines or ["Nothing yet."]
 
 
@@ -121,5 +123,10 @@ def _watch(incident: Incident) -> str:
     return "Whether it comes back at the same step or on the same node."
 
 
+def _line(text: str) -> str:
+    # What workers and kernels say may span lines, and a line may look like a heading.
+    return " ".join(text.split())
+
+
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")[:300]
+    return _line(text).replace("|", "\\|")[:300]
