@@ -33,16 +33,18 @@ def spent_budget(state: RunState, spec: RunSpec, now_s: float) -> tuple[str, str
 
 
 def _same_failure(state: RunState) -> tuple[str, str] | None:
-    # A failure of the training code at one and the same step is not bad luck.
-    last = list(state.incidents.values())[-MAX_SAME_FAILURE:]
-    if len(last) < MAX_SAME_FAILURE or any(i.draft.fault != "worker-failed" for i in last):
+    # The same failure at one and the same step is not bad luck, and no restart cures it.
+    answered = [i for i in state.incidents.values() if not i.is_watched]
+    last = answered[-MAX_SAME_FAILURE:]
+    kinds = {(incident.draft.fault, incident.draft.step) for incident in last}
+    if len(last) < MAX_SAME_FAILURE or len(kinds) > 1 or last[-1].draft.is_numeric:
         return None
     if any(incident.opened_s < state.resumed_s for incident in last):
         return None
-    steps = {incident.draft.step for incident in last}
-    if len(steps) > 1:
+    fault, step = last[-1].draft.fault, last[-1].draft.step
+    if state.step != step:
         return None
     return (
         "repeated-failure",
-        f"the training code failed {MAX_SAME_FAILURE} times in a row at step {last[-1].draft.step}",
+        f"{fault} came {MAX_SAME_FAILURE} times in a row at step {step}, and once more",
     )

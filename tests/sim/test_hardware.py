@@ -242,7 +242,7 @@ def test_kills_in_a_row_spend_the_restart_budget_and_pause_the_run() -> None:
     night = Night(make_spec(trainer={"steps": 400}, restart={"max_restarts_per_hour": 4}))
     for kills in range(5):
         night.run(lambda s, n=kills: s.num_attempts == n + 1 and s.status is Status.TRAINING)
-        night.run_for(3.0)
+        night.run_for(3.0 + kills)
         night.world.kill_worker(kills % 4)
     state = night.run(lambda s: bool(s.paused))
     assert (state.paused, state.num_attempts) == ("restart-budget", 5)
@@ -264,6 +264,31 @@ def test_training_code_that_fails_at_one_step_again_and_again_pauses_the_run() -
         night.run_for(2.0)
     state = night.state
     assert state.paused == "repeated-failure"
+
+
+def test_a_hang_that_comes_back_at_one_step_pauses_the_run() -> None:
+    night = Night(make_spec(restart={"quarantine_after_hangs": 100}))
+    for _ in range(4):
+        night.run(lambda s: s.status is Status.TRAINING and s.step == 43, 300.0)
+        gang = night.world.live_gang
+        assert gang is not None
+        gang.is_frozen = True
+        night.run(lambda s, n=gang.attempt: s.num_attempts > n or bool(s.paused))
+    assert night.state.paused == "repeated-failure"
+    assert "hang came 3 times in a row at step 43" in night.state.pause_reason
+
+
+def test_a_checkpoint_that_rots_under_the_attempt_it_started_disturbs_nobody() -> None:
+    night = Night()
+    night.run_to_step(43)
+    night.world.kill_worker(0)
+    night.run(lambda s: s.num_attempts == 2 and s.step >= 45)
+    name = checkpoint_id(40, 1)
+    night.world.disk.saved[name].is_corrupt = True
+    night.world.cluster.verify(name)  # type: ignore[union-attr]
+    night.run_for(3.0)
+    ended(night)
+    assert night.state.num_attempts == 2
 
 
 def test_a_worker_killed_during_recovery_is_recovered_from_too() -> None:
