@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -73,6 +73,7 @@ class RayCluster:
         self._acknowledged: dict[str, int] = {}
         self._agents: dict[str, Any] = {}
         self._created_s: dict[str, float] = {}
+        self._met: set[str] = set()
         self._lock = threading.Lock()
         self._plan_node = ""
 
@@ -94,7 +95,7 @@ class RayCluster:
     def maintain(self, state: RunState) -> None:
         """Adopt agents that are there, tell of those that are gone, create what is missing."""
         for index, node in enumerate(self._names):
-            if self._fleet.is_present(node):
+            if self._fleet.is_present(node) or node in self._met:
                 continue
             now_s = time.time()
             if now_s - self._created_s.get(node, 0.0) < RECREATE_S:
@@ -108,7 +109,7 @@ class RayCluster:
                 # It did not outlive the controller that knew it.
                 self._emit(NodeGone(node, known.incarnation, "its actor is gone"))
             if not state.status.is_terminal:
-                self._meet(node, self._create(index, node))
+                self._create_and_meet(index, node)
             else:
                 del self._created_s[node]
 
@@ -169,14 +170,34 @@ class RayCluster:
             handle = ray.get_actor(agent_name(self._spec.name, node), namespace=NAMESPACE)
             # The name of an actor that is being killed outlives it for a moment.
             ray.get(handle.identity.remote(), timeout=ADOPT_TIMEOUT_S)
+        except GetTimeoutError:
+            _log.info("the agent of %s is slow to answer", node)
         except (ValueError, RayError):
             return False
         self._meet(node, handle)
         return True
 
+    def _create_and_meet(self, index: int, node: str) -> None:
+        try:
+            self._meet(node, self._create(index, node))
+        except ValueError as error:
+            # Its name is still held by an actor on its way out: the next turn tries again.
+            _ignore(error)
+
     def _meet(self, node: str, handle: Any) -> None:
+        """Ask an agent who it is; until it answers or dies, nobody else is looked for."""
         self._agents[node] = handle
-        _on_result(handle.identity.remote(), lambda who: self._registered(node, who), _ignore)
+        self._met.add(node)
+
+        def known(who: bytes) -> None:
+            self._registered(node, who)
+            self._met.discard(node)
+
+        def failed(error: BaseException) -> None:
+            _ignore(error)
+            self._met.discard(node)
+
+        _on_result(handle.identity.remote(), known, failed)
 
     def _create(self, index: int, node: str) -> Any:
         options: dict[str, Any] = dict(self._settings.resources)
