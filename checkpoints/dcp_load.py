@@ -11,7 +11,7 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ import torch.distributed as dist
 
 from ..logbook.errors import ConfigError, IntegrityError, MidwatchError
 from .dcp_state import Boxes, dtype_name, dtype_of, flatten, local_part, rank_file
-from .index import INDEX_NAME, Read, TensorEntry, decode_index, plan_reads
-from .manifest import FileEntry, Manifest, SaveHeader, checkpoint_dir, read_manifest
-from .shardfile import read_verified
+from .index import Read, TensorEntry, plan_reads
+from .manifest import Manifest, SaveHeader
+from .source import FolderSource, Opener, Repaired, Source
 
 
 class LoadReport(msgspec.Struct, frozen=True):
     """What a load did. checkpoint "" means that no candidate was given.
 
-    read_bytes:  of this rank, every one of them verified.
+    read_bytes:  of the shards that this rank read, every one of them verified.
     passed_over: (checkpoint id, "[code] message") of every candidate that could not be loaded.
+    tier, repaired: where it came from, as in source.Source; repaired by this rank.
     """
 
     checkpoint: str
@@ -38,6 +39,8 @@ class LoadReport(msgspec.Struct, frozen=True):
     load_s: float
     read_bytes: int
     passed_over: tuple[tuple[str, str], ...] = ()
+    tier: str = ""
+    repaired: Repaired = ()
 
     @property
     def header(self) -> SaveHeader | None:
@@ -51,12 +54,11 @@ class _Loading:
     A state is touched only in the second half, which cannot fail for anything a disk does.
     """
 
-    def __init__(self, directory: Path, state: dict[str, Any], rank: int) -> None:
-        self.manifest = read_manifest(directory)
+    def __init__(self, source: Source, state: dict[str, Any], rank: int) -> None:
+        self.source = source
+        self.manifest = source.manifest
         self._state = state
-        self._read_file: Callable[[FileEntry], memoryview] = lambda e: read_verified(directory, e)
-        index_bytes = self._read_file(self.manifest.entry(INDEX_NAME))
-        self._index = decode_index(index_bytes)
+        self._index = source.index
         self._own = self._index.file_number(rank_file(rank))
         self._copies: list[tuple[torch.Tensor, str, Read]] = []
         self._values: list[tuple[Any, Any]] = []
@@ -68,12 +70,11 @@ class _Loading:
                 self._plan_tensor(key, leaf, boxes)
             else:
                 self._values.append((paths[key], self._value(key)))
-        self.read_bytes = len(index_bytes) + sum(len(data) for data in self._files.values())
+        self.read_bytes = sum(len(data) for data in self._files.values())
 
     def _file(self, number: int) -> memoryview:
         if number not in self._files:
-            entry = self.manifest.entry(self._index.files[number])
-            self._files[number] = self._read_file(entry)
+            self._files[number] = self.source.read(self._index.files[number])
         return self._files[number]
 
     def _plan_tensor(self, key: str, leaf: torch.Tensor, boxes: Boxes) -> None:
@@ -124,6 +125,18 @@ class _Loading:
         flat = torch.frombuffer(data, dtype=dtype, count=count, offset=read.piece.offset)
         return _narrowed(flat.view(read.piece.shape), read.source_start, read.shape)
 
+    def report(self, begun_s: float, passed_over: Sequence[tuple[str, str]] = ()) -> LoadReport:
+        """Say what the load did; begun_s on the monotonic clock."""
+        return LoadReport(
+            checkpoint=self.manifest.id,
+            manifest=self.manifest,
+            load_s=time.monotonic() - begun_s,
+            read_bytes=self.read_bytes,
+            passed_over=tuple(passed_over),
+            tier=self.source.tier,
+            repaired=self.source.repaired,
+        )
+
 
 def load(directory: str | Path, state: dict[str, Any], *, rank: int = 0) -> LoadReport:
     """Verify one checkpoint and copy it into state, in place; any mesh loads any checkpoint.
@@ -136,17 +149,17 @@ def load(directory: str | Path, state: dict[str, Any], *, rank: int = 0) -> Load
         ConfigError[state-mismatch] when a key is missing or has another shape or type.
     """
     begun_s = time.monotonic()
-    loading = _Loading(Path(directory), state, rank)
+    loading = _Loading(FolderSource(directory), state, rank)
     loading.copy()
-    return LoadReport(
-        loading.manifest.id, loading.manifest, time.monotonic() - begun_s, loading.read_bytes
-    )
+    return loading.report(begun_s)
 
 
 def load_first(
-    run_dir: str | Path, checkpoints: Sequence[str], state: dict[str, Any], *, rank: int = 0
+    candidates: Sequence[tuple[str, Opener]], state: dict[str, Any], *, rank: int = 0
 ) -> LoadReport:
     """Load the first candidate that every rank can verify; collective over the default group.
+
+    candidates: (checkpoint id, what opens it), best first, the same ids on all ranks.
 
     All ranks load the same one: each verifies what it needs, then they vote, then they copy. A
     vote costs one small all-reduce, and the reasons of a rejection travel only when there is one.
@@ -154,18 +167,16 @@ def load_first(
     """
     begun_s = time.monotonic()
     passed_over: list[tuple[str, str]] = []
-    for name in checkpoints:
+    for name, opened in candidates:
         loading, error = None, ""
         try:
-            loading = _Loading(checkpoint_dir(run_dir, name), state, rank)
+            loading = _Loading(opened(), state, rank)
         except MidwatchError as cause:
             error = str(cause)
         refusal = _agree_on_refusal(error)
         if loading is not None and not refusal:
             loading.copy()
-            elapsed_s = time.monotonic() - begun_s
-            done = tuple(passed_over)
-            return LoadReport(name, loading.manifest, elapsed_s, loading.read_bytes, done)
+            return loading.report(begun_s, passed_over)
         passed_over.append((name, refusal))
     if passed_over:
         raise IntegrityError(

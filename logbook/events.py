@@ -94,6 +94,7 @@ class AttemptResumed(_Event, frozen=True, tag="attempt-resumed"):
     """Rank 0 holds its state: checkpoint ("" for a fresh start) at step, loaded in load_s.
 
     passed_over: (checkpoint, why) for each better candidate that failed to load.
+    tier, repaired, differs: as in wire.Resumed, of all ranks together.
     """
 
     attempt: int
@@ -101,6 +102,9 @@ class AttemptResumed(_Event, frozen=True, tag="attempt-resumed"):
     checkpoint: str
     load_s: float
     passed_over: tuple[tuple[str, str], ...] = ()
+    tier: str = ""
+    repaired: tuple[tuple[str, str], ...] = ()
+    differs: tuple[str, ...] = ()
 
 
 class WorkerExited(_Event, frozen=True, tag="worker-exited"):

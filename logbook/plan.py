@@ -21,6 +21,9 @@ class AttemptPlan(msgspec.Struct, frozen=True):
     placements:  in rank order; the first holds rank 0 and serves the rendezvous.
     checkpoints: candidates to resume from, best first; empty means a fresh start.
     resume_step: step of the first candidate, 0 for a fresh start.
+    memory_since: the nodes' memory may be resumed from, where it holds a whole state saved by this
+        attempt or a later one; it goes before the candidates, unless they are newer. None: what is
+        in memory must be dropped (a rollback: it is as sick as what it came from).
     """
 
     attempt: int
@@ -30,6 +33,7 @@ class AttemptPlan(msgspec.Struct, frozen=True):
     resume_step: int
     hyper: Hyper
     first_command: int = 1
+    memory_since: int | None = None
 
     @property
     def nodes(self) -> tuple[str, ...]:

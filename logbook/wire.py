@@ -99,6 +99,9 @@ class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
     """A rank holds its state and is about to train. checkpoint "" means a fresh start.
 
     passed_over: (checkpoint id, error code: reason) of every candidate that failed to load.
+    tier:     where the state came from: "memory", "disk" or "store"; "" for a fresh start.
+    repaired: (file, why) of each bad or missing copy in whose place another copy was read.
+    differs:  what is not as it was where the checkpoint was saved, one line each.
     """
 
     rank: int
@@ -106,6 +109,9 @@ class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
     checkpoint: str
     load_s: float = 0.0
     passed_over: tuple[tuple[str, str], ...] = ()
+    tier: str = ""
+    repaired: tuple[tuple[str, str], ...] = ()
+    differs: tuple[str, ...] = ()
 
 
 class StepSample(msgspec.Struct, frozen=True, tag="step"):
@@ -115,6 +121,8 @@ class StepSample(msgspec.Struct, frozen=True, tag="step"):
     activation_norm L2 of the final layer's output, mean over tokens; *_s seconds.
     skipped: the optimizer step was skipped on all ranks because found_inf was set on at least one.
     data_step: the sampler position that this step consumed.
+    memory_step: newest step of this attempt whose whole state is in the nodes' memory, None before
+        there is one.
     """
 
     step: int
@@ -131,6 +139,7 @@ class StepSample(msgspec.Struct, frozen=True, tag="step"):
     step_s: float
     tokens_per_s: float
     model_tflops_per_device: float
+    memory_step: int | None = None
 
 
 class RankSample(msgspec.Struct, frozen=True, tag="rank"):

@@ -208,7 +208,14 @@ def _worker_message(attempt: int, rank: int, message: wire.WorkerMessage) -> lis
         if rank != 0:
             return []
         resumed = ev.AttemptResumed(
-            attempt, message.step, message.checkpoint, message.load_s, message.passed_over
+            attempt=attempt,
+            step=message.step,
+            checkpoint=message.checkpoint,
+            load_s=message.load_s,
+            passed_over=message.passed_over,
+            tier=message.tier,
+            repaired=message.repaired,
+            differs=message.differs,
         )
         return [resumed]
     if isinstance(message, wire.Finished):

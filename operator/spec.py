@@ -8,25 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ..health.numerics.config import PanelConfig
-
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from .spec_base import Seconds, Section, at_least
+from .spec_checkpoints import CheckpointsSpec, Retention
 
 
-def _at_least(lower: str, value: float, info: ValidationInfo) -> float:
-    least = info.data.get(lower, value)
-    if value < least:
-        raise ValueError(f"must be at least {lower}, which is {least:g}")
-    return value
-
-
-class MeshSpec(_Section):
+class MeshSpec(Section):
     """The device mesh: dp_shard * tp ranks."""
 
     dp_shard: int = Field(ge=1, le=65_536)
@@ -35,7 +24,7 @@ class MeshSpec(_Section):
     """Ways in which each layer is split (tensor parallel)."""
 
 
-class NodesSpec(_Section):
+class NodesSpec(Section):
     """The machines a run uses."""
 
     ranks_per_node: int = Field(ge=1, le=16)
@@ -53,7 +42,7 @@ class NodesSpec(_Section):
     """Kernel log that agents follow: a path, off, or auto: /dev/kmsg where GPUs are watched."""
 
 
-class EntryPoints(_Section):
+class EntryPoints(Section):
     """Names, as `module:attribute`, of the code that trains."""
 
     worker: str = "midwatch.trainer.worker:main"
@@ -66,7 +55,7 @@ class EntryPoints(_Section):
     """Called with the trainer section where the run is submitted; raises if an input is missing."""
 
 
-class RestartPolicy(_Section):
+class RestartPolicy(Section):
     """How failures are answered, and the budgets that bound the answers."""
 
     max_restarts_per_hour: int = Field(default=20, ge=1, le=1000)
@@ -91,10 +80,10 @@ class RestartPolicy(_Section):
     @field_validator("hang_max_s")
     @classmethod
     def _hang_bounds_in_order(cls, hang_max_s: float, info: ValidationInfo) -> float:
-        return _at_least("hang_min_s", hang_max_s, info)
+        return at_least("hang_min_s", hang_max_s, info)
 
 
-class NumericPolicy(_Section):
+class NumericPolicy(Section):
     """How divergence, creep and loss-scaler collapse are answered."""
 
     lr_ladder: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.9, 0.84, 0.667, 0.5)
@@ -115,7 +104,7 @@ class NumericPolicy(_Section):
     """A numeric incident is closed once this many steps past its onset were healthy."""
 
 
-class Limits(_Section):
+class Limits(Section):
     """Bounds on what a person may change mid-flight."""
 
     lr_min: float = Field(default=1e-8, gt=0)
@@ -128,19 +117,10 @@ class Limits(_Section):
     @field_validator("lr_max")
     @classmethod
     def _lr_bounds_in_order(cls, lr_max: float, info: ValidationInfo) -> float:
-        return _at_least("lr_min", lr_max, info)
+        return at_least("lr_min", lr_max, info)
 
 
-class Retention(_Section):
-    """Which checkpoints are kept. last_good and the newest verified one always are."""
-
-    keep_newest: int = Field(default=4, ge=1, le=1000)
-    """Newest checkpoints kept."""
-    keep_every_steps: int = Field(default=0, ge=0)
-    """Also keep one checkpoint for each such stretch of steps; 0 keeps none."""
-
-
-class RunSpec(_Section):
+class RunSpec(Section):
     """Everything a run is submitted with."""
 
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
@@ -155,12 +135,14 @@ class RunSpec(_Section):
     restart: RestartPolicy = RestartPolicy()
     numeric: NumericPolicy = NumericPolicy()
     limits: Limits = Limits()
+    checkpoints: CheckpointsSpec = CheckpointsSpec()
+    """Where the state of the run is kept besides the run folder, and how often it is saved."""
     retention: Retention = Retention()
     detectors: PanelConfig = PanelConfig()
     """Thresholds and mode (act, shadow, off) of every numeric detector."""
     prepare: tuple[str, ...] = ()
     """Command run once where the run is submitted, before anything starts; "python" is this one."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default={})
     """Environment variables given to every worker."""
 
     @property

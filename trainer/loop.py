@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..checkpoints.dcp import Saver, load_first
 from ..checkpoints.manifest import SaveHeader
+from ..checkpoints.source import in_run_folder
 from ..logbook.errors import Fatal
 from ..logbook.wire import (
     Applied,
@@ -90,13 +91,11 @@ def resume(
     Raises: IntegrityError when there are candidates and none can be loaded.
     """
     step = 0
-    load_s = 0.0
-    checkpoint = ""
-    passed_over: tuple[tuple[str, str], ...] = ()
+    resumed = Resumed(parts.rank, 0, "")
     if candidates:
         parts.progress.note(Phase.LOADING)
         state = parts.train_step.state_dict()
-        loaded = load_first(str(run_dir), candidates, state, rank=parts.rank)
+        loaded = load_first(in_run_folder(run_dir, candidates), state, rank=parts.rank)
         assert loaded.header is not None
         step = loaded.header.step
         if hyper is None:
@@ -104,9 +103,17 @@ def resume(
             hyper = msgspec.structs.replace(loaded.header.hyper, loss_scale=None)
         parts.train_step.set_hyper(hyper)
         parts.train_step.load_state_dict(state)
-        checkpoint, load_s, passed_over = loaded.checkpoint, loaded.load_s, loaded.passed_over
+        resumed = Resumed(
+            rank=parts.rank,
+            step=step,
+            checkpoint=loaded.checkpoint,
+            load_s=loaded.load_s,
+            passed_over=loaded.passed_over,
+            tier=loaded.tier,
+            repaired=loaded.repaired,
+        )
     parts.progress.step = step
-    parts.report.send(Resumed(parts.rank, step, checkpoint, load_s, passed_over))
+    parts.report.send(resumed)
     return Position(step, hyper or Hyper())
 
 

@@ -95,12 +95,13 @@ def load_cold(rank: int, folder: str, width: int, layers: int) -> float:
     import torch.distributed as dist
     from midwatch.checkpoints.dcp import load_first
     from midwatch.checkpoints.manifest import checkpoint_id
+    from midwatch.checkpoints.source import in_run_folder
 
     from tests.unit.checkpoints import models
 
     state = adam_state(models.Mesh(2, 2), width, layers)
     dist.barrier()
-    return load_first(folder, [checkpoint_id(1, 1)], state, rank=rank).load_s
+    return load_first(in_run_folder(folder, [checkpoint_id(1, 1)]), state, rank=rank).load_s
 
 
 def adam_state(mesh: Any, width: int, layers: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from midwatch.checkpoints.dcp import Saver, load_first
 from midwatch.checkpoints.manifest import checkpoint_dir, checkpoint_id
 from midwatch.checkpoints.retention import collect_garbage
+from midwatch.checkpoints.source import in_run_folder
 from midwatch.checkpoints.store import LocalStore
 from midwatch.checkpoints.verify import verify
 from midwatch.logbook.wire import Mesh
@@ -71,7 +72,7 @@ def save_and_die(rank: int, folder: str, victim: int, deadly_call: int) -> str:
 
 def recover(rank: int, folder: str, names: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     state = models.wipe(models.sharded_state(MESH, 9))
-    report = load_first(folder, names, state, rank=rank)
+    report = load_first(in_run_folder(folder, names), state, rank=rank)
     saver = Saver(models.saver_config(folder, rank, MESH, attempt=2))
     assert saver.save(state, models.header(2)).result(30.0).stage == "committed"
     return report.checkpoint, models.digest(state)

@@ -23,6 +23,7 @@ from midwatch.checkpoints.manifest import (
 from midwatch.checkpoints.manifest import decode as decode_manifest
 from midwatch.checkpoints.manifest import encode as encode_manifest
 from midwatch.checkpoints.shardfile import write_file
+from midwatch.checkpoints.source import in_run_folder
 from midwatch.checkpoints.verify import verify
 from midwatch.logbook.errors import ConfigError, IntegrityError
 from midwatch.logbook.wire import Mesh
@@ -136,7 +137,7 @@ def test_a_load_touches_nothing_before_all_is_verified(
     assert code_of(lambda: load(newest, state)) == code
     assert torch.equal(state["weights"], state_of(-1.0)["weights"])
     assert state["step"] == -1
-    report = load_first(run_dir, [newest.name, checkpoint_id(1, 1)], state)
+    report = load_first(in_run_folder(run_dir, [newest.name, checkpoint_id(1, 1)]), state)
     assert report.checkpoint == checkpoint_id(1, 1)
     assert state["step"] == 1
     assert torch.equal(state["weights"], state_of(1.0)["weights"])
@@ -149,13 +150,13 @@ def test_no_candidate_left_is_an_error_that_names_each(run_dir: Path) -> None:
         flip(checkpoint_dir(run_dir, checkpoint_id(step, 1)) / SHARD, 0.5)
     names = [checkpoint_id(2, 1), checkpoint_id(1, 1), checkpoint_id(7, 7)]
     with pytest.raises(IntegrityError) as caught:
-        load_first(run_dir, names, state_of(0.0))
+        load_first(in_run_folder(run_dir, names), state_of(0.0))
     assert caught.value.code == "no-usable-checkpoint"
     assert all(name in caught.value.message for name in names)
 
 
 def test_no_candidate_given_is_a_fresh_start(run_dir: Path) -> None:
-    report = load_first(run_dir, [], state_of(0.0))
+    report = load_first((), state_of(0.0))
     assert (report.checkpoint, report.header, report.passed_over) == ("", None, ())
 
 
