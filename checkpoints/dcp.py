@@ -18,11 +18,14 @@ from typing import Any
 
 import msgspec
 
-from ..logbook.wire import CheckpointStage
+from ..logbook.wire import CheckpointStage, MemoryOrder
+from .cadence import Cadence
 from .dcp_exchange import GlooExchange, NoExchange
-from .dcp_image import Image, describe_for_dcp
+from .dcp_image import describe_for_dcp
 from .dcp_load import LoadReport, load, load_first
-from .dcp_state import flatten, rank_file
+from .dcp_memory import MemoryTier
+from .dcp_stage import Stage
+from .dcp_state import flatten
 from .manifest import CHECKPOINTS_DIR, Fingerprint, SaveHeader, SaverConfig, checkpoint_id
 from .saving import Committer, StagedFile
 
@@ -71,7 +74,6 @@ class SaveHandle:
 class _Layout(msgspec.Struct, frozen=True):
     flat: dict[str, Any]
     paths: dict[str, Any]
-    done: threading.Event
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -79,6 +81,8 @@ class _Job(msgspec.Struct, frozen=True):
     header: SaveHeader
     staged: StagedFile
     begun_s: float
+    to_memory: bool
+    to_disk: bool
 
 
 class Saver:
@@ -87,10 +91,14 @@ class Saver:
     The constructor is collective over the default process group (all ranks, same order).
     on_stage is called with "staged" on the caller's thread, then with "committed" or "failed" on
     the saving thread, so it must be thread-safe and quick; pass it on rank 0 only.
+    memory: how to use the memory tier; None does without. Its part of this rank is `memory`.
     """
 
     def __init__(
-        self, config: SaverConfig, on_stage: Callable[[CheckpointStage], None] | None = None
+        self,
+        config: SaverConfig,
+        on_stage: Callable[[CheckpointStage], None] | None = None,
+        memory: MemoryOrder | None = None,
     ) -> None:
         self._config = config
         self._on_stage = on_stage
@@ -99,8 +107,11 @@ class Saver:
             (Path(config.run_dir) / CHECKPOINTS_DIR).mkdir(parents=True, exist_ok=True)
         self._exchange = GlooExchange(config) if config.world_size > 1 else NoExchange()
         self._committer = Committer(config, self._exchange, describe_for_dcp)
-        self._image: Image | None = None
-        self._preparation: threading.Event | None = None
+        order = memory or MemoryOrder(ranks_per_node=1, since=0)
+        self.memory = MemoryTier(order, config, self._exchange) if memory is not None else None
+        self.cadence = Cadence(order.every_steps, order.cost_frac)
+        self._stage = Stage(config.rank, self.memory)
+        self._copied_step = 0
         self._last: SaveHandle | None = None
         self._callback_error: Exception | None = None
         self._jobs: SimpleQueue[_Job | _Layout | None] = SimpleQueue()
@@ -112,6 +123,12 @@ class Saver:
         """Whether a save is in flight on this rank (ranks may differ for a moment)."""
         return self._last is not None and not self._last.is_done()
 
+    @property
+    def memory_step(self) -> int | None:
+        """Newest step whose state this attempt has whole in memory, None before there is one."""
+        newest = self.memory.newest if self.memory is not None else None
+        return newest.step if newest is not None else None
+
     def prepare(self, state: dict[str, Any]) -> None:
         """Lay out the image of this rank's file on the saving thread, beside the first steps.
 
@@ -119,17 +136,45 @@ class Saver:
         save does this while the loop waits. Not collective.
         """
         flat, paths = flatten(state)
-        self._preparation = threading.Event()
-        self._jobs.put(_Layout(flat, paths, self._preparation))
+        self._stage.announce()
+        self._jobs.put(_Layout(flat, paths))
 
-    def save(self, state: dict[str, Any], header: SaveHeader, *, sync: bool = False) -> SaveHandle:
+    def memory_level(self, step: int, until_save_steps: int) -> int:
+        """Return what this rank can do for the memory tier after step: what all ranks agree on.
+
+        0: nothing; 1: its part of a save to disk can be copied to memory as well; 2: it is time for
+        a copy, and one would not wait. All ranks act on the lowest.
+        until_save_steps: as in Cadence.is_due.
+        """
+        if self.memory is None or self.memory.refusal or not self._stage.is_laid_out:
+            return 0
+        is_due = self.cadence.is_due(step - self._copied_step, until_save_steps)
+        return 2 if is_due and not self.is_busy else 1
+
+    def keep(self, state: dict[str, Any], header: SaveHeader) -> SaveHandle:
+        """Copy the state to the nodes' memory only, without waiting for the copies to end.
+
+        Every rank calls it at the steps for which all have memory_level 2. Its handle ends in
+        stage "kept" or "failed"; the outcome stands in memory.newest, and nothing is reported.
+        """
+        return self._begin(state, header, to_memory=True, to_disk=False)
+
+    def save(
+        self,
+        state: dict[str, Any],
+        header: SaveHeader,
+        *,
+        sync: bool = False,
+        to_memory: bool = False,
+    ) -> SaveHandle:
         """Copy the state to host memory, return, and write it on the saving thread.
 
         At most one save is in flight: a second request waits for the first to end (never skipped,
         so that ranks cannot disagree about which saves exist); that wait is in blocked_s. A step
         that is committed already is not saved again: its handle comes back. With sync, return only
         after the end. A save that fails (disk full, no permission) never raises: its stage is
-        "failed" with a code, what it wrote is removed, and training goes on.
+        "failed" with a code, what it wrote is removed, and training goes on. With to_memory, which
+        needs memory_level 1 on all ranks, the state is copied to the nodes' memory first.
 
         state: nested dicts and lists whose leaves are DTensors, tensors or plain values (None,
             bool, int, float, str, bytes). Plain tensors and values must be equal on all ranks that
@@ -137,32 +182,44 @@ class Saver:
         Raises: ConfigError[state-not-plain] for any other leaf; what on_stage raised on the saving
             thread.
         """
-        begun_s = time.monotonic()
         checkpoint = checkpoint_id(header.step, self._config.attempt)
         if self._last is not None:
             outcome = self._last.result()
             if self._last.checkpoint == checkpoint and outcome.stage == "committed":
                 return self._last
+        handle = self._begin(state, header, to_memory=to_memory, to_disk=True)
+        if sync:
+            begun_s = time.monotonic()
+            handle.result()
+            handle.blocked_s += time.monotonic() - begun_s
+        return handle
+
+    def _begin(
+        self, state: dict[str, Any], header: SaveHeader, *, to_memory: bool, to_disk: bool
+    ) -> SaveHandle:
+        begun_s = time.monotonic()
+        if self._last is not None:
+            self._last.result()
         if self._callback_error is not None:
             raise self._callback_error
-        staged = self._stage(state)
-        handle = SaveHandle(checkpoint)
+        staged = self._stage.stage(state)
+        handle = SaveHandle(checkpoint_id(header.step, self._config.attempt))
         handle.blocked_s = time.monotonic() - begun_s
         self._last = handle
-        self._report(
-            CheckpointStage(
-                checkpoint,
-                header.step,
-                "staged",
-                bytes=len(staged.data),
-                blocked_s=handle.blocked_s,
-                tags=header.tags,
+        if to_memory:
+            self._copied_step = header.step
+        if to_disk:
+            self._report(
+                CheckpointStage(
+                    handle.checkpoint,
+                    header.step,
+                    "staged",
+                    bytes=len(staged.data),
+                    blocked_s=handle.blocked_s,
+                    tags=header.tags,
+                )
             )
-        )
-        self._jobs.put(_Job(handle, header, staged, begun_s))
-        if sync:
-            handle.result()
-            handle.blocked_s = time.monotonic() - begun_s
+        self._jobs.put(_Job(handle, header, staged, begun_s, to_memory, to_disk))
         return handle
 
     def close(self, timeout_s: float = 30.0) -> None:
@@ -176,39 +233,35 @@ class Saver:
         if not self._thread.is_alive():
             self._exchange.close()
 
-    def _stage(self, state: dict[str, Any]) -> StagedFile:
-        if self._preparation is not None:
-            self._preparation.wait()
-        flat, paths = flatten(state)
-        image = self._image
-        if image is None or not image.is_for(flat) or not image.stage(flat):
-            self._image = None  # Its memory goes before the next one's comes.
-            image = Image(flat, paths, rank_file(self._config.rank))
-            image.stage(flat)
-            self._image = image
-        return StagedFile(image.part.file, image.view, image.part)
-
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             if isinstance(job, _Layout):
-                self._lay_out(job)
+                self._stage.lay_out(job.flat, job.paths)
                 continue
-            outcome = self._committer.run(job.header, job.staged, job.begun_s)
-            outcome = msgspec.structs.replace(outcome, blocked_s=job.handle.blocked_s)
+            stage = self._copy(job) if job.to_memory else "kept"
+            outcome = CheckpointStage(job.handle.checkpoint, job.header.step, stage)
+            if job.to_disk:
+                outcome = self._committer.run(job.header, job.staged, job.begun_s)
+                outcome = msgspec.structs.replace(outcome, blocked_s=job.handle.blocked_s)
             try:
-                self._report(outcome)
+                if job.to_disk:
+                    self._report(outcome)
             except Exception as error:  # Whatever the caller's callback raises is the caller's.
                 self._callback_error = error
             finally:
                 job.handle._end(outcome)
 
-    def _lay_out(self, layout: _Layout) -> None:
+    def _copy(self, job: _Job) -> str:
+        """Copy what is staged to memory, here and on the next node; return how that ended."""
+        begun_s, worked_s = time.monotonic(), time.thread_time()
         try:
-            self._image = Image(layout.flat, layout.paths, rank_file(self._config.rank))
-        except Exception:
-            self._image = None  # The first save meets the same error, where it can be answered.
-        finally:
-            layout.done.set()
+            is_kept = self._stage.keep_staged(job.header)
+        except Exception:  # The death of a peer has no type of its own in torch.
+            return "failed"
+        # On a CPU this thread takes its time from the training; beside a GPU it does not.
+        worked_s = time.thread_time() - worked_s if self._stage.is_on_cpu else 0.0
+        self.cadence.copy_done(job.handle.blocked_s + worked_s, time.monotonic() - begun_s)
+        return "kept" if is_kept else "failed"
 
     def _report(self, stage: CheckpointStage) -> None:
         if self._on_stage is not None:

@@ -13,7 +13,7 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,13 +48,25 @@ Frame = tuple[bytes, bytes]
 class Image:
     """The bytes of this rank's file, and a view into every tensor's hole."""
 
-    def __init__(self, flat: Mapping[str, Any], paths: dict[str, Any], name: str) -> None:
+    def __init__(
+        self,
+        flat: Mapping[str, Any],
+        paths: dict[str, Any],
+        name: str,
+        allocate: Callable[[int, RankPart], torch.Tensor] | None = None,
+    ) -> None:
+        """Lay the image out in the zeroed bytes (uint8) that allocate returns for its size."""
         self._layouts = {key: layout_of(leaf) for key, leaf in flat.items()}
         tensors, frames, end = _place_tensors(flat)
         values, end = _place_values(encode_values(flat), end)
+        self.part = RankPart(name, tensors, values, paths, _is_sufficient(flat, tensors))
         on_device = any(isinstance(t, torch.Tensor) and not t.is_cpu for t in flat.values())
-        buffer = torch.zeros(end, dtype=torch.uint8, pin_memory=on_device)
-        self.part = RankPart(name, tensors, values, paths)
+        if allocate is None:
+            buffer = torch.zeros(end, dtype=torch.uint8, pin_memory=on_device)
+        else:
+            buffer = allocate(end, self.part)
+            if on_device:
+                pin(buffer)
         self.view = buffer.numpy().data
         self._holes = [
             _hole(buffer, self.view, part, frame)
@@ -103,6 +115,21 @@ def _place_tensors(flat: Mapping[str, Any]) -> tuple[dict[str, TensorPart], list
         frames.append(known[kind])
         end = parts[key].item_offset + parts[key].item_bytes
     return parts, frames, end
+
+
+def _is_sufficient(flat: Mapping[str, Any], placed: Mapping[str, TensorPart]) -> bool:
+    boxes = Boxes()
+    return all(
+        key in placed or not math.prod(boxes.of(leaf)[1])
+        for key, leaf in flat.items()
+        if isinstance(leaf, torch.Tensor)
+    )
+
+
+def pin(buffer: torch.Tensor) -> None:
+    """Let a GPU copy straight into this memory; where that is refused, copies take longer."""
+    runtime: Any = torch.cuda.cudart()
+    runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)
 
 
 def _place_values(values: dict[str, bytes], end: int) -> tuple[dict[str, ValuePart], int]:

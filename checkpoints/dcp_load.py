@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from ..logbook.errors import ConfigError, IntegrityError, MidwatchError
 from .dcp_state import Boxes, dtype_name, dtype_of, flatten, local_part, rank_file
-from .index import Read, TensorEntry, plan_reads
+from .index import Index, Read, TensorEntry, ValuePart, plan_reads
 from .manifest import Manifest, SaveHeader
 from .source import FolderSource, Opener, Repaired, Source
 
@@ -48,6 +48,53 @@ class LoadReport(msgspec.Struct, frozen=True):
         return self.manifest.header if self.manifest else None
 
 
+class _Plan:
+    """What of a checkpoint's files goes where in a state; reads nothing yet.
+
+    files: numbers of the files needed. own: the reading rank's, -1 when it has none.
+    """
+
+    def __init__(self, name: str, index: Index, state: dict[str, Any], rank: int) -> None:
+        self._name = name
+        self._index = index
+        self.own = index.file_number(rank_file(rank))
+        self.copies: list[tuple[torch.Tensor, str, Read]] = []
+        self.values: list[tuple[str, Any, int, ValuePart]] = []
+        flat, paths = flatten(state)
+        boxes = Boxes()
+        for key, leaf in flat.items():
+            if isinstance(leaf, torch.Tensor):
+                self._plan_tensor(key, leaf, boxes)
+            else:
+                entry = index.values.get(key)
+                if entry is None:
+                    raise _mismatch(name, key, "is not in it")
+                self.values.append((key, paths[key], *entry.nearest(self.own)))
+        read = [read.piece.file for _, _, read in self.copies]
+        self.files = sorted({*read, *(number for _, _, number, _ in self.values)})
+
+    def _plan_tensor(self, key: str, leaf: torch.Tensor, boxes: Boxes) -> None:
+        entry = self._index.tensors.get(key)
+        if entry is None:
+            if not math.prod(boxes.of(leaf)[1]):
+                return  # A part of nothing is of no file.
+            raise _mismatch(self._name, key, "is not in it")
+        _check_alike(self._name, key, entry, leaf)
+        reads = plan_reads(key, entry, boxes.of(leaf), self.own)
+        local = local_part(leaf) if reads else leaf
+        for read in reads:
+            target = _narrowed(local, read.target_start, read.shape)
+            self.copies.append((target, entry.dtype, read))
+
+
+def files_needed(name: str, index: Index, state: dict[str, Any], rank: int) -> list[str]:
+    """Return the files of a checkpoint that a rank must read to fill a state.
+
+    Raises: ConfigError[state-mismatch]; IntegrityError[shard-missing].
+    """
+    return [index.files[number] for number in _Plan(name, index, state, rank).files]
+
+
 class _Loading:
     """One rank's load in two halves: read and verify everything, then copy.
 
@@ -58,45 +105,17 @@ class _Loading:
         self.source = source
         self.manifest = source.manifest
         self._state = state
-        self._index = source.index
-        self._own = self._index.file_number(rank_file(rank))
-        self._copies: list[tuple[torch.Tensor, str, Read]] = []
-        self._values: list[tuple[Any, Any]] = []
-        self._files: dict[int, memoryview] = {}
-        flat, paths = flatten(state)
-        boxes = Boxes()
-        for key, leaf in flat.items():
-            if isinstance(leaf, torch.Tensor):
-                self._plan_tensor(key, leaf, boxes)
-            else:
-                self._values.append((paths[key], self._value(key)))
+        self._plan = _Plan(self.manifest.id, source.index, state, rank)
+        self._files = {
+            number: source.read(source.index.files[number]) for number in self._plan.files
+        }
+        self._values = [
+            (path, self._value(key, number, part)) for key, path, number, part in self._plan.values
+        ]
         self.read_bytes = sum(len(data) for data in self._files.values())
 
-    def _file(self, number: int) -> memoryview:
-        if number not in self._files:
-            self._files[number] = self.source.read(self._index.files[number])
-        return self._files[number]
-
-    def _plan_tensor(self, key: str, leaf: torch.Tensor, boxes: Boxes) -> None:
-        entry = self._index.tensors.get(key)
-        if entry is None:
-            raise _mismatch(self.manifest.id, key, "is not in it")
-        _check_alike(self.manifest.id, key, entry, leaf)
-        box = boxes.of(leaf)
-        reads = plan_reads(key, entry, box, self._own)
-        local = local_part(leaf) if reads else leaf
-        for read in reads:
-            self._file(read.piece.file)
-            self._copies.append(
-                (_narrowed(local, read.target_start, read.shape), entry.dtype, read)
-            )
-
-    def _value(self, key: str) -> Any:
-        entry = self._index.values.get(key)
-        if entry is None:
-            raise _mismatch(self.manifest.id, key, "is not in it")
-        number, part = entry.nearest(self._own)
-        content = self._file(number)[part.offset : part.offset + part.bytes]
+    def _value(self, key: str, number: int, part: ValuePart) -> Any:
+        content = self._files[number][part.offset : part.offset + part.bytes]
         try:
             return torch.load(io.BytesIO(content), weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -109,9 +128,9 @@ class _Loading:
     def copy(self) -> None:
         """Write the verified bytes into the state."""
         with torch.no_grad():
-            sources = [self._source(dtype, read) for _, dtype, read in self._copies]
+            sources = [self._source(dtype, read) for _, dtype, read in self._plan.copies]
             if sources:
-                torch._foreach_copy_([target for target, _, _ in self._copies], sources)
+                torch._foreach_copy_([target for target, _, _ in self._plan.copies], sources)
         for path, value in self._values:
             container: Any = self._state
             for name in path[:-1]:

@@ -44,12 +44,16 @@ class ValuePart(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RankPart(msgspec.Struct, frozen=True, array_like=True):
-    """Everything in one rank's file. paths: where each key stands in the nested state."""
+    """Everything in one rank's file. paths: where each key stands in the nested state.
+
+    is_sufficient: it holds all of every tensor that the rank holds, replicas included.
+    """
 
     file: str
     tensors: dict[str, TensorPart]
     values: dict[str, ValuePart]
     paths: dict[str, Path]
+    is_sufficient: bool = False
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
@@ -115,9 +119,10 @@ class Read(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
 
 
-def merge_parts(parts: Sequence[RankPart]) -> Index:
+def merge_parts(parts: Sequence[RankPart], *, is_whole: bool = True) -> Index:
     """Return the index of a checkpoint from the parts of all ranks, in rank order.
 
+    is_whole: False takes parts of some ranks, and describes what they hold.
     Raises: ConfigError[state-differs] when ranks disagree about a tensor,
         ConfigError[state-incomplete] when the pieces do not fill it.
     """
@@ -142,8 +147,9 @@ def merge_parts(parts: Sequence[RankPart]) -> Index:
     entries = {
         key: TensorEntry(head.dtype, head.shape, tuple(pieces[key])) for key, head in heads.items()
     }
-    for key, entry in entries.items():
-        _check_filled(key, entry)
+    if is_whole:
+        for key, entry in entries.items():
+            _check_filled(key, entry)
     return Index(
         files=tuple(part.file for part in parts),
         tensors=entries,

@@ -128,6 +128,7 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
         resumed_step=e.step,
         resumed_from=e.checkpoint,
         load_s=e.load_s,
+        tier=e.tier,
         passed_over=e.passed_over,
     )
     samples = tuple(sample for sample in state.samples if sample.step <= e.step)

@@ -101,6 +101,7 @@ def _start_attempt(
         hyper=plan.hyper,
         restarts_s=restarts[-MAX_REMEMBERED_RESTARTS:],
         checkpoints=checkpoints,
+        memory_since=plan.attempt if plan.memory_since is None else plan.memory_since,
     )
     state = _linked_to_incidents(state, plan.attempt)
     if action.rollback_onset is None:

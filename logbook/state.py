@@ -91,6 +91,7 @@ class AttemptState(msgspec.Struct, frozen=True):
     resumed_step: int = 0
     resumed_from: str = ""
     load_s: float = 0.0
+    tier: str = ""
     passed_over: tuple[tuple[str, str], ...] = ()
     first_step_s: float | None = None
     num_steps: int = 0
@@ -217,6 +218,7 @@ class RunState(msgspec.Struct, frozen=True):
         step was left behind.
     detectors: modes of detectors that people have switched, by name.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
+    memory_since: what earlier attempts kept in the nodes' memory was dropped.
     """
 
     run: str = ""
@@ -245,6 +247,7 @@ class RunState(msgspec.Struct, frozen=True):
     checkpoints: dict[str, CheckpointState] = {}
     trending: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
+    memory_since: int = 0
     lineage: tuple[tuple[int, int], ...] = ()
     incidents: dict[str, Incident] = {}
     open_incidents: tuple[str, ...] = ()

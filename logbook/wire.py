@@ -59,6 +59,31 @@ class Hyper(msgspec.Struct, frozen=True):
     loss_scale: float | None = None
 
 
+SLOTS_PER_RANK = 4
+"""Buffers that an agent keeps for each local rank: two of its own state, two of a neighbour's."""
+
+
+class MemoryOrder(msgspec.Struct, frozen=True):
+    """How a rank uses the memory tier, whose buffers (memfds) its node's agent keeps.
+
+    ranks_per_node: a rank's state is copied to the rank so many further on, which lives on the
+        next node.
+    since:       a state in memory that was saved by this attempt or a later one may be loaded.
+    every_steps: steps between two copies; None: as often as cost_frac of the training time allows.
+    rank_bytes_max: most that the buffers of one local rank may take together; filled in by the
+        agent, which knows its node.
+    fds: all buffers of the node, SLOTS_PER_RANK for each local rank in turn; filled in by the
+        child.
+    """
+
+    ranks_per_node: int
+    since: int
+    every_steps: int | None = None
+    cost_frac: float = 0.01
+    rank_bytes_max: int = 0
+    fds: tuple[int, ...] = ()
+
+
 class WorkerStart(msgspec.Struct, frozen=True):
     """Everything a worker process needs to begin; sent once, before its first instruction.
 
@@ -69,6 +94,7 @@ class WorkerStart(msgspec.Struct, frozen=True):
     trainer: the trainer's own configuration, as plain data; the agent does not read it.
     until_step: train until this many steps are completed; None leaves it to the configuration.
     first_command: commands with a lower seq are already folded into hyper and must be ignored.
+    memory: None keeps nothing in memory and loads nothing from there.
     """
 
     run: str
@@ -90,6 +116,7 @@ class WorkerStart(msgspec.Struct, frozen=True):
     report_fd: int | None = None
     command_fd: int | None = None
     progress_fd: int | None = None
+    memory: MemoryOrder | None = None
 
 
 # --- worker -> agent ----------------------------------------------------------------------------
@@ -121,7 +148,7 @@ class StepSample(msgspec.Struct, frozen=True, tag="step"):
     activation_norm L2 of the final layer's output, mean over tokens; *_s seconds.
     skipped: the optimizer step was skipped on all ranks because found_inf was set on at least one.
     data_step: the sampler position that this step consumed.
-    memory_step: newest step of this attempt whose whole state is in the nodes' memory, None before
+    memory_step: newest step whose whole state is known to be in the nodes' memory, None before
         there is one.
     """
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.dcp import Saver, load_first
-from ..checkpoints.manifest import SaveHeader
+from ..checkpoints.dcp_memory import MemorySource
+from ..checkpoints.manifest import SaveHeader, parse_checkpoint_id
 from ..checkpoints.source import in_run_folder
 from ..logbook.errors import Fatal
 from ..logbook.wire import (
@@ -42,6 +43,9 @@ from .flops import model_flops_per_token
 from .mesh import coordinates
 from .report import Report
 from .step import Ballot, StepOutcome, TrainStep
+
+COPY_NOW = 2
+"""The memory level at which all ranks copy their states to memory; see Saver.memory_level."""
 
 
 class Progress:
@@ -83,38 +87,54 @@ class Position:
 def resume(
     parts: Parts, run_dir: Path, candidates: tuple[str, ...], hyper: Hyper | None
 ) -> Position:
-    """Load the first candidate all ranks can verify, report it, and return where to go on.
+    """Load the newest state in memory, or else the first candidate all ranks can verify.
+
+    Reports what was loaded, and returns where to go on.
 
     hyper None takes over the changes stored with the checkpoint; otherwise those given win, since
     they are newer than any checkpoint. No candidates is a fresh start.
 
     Raises: IntegrityError when there are candidates and none can be loaded.
     """
-    step = 0
-    resumed = Resumed(parts.rank, 0, "")
-    if candidates:
-        parts.progress.note(Phase.LOADING)
-        state = parts.train_step.state_dict()
-        loaded = load_first(in_run_folder(run_dir, candidates), state, rank=parts.rank)
-        assert loaded.header is not None
-        step = loaded.header.step
+    memory = parts.saver.memory
+    if memory is None and not candidates:
+        parts.report.send(Resumed(parts.rank, 0, ""))
+        return Position(0, hyper or Hyper())
+    parts.progress.note(Phase.LOADING)
+    state = parts.train_step.state_dict()
+    offered = list(in_run_folder(run_dir, candidates))
+    passed_over: tuple[tuple[str, str], ...] = ()
+    if memory is not None:
+        found = memory.find(state, _newest_step(candidates))
+        if isinstance(found, MemorySource):
+            offered.insert(0, (found.manifest.id, found.opened))
+        elif found:
+            passed_over = (("memory", found),)
+    loaded = load_first(offered, state, rank=parts.rank)
+    header = loaded.header
+    if header is not None:
         if hyper is None:
             # A reset of the scaler was meant for the moment it was ordered, not for every resume.
-            hyper = msgspec.structs.replace(loaded.header.hyper, loss_scale=None)
+            hyper = msgspec.structs.replace(header.hyper, loss_scale=None)
         parts.train_step.set_hyper(hyper)
         parts.train_step.load_state_dict(state)
-        resumed = Resumed(
-            rank=parts.rank,
-            step=step,
-            checkpoint=loaded.checkpoint,
-            load_s=loaded.load_s,
-            passed_over=loaded.passed_over,
-            tier=loaded.tier,
-            repaired=loaded.repaired,
-        )
-    parts.progress.step = step
+        parts.progress.step = header.step
+    resumed = Resumed(
+        rank=parts.rank,
+        step=parts.progress.step,
+        checkpoint=loaded.checkpoint,
+        load_s=loaded.load_s,
+        passed_over=(*passed_over, *loaded.passed_over),
+        tier=loaded.tier,
+        repaired=loaded.repaired,
+    )
     parts.report.send(resumed)
-    return Position(step, hyper or Hyper())
+    return Position(parts.progress.step, hyper or Hyper())
+
+
+def _newest_step(candidates: tuple[str, ...]) -> int:
+    steps = [parsed[0] for name in candidates if (parsed := parse_checkpoint_id(name)) is not None]
+    return max(steps, default=0)
 
 
 class Loop:
@@ -138,11 +158,16 @@ class Loop:
                 self._parts.saver.prepare(self._parts.train_step.state_dict())
             wants_save, is_stopped = self._apply_commands(outcome.agreed_command_seq)
             is_last = is_stopped or self._step == last_step
-            is_due = self._step % self._parts.config.checkpoint.interval_steps == 0
-            if wants_save or is_last or is_due:
+            if wants_save or is_last or self._until_save(self._step) == 0:
                 self._save(outcome, is_last=is_last)
+            elif outcome.agreed_memory_level == COPY_NOW:
+                self._copy_to_memory(outcome)
         self._parts.progress.note(Phase.DONE)
         return Finished(self._parts.rank, self._step, is_stopped)
+
+    def _until_save(self, step: int) -> int:
+        """Return how many steps lie between the end of a step and the next save to disk."""
+        return -step % self._parts.config.checkpoint.interval_steps
 
     def _train_one(self) -> StepOutcome:
         parts = self._parts
@@ -151,9 +176,11 @@ class Loop:
         data_step = data_step_for(self._step, self._hyper.skipped)
         batches = self._batches(data_step)
         data_s = time.perf_counter() - began_s
-        ballot = Ballot(highest_command_seq=parts.mailbox.highest())
+        level = parts.saver.memory_level(self._step + 1, self._until_save(self._step + 1))
+        ballot = Ballot(parts.mailbox.highest(), level)
         outcome = parts.train_step.run(self._step + 1, batches, ballot)
         step_s = time.perf_counter() - began_s
+        parts.saver.cadence.step_done(step_s)
         self._step = parts.progress.step = outcome.step
         parts.progress.note(Phase.TRAINING)
         self._report(outcome, data_step, data_s, step_s)
@@ -213,10 +240,13 @@ class Loop:
         )
         return effect
 
-    def _save(self, outcome: StepOutcome, *, is_last: bool) -> None:
-        parts = self._parts
-        parts.progress.note(Phase.SAVING)
-        header = SaveHeader(
+    def _copy_to_memory(self, outcome: StepOutcome) -> None:
+        self._parts.progress.note(Phase.SAVING)
+        self._parts.saver.keep(self._parts.train_step.state_dict(), self._header(outcome))
+        self._parts.progress.note(Phase.TRAINING)
+
+    def _header(self, outcome: StepOutcome) -> SaveHeader:
+        return SaveHeader(
             step=self._step,
             data_step=data_step_for(self._step, self._hyper.skipped),
             hyper=self._hyper,
@@ -227,10 +257,20 @@ class Loop:
                 loss_scale=outcome.loss_scale,
                 lr=outcome.lr,
             ),
-            rng=f"counter-based, seed {parts.config.seed}",
+            rng=f"counter-based, seed {self._parts.config.seed}",
         )
+
+    def _save(self, outcome: StepOutcome, *, is_last: bool) -> None:
+        parts = self._parts
+        parts.progress.note(Phase.SAVING)
         is_sync = is_last or not parts.config.checkpoint.async_save
-        handle = parts.saver.save(parts.train_step.state_dict(), header, sync=is_sync)
+        handle = parts.saver.save(
+            parts.train_step.state_dict(),
+            self._header(outcome),
+            sync=is_sync,
+            # The last state is needed by nobody who would miss a second of its save.
+            to_memory=outcome.agreed_memory_level > 0 and not is_last,
+        )
         parts.progress.note(Phase.TRAINING)
         if is_last and handle.result().stage != "committed":
             # A run may go on without a save, but it may not end without one.
@@ -258,4 +298,5 @@ def _step_sample(outcome: StepOutcome, parts: Parts, data_step: int, step_s: flo
         step_s=step_s,
         tokens_per_s=outcome.tokens / step_s,
         model_tflops_per_device=flops / step_s / parts.mesh.world_size / 1e12,
+        memory_step=parts.saver.memory_step,
     )

@@ -12,9 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ballot:
-    """What a rank brings to the agreement besides its gradients."""
+    """What a rank brings to the agreement besides its gradients.
+
+    memory_level: as Saver.memory_level says of the end of this step.
+    """
 
     highest_command_seq: int = 0
+    memory_level: int = 0
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class StepOutcome:
     activation_norm: L2 of the final layer's output, mean over tokens.
     loss_scale: the one used in this step; None outside fp16.
     agreed_command_seq: highest command seq that every rank has received.
+    agreed_memory_level: lowest memory_level of all ranks.
     forward_s, backward_s: without comm_s on CPU; on GPUs they contain the collectives that FSDP and
     tensor parallelism overlap with computation, and comm_s is the wait in the agreement alone.
     """
@@ -40,6 +45,7 @@ class StepOutcome:
     lr: float
     tokens: int
     agreed_command_seq: int
+    agreed_memory_level: int
     local_loss: float
     local_grad_norm: float
     local_found_inf: bool
@@ -72,6 +78,7 @@ class Vote(NamedTuple):
     split_squares: float
     alike_squares: float
     command_seq: float
+    memory_level: float
 
     @property
     def is_sound(self) -> bool:
@@ -88,6 +95,7 @@ class Agreement:
     grad_norm: float
     found_inf: bool
     command_seq: int
+    memory_level: int
     local_loss: float
     local_grad_norm: float
     local_found_inf: bool
@@ -111,6 +119,7 @@ def conclude(
         grad_norm=math.sqrt(squares) * unscale,
         found_inf=not all(v.is_sound for v in votes),
         command_seq=int(min(v.command_seq for v in votes)),
+        memory_level=int(min(v.memory_level for v in votes)),
         local_loss=mine.loss_sum / rank_tokens,
         local_grad_norm=math.sqrt(mine.split_squares + mine.alike_squares) * unscale,
         local_found_inf=not mine.is_sound,

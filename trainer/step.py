@@ -121,6 +121,7 @@ class TrainStep:
             lr=self._lr_at(step),
             tokens=self._rank_tokens * self.mesh.dp_shard,
             agreed_command_seq=agreed.command_seq,
+            agreed_memory_level=agreed.memory_level,
             local_loss=agreed.local_loss,
             local_grad_norm=agreed.local_grad_norm,
             local_found_inf=agreed.local_found_inf,
@@ -168,7 +169,9 @@ class TrainStep:
             [
                 torch.stack([mine.loss_sum, mine.activation_norm_sum]).double(),
                 mine.squares,
-                torch.tensor([ballot.highest_command_seq], dtype=torch.float64).to(self.device),
+                torch.tensor(
+                    [ballot.highest_command_seq, ballot.memory_level], dtype=torch.float64
+                ).to(self.device),
             ]
         )
         votes = vote.new_zeros(self.mesh.world_size * vote.numel())

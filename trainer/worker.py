@@ -135,7 +135,8 @@ def _train(
     join(start, store or connect_store(meeting_of(start)), device)
     progress.note(Phase.BUILDING)
     train_step = TrainStep(config, start.mesh, start.hyper, device, progress.note)
-    saver = Saver(_saver_config(start, config), report.send if start.rank == 0 else None)
+    on_stage = report.send if start.rank == 0 else None
+    saver = Saver(_saver_config(start, config), on_stage, start.memory)
     parts = Parts(
         rank=start.rank,
         mesh=start.mesh,

@@ -139,13 +139,16 @@ def _answer_stack_requests(stack_path: str) -> None:
 
 def _worker_start(order: Spawn, fds: list[int]) -> WorkerStart:
     start = msgspec.msgpack.decode(order.start, type=WorkerStart)
-    report_fd, command_fd, progress_fd = fds[:3]
+    report_fd, command_fd, progress_fd, *others = fds
+    listen_fd = others.pop(0) if order.has_listener else None
+    memory = start.memory
     return msgspec.structs.replace(
         start,
         report_fd=report_fd,
         command_fd=command_fd,
         progress_fd=progress_fd,
-        listen_fd=fds[3] if order.has_listener else None,
+        listen_fd=listen_fd,
+        memory=memory and msgspec.structs.replace(memory, fds=tuple(others)),
     )
 
 

@@ -15,13 +15,14 @@ import msgspec
 
 PACKET_BYTES_MAX = 1 << 17
 TEXT_BYTES_MAX = 1 << 15
-FDS_MAX = 8
+# Of one order: those of the worker itself, and every memory-tier buffer of a node of 16 ranks.
+FDS_MAX = 8 + 16 * 4
 
 
 class Spawn(msgspec.Struct, frozen=True):
     """Fork one worker. With it come descriptors in this order: the encoded Spawn itself, report
-    pipe (write end), command pipe (read end), progress page and, if has_listener, the rendezvous
-    socket.
+    pipe (write end), command pipe (read end), progress page, if has_listener the rendezvous
+    socket, and the buffers of the memory tier.
 
     start: encoded WorkerStart. env: added to the environment the forkserver was started with.
     """

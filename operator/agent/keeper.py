@@ -19,6 +19,7 @@ from .forkwire import Born, Gone, SpawnFailed
 from .local_attempt import Desk, LocalAttempt
 from .logs import cut_log
 from .loop import EventLoop, Timer
+from .node_memory import NodeMemory, available_bytes
 from .outbox import Outbox
 from .plan import AgentConfig, LocalPlan, check_plan
 from .process import signal_group
@@ -41,7 +42,8 @@ class Keeper:
         self._outbox = outbox
         self._forkserver = Forkserver(loop, config, self)
         self._batch = MessageBatch(outbox)
-        self._desk = Desk(config, loop, self._forkserver, rendezvous, outbox, self._batch)
+        memory = NodeMemory(int(config.memory_frac * available_bytes()))
+        self._desk = Desk(config, loop, self._forkserver, rendezvous, outbox, self._batch, memory)
         self._watch: HangWatch | None = None
         self._dying: dict[int, LocalAttempt] = {}
         self._pending: LocalPlan | None = None
@@ -207,6 +209,7 @@ class Keeper:
         self._batch.flush()
         self._forkserver.close()
         self._desk.rendezvous.close()
+        self._desk.memory.drop()
         self._loop.end()
 
     # --- from the forkserver ---

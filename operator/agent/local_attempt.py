@@ -19,6 +19,7 @@ from .forkwire import Born, Gone, Spawn, SpawnFailed
 from .local_worker import LocalWorker, open_worker
 from .logs import log_path, log_tail, prune_logs, stack_path
 from .loop import READ, WRITE, EventLoop, Timer
+from .node_memory import NodeMemory
 from .outbox import Outbox
 from .plan import AgentConfig, LocalPlan
 from .process import process_facts, process_state, signal_group
@@ -43,6 +44,7 @@ class Desk:
     rendezvous: Rendezvous
     outbox: Outbox
     batch: MessageBatch
+    memory: NodeMemory
 
 
 class LocalAttempt:
@@ -77,6 +79,8 @@ class LocalAttempt:
 
     def spawn(self) -> None:
         """Order every worker of the plan. A failure is reported, and ends what was begun."""
+        if not self.plan.keeps_memory:
+            self._desk.memory.drop()
         try:
             self._prepare_folder()
             for start in self.plan.workers:
@@ -112,6 +116,7 @@ class LocalAttempt:
         )
         self._workers[rank] = worker
         try:
+            start, ends.buffers = self._desk.memory.order(start, len(self.plan.workers))
             if rank == 0:
                 ends.listener = self._desk.rendezvous.take(start.rendezvous_port)
             order = Spawn(

@@ -32,13 +32,18 @@ _BACKLOG_BYTES_MAX = 1 << 20
 
 @dataclass
 class ChildEnds:
-    """Descriptors for the child, in the order in which it expects them; closed once sent."""
+    """Descriptors for the child, in the order in which it expects them; closed once sent.
+
+    buffers: those of the memory tier, which stay open here.
+    """
 
     fds: tuple[int, ...]
     listener: socket.socket | None = None
+    buffers: tuple[int, ...] = ()
 
     def all_fds(self) -> tuple[int, ...]:
-        return self.fds if self.listener is None else (*self.fds, self.listener.fileno())
+        listener = () if self.listener is None else (self.listener.fileno(),)
+        return (*self.fds, *listener, *self.buffers)
 
     def close(self) -> None:
         for fd in self.fds:

@@ -36,6 +36,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     *_deadline_s: after how long a start or a kill counts as failed.
     log_bytes_max: a worker log that grows past it loses its older part.
     retain_bytes_max: reports kept for a controller that is away.
+    memory_frac: share of the memory free at the agent's start that the memory tier may take.
     """
 
     node: str
@@ -54,6 +55,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     kill_deadline_s: float = 10.0
     log_bytes_max: int = 64 << 20
     retain_bytes_max: int = 32 << 20
+    memory_frac: float = 0.0
 
 
 class LocalPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,7 @@ class LocalPlan(msgspec.Struct, frozen=True, kw_only=True):
     log_dir:     where the workers' standard output and error go; created when missing. Local disk:
                  a network file system that hangs would hang the agent with it.
     env, rank_env: environment of all workers, and additions for single ranks.
+    keeps_memory: whether states in the node's memory may be resumed from; False drops them.
     """
 
     attempt: int
@@ -74,6 +77,7 @@ class LocalPlan(msgspec.Struct, frozen=True, kw_only=True):
     log_dir: str
     env: dict[str, str] = {}
     rank_env: dict[int, dict[str, str]] = {}
+    keeps_memory: bool = False
 
 
 def check_plan(plan: LocalPlan) -> None:

@@ -12,6 +12,7 @@ from ...logbook.state import TREND_STEPS, Incident, RunState
 from ..spec import RunSpec
 
 MAX_CANDIDATES = 8
+MAX_BARREN_FROM_MEMORY = 2
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -30,9 +31,28 @@ def resume_point(state: RunState, spec: RunSpec) -> Resume:
     """
     for name in reversed(state.open_incidents):
         known = state.incidents[name]
-        if known.draft.is_numeric and known.recovered_s is None and not known.is_watched:
+        if _must_go_back(known):
             return _planned(state, known) or _last_good(state, spec, known)
     return _as_resume(state, newest_usable(_candidates(state)))
+
+
+def memory_since(state: RunState, spec: RunSpec) -> int | None:
+    """Return since which attempt states kept in memory are good to resume from; None: none is.
+
+    After two attempts in a row that completed no step the state itself is suspect, and a copy on
+    disk, which is older, is the better bet.
+    """
+    attempt = state.attempt
+    barren = state.barren_attempts + (attempt is not None and attempt.num_steps == 0)
+    if spec.checkpoints.memory.mode == "off" or barren >= MAX_BARREN_FROM_MEMORY:
+        return None
+    if any(_must_go_back(state.incidents[name]) for name in state.open_incidents):
+        return None
+    return state.memory_since
+
+
+def _must_go_back(known: Incident) -> bool:
+    return known.draft.is_numeric and known.recovered_s is None and not known.is_watched
 
 
 def last_good_checkpoint(

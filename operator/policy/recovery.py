@@ -14,7 +14,7 @@ from ...logbook.plan import AttemptPlan
 from ...logbook.state import AttemptState, RunState
 from ..spec import RunSpec
 from .budget import spent_budget
-from .candidates import nothing_to_resume, resume_point
+from .candidates import memory_since, nothing_to_resume, resume_point
 from .context import About, Pairs, make_decision, next_incident_id
 from .diagnosis import Diagnosis, diagnose, diagnose_numbers
 from .placement import plan_placement
@@ -138,8 +138,12 @@ def _restart(
         resume_step=choice.resume_step,
         hyper=state.hyper,
         first_command=state.next_command,
+        memory_since=memory_since(state, spec),
     )
     source = choice.candidates[0] if choice.candidates else "the beginning (no checkpoint yet)"
+    in_memory = state.last.memory_step if state.last is not None else None
+    if plan.memory_since is not None and in_memory is not None:
+        source = f"memory, whole to step {in_memory} when last heard of, or else {source}"
     return make_decision(
         state,
         StartAttempt(plan),

@@ -27,7 +27,7 @@ from ...health.nodes.liveness import HangLimits
 from ...logbook.events import CheckpointCommitted
 from ...logbook.plan import AttemptPlan
 from ...logbook.state import RunState
-from ...logbook.wire import Command, Mesh, WorkerStart
+from ...logbook.wire import Command, MemoryOrder, Mesh, WorkerStart
 from ..agent.plan import AgentConfig, LocalPlan, Preload
 from ..agent.probing import ProbeConfig
 from ..agent.reports import AgentReport, is_routine
@@ -124,6 +124,7 @@ class RayCluster:
                 workers=tuple(starts.get(node, ())),
                 entry_point=self._spec.entry_points.worker,
                 log_dir=str(Path(self._settings.run_dir) / "logs" / f"attempt-{plan.attempt}"),
+                keeps_memory=plan.memory_since is not None,
             )
             agent.start.remote(_encode(local))
 
@@ -305,6 +306,7 @@ def agent_config(spec: RunSpec, settings: ClusterSettings, node: str) -> AgentCo
     """Return the settings of one node's agent."""
     limits = spec.restart
     threads = str(spec.trainer.get("threads", 1))
+    num_sharing = spec.num_nodes + spec.nodes.spares if settings.bundles is None else 1
     return AgentConfig(
         node=node,
         work_dir=str(Path(settings.run_dir) / "agents" / node),
@@ -318,8 +320,9 @@ def agent_config(spec: RunSpec, settings: ClusterSettings, node: str) -> AgentCo
             gpus=spec.nodes.watch_gpus,
             kernel_log=spec.nodes.kernel_log,
             env={**spec.env, "MIDWATCH_NODE": node},
-            is_shared_machine=settings.bundles is None and spec.num_nodes + spec.nodes.spares > 1,
+            is_shared_machine=num_sharing > 1,
         ),
+        memory_frac=spec.checkpoints.memory.host_frac / num_sharing,
     )
 
 
@@ -328,6 +331,7 @@ def worker_starts(
 ) -> dict[str, list[WorkerStart]]:
     """Return the start orders of an attempt by node."""
     mesh = Mesh(plan.mesh.dp_shard, plan.mesh.tp)
+    memory = memory_order(spec, plan)
     return {
         place.node: [
             WorkerStart(
@@ -345,11 +349,26 @@ def worker_starts(
                 hyper=plan.hyper,
                 checkpoints=plan.checkpoints,
                 first_command=plan.first_command,
+                memory=memory,
             )
             for local_rank in range(place.num_ranks)
         ]
         for place in plan.placements
     }
+
+
+def memory_order(spec: RunSpec, plan: AttemptPlan) -> MemoryOrder | None:
+    """Return how the ranks of an attempt use the memory tier, None when the run does without."""
+    memory = spec.checkpoints.memory
+    if memory.mode == "off":
+        return None
+    return MemoryOrder(
+        ranks_per_node=spec.nodes.ranks_per_node,
+        # What a rollback left behind was dropped by the agents; this is the second lock.
+        since=plan.attempt if plan.memory_since is None else plan.memory_since,
+        every_steps=memory.every_steps,
+        cost_frac=memory.cost_frac,
+    )
 
 
 def _on_result(

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from midwatch.trainer.outcome import Agreement, Vote, conclude
 
 SOUND = Vote(
-    loss_sum=8.0, activation_norm_sum=4.0, split_squares=3.0, alike_squares=6.0, command_seq=5
+    loss_sum=8.0,
+    activation_norm_sum=4.0,
+    split_squares=3.0,
+    alike_squares=6.0,
+    command_seq=5,
+    memory_level=1,
 )
 
 
@@ -45,7 +50,7 @@ def test_one_unsound_value_anywhere_is_found(column: str, bad: float) -> None:
 
 
 numbers = st.floats(allow_nan=True, allow_infinity=True, min_value=None).map(abs)
-votes = st.builds(Vote, numbers, numbers, numbers, numbers, st.integers(0, 1000))
+votes = st.builds(Vote, numbers, numbers, numbers, numbers, st.integers(0, 1000), st.integers(0, 2))
 
 
 @given(st.lists(votes, min_size=4, max_size=4))
