@@ -18,12 +18,12 @@ from typing import Any
 
 import msgspec
 
-from ..logbook.wire import CheckpointStage, MemoryOrder
+from ..logbook.wire import CheckpointStage, MemoryOrder, StepSample
 from .cadence import Cadence
 from .dcp_exchange import GlooExchange, NoExchange
 from .dcp_image import describe_for_dcp
 from .dcp_load import LoadReport, load, load_first
-from .dcp_memory import MemoryTier
+from .dcp_memory import Kept, MemoryTier
 from .dcp_stage import Stage
 from .dcp_state import flatten
 from .manifest import CHECKPOINTS_DIR, Fingerprint, SaveHeader, SaverConfig, checkpoint_id
@@ -81,7 +81,7 @@ class _Job(msgspec.Struct, frozen=True):
     header: SaveHeader
     staged: StagedFile
     begun_s: float
-    to_memory: bool
+    recent: tuple[StepSample, ...] | None
     to_disk: bool
 
 
@@ -151,13 +151,16 @@ class Saver:
         is_due = self.cadence.is_due(step - self._copied_step, until_save_steps)
         return 2 if is_due and not self.is_busy else 1
 
-    def keep(self, state: dict[str, Any], header: SaveHeader) -> SaveHandle:
+    def keep(
+        self, state: dict[str, Any], header: SaveHeader, recent: tuple[StepSample, ...] = ()
+    ) -> SaveHandle:
         """Copy the state to the nodes' memory only, without waiting for the copies to end.
 
         Every rank calls it at the steps for which all have memory_level 2. Its handle ends in
         stage "kept" or "failed"; the outcome stands in memory.newest, and nothing is reported.
+        recent: samples of the last steps, on the rank that reports them.
         """
-        return self._begin(state, header, to_memory=True, to_disk=False)
+        return self._begin(state, header, recent, to_disk=False)
 
     def save(
         self,
@@ -165,7 +168,7 @@ class Saver:
         header: SaveHeader,
         *,
         sync: bool = False,
-        to_memory: bool = False,
+        recent: tuple[StepSample, ...] | None = None,
     ) -> SaveHandle:
         """Copy the state to host memory, return, and write it on the saving thread.
 
@@ -173,8 +176,8 @@ class Saver:
         so that ranks cannot disagree about which saves exist); that wait is in blocked_s. A step
         that is committed already is not saved again: its handle comes back. With sync, return only
         after the end. A save that fails (disk full, no permission) never raises: its stage is
-        "failed" with a code, what it wrote is removed, and training goes on. With to_memory, which
-        needs memory_level 1 on all ranks, the state is copied to the nodes' memory first.
+        "failed" with a code, what it wrote is removed, and training goes on. With recent (on
+        all ranks, as in keep), which needs memory_level 1, it is first copied to memory as well.
 
         state: nested dicts and lists whose leaves are DTensors, tensors or plain values (None,
             bool, int, float, str, bytes). Plain tensors and values must be equal on all ranks that
@@ -187,7 +190,7 @@ class Saver:
             outcome = self._last.result()
             if self._last.checkpoint == checkpoint and outcome.stage == "committed":
                 return self._last
-        handle = self._begin(state, header, to_memory=to_memory, to_disk=True)
+        handle = self._begin(state, header, recent, to_disk=True)
         if sync:
             begun_s = time.monotonic()
             handle.result()
@@ -195,7 +198,12 @@ class Saver:
         return handle
 
     def _begin(
-        self, state: dict[str, Any], header: SaveHeader, *, to_memory: bool, to_disk: bool
+        self,
+        state: dict[str, Any],
+        header: SaveHeader,
+        recent: tuple[StepSample, ...] | None,
+        *,
+        to_disk: bool,
     ) -> SaveHandle:
         begun_s = time.monotonic()
         if self._last is not None:
@@ -206,7 +214,7 @@ class Saver:
         handle = SaveHandle(checkpoint_id(header.step, self._config.attempt))
         handle.blocked_s = time.monotonic() - begun_s
         self._last = handle
-        if to_memory:
+        if recent is not None:
             self._copied_step = header.step
         if to_disk:
             self._report(
@@ -219,7 +227,7 @@ class Saver:
                     tags=header.tags,
                 )
             )
-        self._jobs.put(_Job(handle, header, staged, begun_s, to_memory, to_disk))
+        self._jobs.put(_Job(handle, header, staged, begun_s, recent, to_disk))
         return handle
 
     def close(self, timeout_s: float = 30.0) -> None:
@@ -238,7 +246,7 @@ class Saver:
             if isinstance(job, _Layout):
                 self._stage.lay_out(job.flat, job.paths)
                 continue
-            stage = self._copy(job) if job.to_memory else "kept"
+            stage = "kept" if job.recent is None else self._copy(job, job.recent)
             outcome = CheckpointStage(job.handle.checkpoint, job.header.step, stage)
             if job.to_disk:
                 outcome = self._committer.run(job.header, job.staged, job.begun_s)
@@ -251,11 +259,11 @@ class Saver:
             finally:
                 job.handle._end(outcome)
 
-    def _copy(self, job: _Job) -> str:
+    def _copy(self, job: _Job, recent: tuple[StepSample, ...]) -> str:
         """Copy what is staged to memory, here and on the next node; return how that ended."""
         begun_s, worked_s = time.monotonic(), time.thread_time()
         try:
-            is_kept = self._stage.keep_staged(job.header)
+            is_kept = self._stage.keep_staged(Kept(job.header, recent))
         except Exception:  # The death of a peer has no type of its own in torch.
             return "failed"
         # On a CPU this thread takes its time from the training; beside a GPU it does not.

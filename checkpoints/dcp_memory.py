@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from ..logbook.errors import ConfigError, IntegrityError, MidwatchError
-from ..logbook.wire import SLOTS_PER_RANK, MemoryOrder
+from ..logbook.wire import SLOTS_PER_RANK, MemoryOrder, StepSample
 from .dcp_load import files_needed
 from .dcp_state import rank_file
 from .index import RankPart, decode_index, encode_index, merge_parts
@@ -50,6 +50,13 @@ class Messenger(Protocol):
     def send(self, facts: bytes, body: torch.Tensor, to: int) -> None: ...
 
     def receive(self, source: int, room: Room) -> None: ...
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What goes with a state into memory; recent as in memory.ShardHead."""
+
+    header: SaveHeader
+    recent: tuple[StepSample, ...] = ()
 
 
 class _Said(msgspec.Struct, frozen=True, array_like=True):
@@ -123,7 +130,7 @@ class MemoryTier:
 
     # --- keeping ---
 
-    def keep(self, buffer: int, header: SaveHeader, part: RankPart, image_bytes: int) -> bool:
+    def keep(self, buffer: int, kept: Kept, part: RankPart, image_bytes: int) -> bool:
         """Make a staged state a generation, copied to the neighbour; True when it is on all ranks.
 
         Collective; never raises for what goes wrong on this rank alone.
@@ -131,7 +138,7 @@ class MemoryTier:
         slot, error = self._own[buffer], ""
         facts, body = BodyFacts(0, 0, b""), torch.empty(0, dtype=torch.uint8)
         try:
-            head = self._head(header, part, image_bytes)
+            head = self._head(kept, part, image_bytes)
             body_bytes, head_bytes = write_head(slot, head, self._encoded(part))
             slot.finish(body_bytes, head_bytes)
             facts, body = slot.facts, torch.frombuffer(slot.body(), dtype=torch.uint8)
@@ -141,7 +148,7 @@ class MemoryTier:
             error = self._exchange_copies(facts, body) or error
         errors = self._messenger.all_gather(error.encode())
         if not any(errors):
-            self.newest = Generation(header.step, self._config.attempt)
+            self.newest = Generation(kept.header.step, self._config.attempt)
         return not any(errors)
 
     def _exchange_copies(self, facts: BodyFacts, body: torch.Tensor) -> str:
@@ -166,13 +173,14 @@ class MemoryTier:
             return "the neighbour's state arrived damaged"
         return ""
 
-    def _head(self, header: SaveHeader, part: RankPart, image_bytes: int) -> ShardHead:
+    def _head(self, kept: Kept, part: RankPart, image_bytes: int) -> ShardHead:
         return ShardHead(
             run=self._config.run,
             attempt=self._config.attempt,
             rank=self._config.rank,
             mesh=self._config.mesh,
-            header=header,
+            header=kept.header,
+            recent=kept.recent,
             fingerprint=self._config.fingerprint,
             image_bytes=image_bytes,
             part_bytes=len(self._encoded(part)),
@@ -340,6 +348,11 @@ class MemorySource:
         if self._error:
             raise IntegrityError("memory-corrupt", self._error, remedy="Load from disk.")
         return self
+
+    @property
+    def recent(self) -> tuple[StepSample, ...]:
+        """The last steps before the state, as far as a shard at hand tells of them."""
+        return max((shard.head.recent for shard in self._shards.values()), key=len, default=())
 
     def read(self, name: str) -> memoryview:
         """Return a rank's image, which was verified when it was opened."""

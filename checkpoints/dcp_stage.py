@@ -13,9 +13,8 @@ import torch
 
 from ..logbook.errors import ConfigError
 from .dcp_image import Image
-from .dcp_memory import MemoryTier
+from .dcp_memory import Kept, MemoryTier
 from .dcp_state import flatten, rank_file
-from .manifest import SaveHeader
 from .saving import StagedFile
 
 OWN = -1
@@ -86,11 +85,11 @@ class Stage:
         self._at = at
         return StagedFile(image.part.file, image.view, image.part)
 
-    def keep_staged(self, header: SaveHeader) -> bool:
+    def keep_staged(self, kept: Kept) -> bool:
         """Make what was staged last a generation of the memory tier; collective."""
         assert self._tier is not None
         image = self._images[self._at]
-        is_kept = self._tier.keep(self._at, header, image.part, len(image.view))
+        is_kept = self._tier.keep(self._at, kept, image.part, len(image.view))
         if is_kept:
             self.lay_out_next()
         else:

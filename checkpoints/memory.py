@@ -21,7 +21,7 @@ import msgspec
 import xxhash
 
 from ..logbook.errors import IntegrityError
-from ..logbook.wire import Mesh
+from ..logbook.wire import Mesh, StepSample
 from .index import RankPart
 from .manifest import Fingerprint, Manifest, SaveHeader, checkpoint_id
 
@@ -30,8 +30,8 @@ _MAGIC = b"midw-mem"
 _FACTS = struct.Struct("<8sqqq16s")
 _EMPTY, _WHOLE = 0, 1
 _ALIGNMENT = 64
-# What describes an image grows a little from save to save (changes in force); this much may.
-_SPARE_BYTES = 1 << 16
+# What describes an image grows from save to save (recent steps, changes in force); this much may.
+_SPARE_BYTES = 1 << 18
 
 
 class Generation(msgspec.Struct, frozen=True, order=True):
@@ -50,6 +50,7 @@ class ShardHead(msgspec.Struct, frozen=True, kw_only=True):
     """What a buffer holds. rank: whose state, on mesh.
 
     is_sufficient: the rank's own image holds all that it needs to resume on the same mesh.
+    recent: samples of the last steps, in the shard of the rank that reports them.
     """
 
     run: str
@@ -61,6 +62,7 @@ class ShardHead(msgspec.Struct, frozen=True, kw_only=True):
     image_bytes: int
     part_bytes: int
     is_sufficient: bool
+    recent: tuple[StepSample, ...] = ()
 
     @property
     def generation(self) -> Generation:

@@ -49,14 +49,16 @@ def whole_generations(holdings: Sequence[Sequence[Holding]], oldest_step: int) -
 
 
 def missing_shards(holdings: Sequence[Sequence[Holding]]) -> str:
-    """Say of the newest generation which shards nobody holds; "" when nothing is held at all."""
+    """Say of the newest generation which shards nobody holds; "" when nothing is amiss."""
     every = [held for row in holdings for held in row]
     if not every:
         return ""
     newest = max(held.generation for held in every)
     mine = [held for held in every if held.generation == newest]
     lost = sorted(set(range(mine[0].mesh.world_size)).difference(held.rank for held in mine))
-    return f"the state of ranks {lost} after step {newest.step} is in no node's memory"
+    return (
+        f"the state of ranks {lost} after step {newest.step} is in no node's memory" if lost else ""
+    )
 
 
 def plan_transfers(

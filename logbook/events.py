@@ -184,6 +184,14 @@ class StepDone(_Event, frozen=True, tag="step"):
     sample: StepSample
 
 
+class StepsRecalled(_Event, frozen=True, tag="steps-recalled"):
+    """Steps before the state that attempt resumed from, whose reports were lost with an earlier
+    attempt. They are part of the lineage like any other; nobody trains them again."""
+
+    attempt: int
+    samples: tuple[StepSample, ...]
+
+
 class RankTimes(_Event, frozen=True, tag="rank-times"):
     """Where the time of one step went on the ranks of one node, for stragglers and for people.
 
@@ -306,6 +314,7 @@ Event = (
     | RankFinished
     | StaleIgnored
     | StepDone
+    | StepsRecalled
     | RankTimes
     | CheckpointCommitted
     | CheckpointFailed

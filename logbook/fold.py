@@ -318,6 +318,7 @@ _HANDLERS: dict[type, _Handler] = {
     ev.RankFinished: _rank_finished,
     ev.StaleIgnored: _stale_ignored,
     ev.StepDone: tr.step_done,
+    ev.StepsRecalled: tr.steps_recalled,
     ev.RankTimes: _rank_times,
     ev.CheckpointCommitted: tr.checkpoint_committed,
     ev.CheckpointFailed: tr.checkpoint_failed,

@@ -23,9 +23,6 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
     if running.resumed_s is None:
         # Nobody has said from where it goes on, so the step has no place in the lineage.
         return state
-    recent, before = (*state.recent, sample), state.recent_before
-    if len(recent) > RECENT_STEPS:
-        recent, before = (sample,), state.recent
     is_first = running.first_step_s is None
     running = replace(
         running,
@@ -35,6 +32,7 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
     )
     if running.hangs:
         running = _without_refuted_hangs(running, sample.step)
+    recent, before = _remembered(state, sample)
     state = replace(
         state,
         attempt=running,
@@ -50,6 +48,36 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
     if state.trending:
         state = _with_trends(state)
     return _with_recovery(state, time_s) if state.open_incidents else state
+
+
+def steps_recalled(state: RunState, e: ev.StepsRecalled, time_s: float) -> RunState:
+    """Steps are told of that nobody had heard of, though the run goes on from behind them."""
+    running = state.running(e.attempt)
+    if running is None or running.resumed_s is None:
+        return state
+    for sample in e.samples:
+        if (state.last.step if state.last is not None else 0) < sample.step <= state.step:
+            recent, before = _remembered(state, sample)
+            state = replace(
+                state,
+                last=sample,
+                recent=recent,
+                recent_before=before,
+                steps_total=state.steps_total + 1,
+            )
+            if state.trending:
+                state = _with_trends(state)
+    return state
+
+
+Samples = tuple[StepSample, ...]
+
+
+def _remembered(state: RunState, sample: StepSample) -> tuple[Samples, Samples]:
+    recent = (*state.recent, sample)
+    return (
+        ((sample,), state.recent) if len(recent) > RECENT_STEPS else (recent, state.recent_before)
+    )
 
 
 def _without_refuted_hangs(running: AttemptState, step: int) -> AttemptState:

@@ -57,7 +57,9 @@ def _started(e: ev.WorkersStarted) -> str:
 
 
 def _resumed(e: ev.AttemptResumed) -> str:
-    source = f"from {e.checkpoint}, loaded in {_span(e.load_s)}" if e.checkpoint else "afresh"
+    tier = f" in {e.tier}" if e.tier == "memory" else f" on {e.tier}" if e.tier else ""
+    loaded = f"from {e.checkpoint}{tier}, loaded in {_span(e.load_s)}"
+    source = loaded if e.checkpoint else "afresh"
     passed = "; ".join(f"passed over {checkpoint}: {why}" for checkpoint, why in e.passed_over)
     return f"training at step {e.step} {source}" + (f"; {passed}" if passed else "")
 
@@ -94,6 +96,13 @@ def _step(e: ev.StepDone) -> str:
     return (
         f"step {s.step} loss {s.loss:.4f} grad {s.grad_norm:.3g} lr {s.lr:.3g}{scale} "
         f"activation {s.activation_norm:.4g} {s.tokens_per_s:,.0f} tokens/s{skipped}"
+    )
+
+
+def _recalled(e: ev.StepsRecalled) -> str:
+    first, last = e.samples[0].step, e.samples[-1].step
+    return (
+        f"steps {first} to {last}, never reported, told from memory: loss {e.samples[-1].loss:.4f}"
     )
 
 
@@ -236,6 +245,7 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.RankFinished: _finished,
     ev.StaleIgnored: _stale,
     ev.StepDone: _step,
+    ev.StepsRecalled: _recalled,
     ev.RankTimes: _times,
     ev.CheckpointCommitted: _committed,
     ev.CheckpointFailed: _save_failed,

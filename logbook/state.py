@@ -285,6 +285,14 @@ class RunState(msgspec.Struct, frozen=True):
             return Status.RECOVERING
         return Status.STOPPING if self.stopping else Status.TRAINING
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing more will happen by itself: paused, or ended with every incident closed.
+
+        The end is written down before what is left open is closed.
+        """
+        return self.status is Status.PAUSED or (self.status.is_terminal and not self.open_incidents)
+
     def running(self, attempt: int) -> AttemptState | None:
         """Return the current attempt if its number is attempt, else None: the fence."""
         current = self.attempt

@@ -129,6 +129,8 @@ class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
     tier:     where the state came from: "memory", "disk" or "store"; "" for a fresh start.
     repaired: (file, why) of each bad or missing copy in whose place another copy was read.
     differs:  what is not as it was where the checkpoint was saved, one line each.
+    recalled: the last steps before the state, from memory: with their reporter their reports may
+        have been lost. Rank 0's only.
     """
 
     rank: int
@@ -139,6 +141,7 @@ class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
     tier: str = ""
     repaired: tuple[tuple[str, str], ...] = ()
     differs: tuple[str, ...] = ()
+    recalled: tuple[StepSample, ...] = ()
 
 
 class StepSample(msgspec.Struct, frozen=True, tag="step"):

@@ -7,7 +7,7 @@ for a worker: whatever an action brings about arrives later as a signal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from msgspec.structs import replace
@@ -20,6 +20,7 @@ from ..logbook import events as ev
 from ..logbook.errors import Fatal, MidwatchError, Retryable
 from ..logbook.findings import Finding
 from ..logbook.fold import evolve
+from ..logbook.plan import AttemptPlan
 from ..logbook.record import Record
 from ..logbook.state import Incident, RunState
 from ..logbook.wire import StepSample
@@ -47,6 +48,7 @@ class Controller:
         self._panel = Panel(spec.detectors)
         self._ranks = RankWatch(self._panel)
         self._undone: dict[str, d.Decision] = {}
+        self._unheard_start: AttemptPlan | None = None
         self._unsaid: list[Finding] = []
         self._noted: dict[str, Incident] = {}
         self._listed = 0
@@ -58,6 +60,7 @@ class Controller:
         for record in records:
             self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
         self._undone = dict(self.state.pending)
+        self._unheard_start = _unheard_start(self.state)
         for detector, mode in self.state.detectors.items():
             self._switch(detector, mode)
         resumed_step = self.state.attempt.resumed_step if self.state.attempt is not None else None
@@ -133,9 +136,10 @@ class Controller:
         self.record(event)
         if isinstance(event, ev.AttemptResumed) and self.state.lineage != before.lineage:
             self._panel.restarted(event.step)
-        if isinstance(event, ev.StepDone) and self.state.last is not before.last:
-            for finding in self._panel.update(_point(event.sample)):
-                self._found(event.attempt, finding)
+        new = _new_samples(event, before, self.state)
+        for sample in new:
+            for finding in self._panel.update(_point(sample)):
+                self._found(self.state.num_attempts, finding)
 
     def _found(self, attempt: int, finding: Finding) -> None:
         if finding.detector in NODE_DETECTORS:
@@ -161,6 +165,14 @@ class Controller:
         undone, self._undone = self._undone, {}
         for decision in undone.values():
             self._act(decision)
+        plan = self._unheard_start
+        if plan is not None:
+            try:
+                if self.state.running(plan.attempt) is not None:
+                    self._ports.cluster.start(plan)
+                self._unheard_start = None
+            except Retryable:
+                return  # An agent is still coming up: tried again with the next tick.
 
     def _decide_and_act(self) -> int:
         made = 0
@@ -214,9 +226,33 @@ class Controller:
             self._ports.checkpoints.prune(action.checkpoints)
 
 
+def _unheard_start(state: RunState) -> AttemptPlan | None:
+    """Return the plan of the current attempt, if some node was never heard to have started it.
+
+    The orders of a controller that died right after it had given them may not have arrived. Given
+    twice, they do no harm.
+    """
+    attempt = state.attempt
+    if attempt is None or all(node in attempt.pids for node in attempt.plan.nodes):
+        return None
+    return attempt.plan
+
+
 def attempt_of(decision: d.Decision) -> int:
     """Return the attempt that was the newest when a decision was made."""
     return int(decision.id.partition("/")[0])
+
+
+def _new_samples(event: ev.Event, before: RunState, after: RunState) -> Sequence[StepSample]:
+    """Return the steps of an event that the fold has taken for new."""
+    if after.last is before.last:
+        return ()
+    if isinstance(event, ev.StepDone):
+        return (event.sample,)
+    if isinstance(event, ev.StepsRecalled):
+        known = before.last.step if before.last is not None else 0
+        return [sample for sample in event.samples if known < sample.step <= after.step]
+    return ()
 
 
 def _key(finding: Finding) -> tuple[str, str, int, str]:

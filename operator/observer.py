@@ -123,7 +123,7 @@ class Observer:
             elif isinstance(message, wire.Applied):
                 applied.setdefault(message.seq, []).append((rank, message))
             else:
-                events += _worker_message(report.attempt, rank, message)
+                events += _worker_message(report.attempt, rank, message, state.step)
         events += [_applied(report, seq, acks) for seq, acks in applied.items()]
         return events + (_stale(report) if stale and not events else [])
 
@@ -201,7 +201,9 @@ def _stale(report: rp.AgentReport) -> list[ev.Event]:
     return [ev.StaleIgnored(attempt=report.attempt, what=what, node=report.node)]
 
 
-def _worker_message(attempt: int, rank: int, message: wire.WorkerMessage) -> list[ev.Event]:
+def _worker_message(
+    attempt: int, rank: int, message: wire.WorkerMessage, known_step: int
+) -> list[ev.Event]:
     if isinstance(message, wire.StepSample):
         return [ev.StepDone(attempt, message)]
     if isinstance(message, wire.Resumed):
@@ -217,7 +219,8 @@ def _worker_message(attempt: int, rank: int, message: wire.WorkerMessage) -> lis
             repaired=message.repaired,
             differs=message.differs,
         )
-        return [resumed]
+        unheard = tuple(s for s in message.recalled if known_step < s.step <= message.step)
+        return [resumed, ev.StepsRecalled(attempt, unheard)] if unheard else [resumed]
     if isinstance(message, wire.Finished):
         return [ev.RankFinished(attempt, rank, message.step, message.stopped)]
     return []

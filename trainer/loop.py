@@ -11,6 +11,7 @@ commands are applied and reported by every rank, and the state is saved if it is
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,8 @@ from .mesh import coordinates
 from .report import Report
 from .step import Ballot, StepOutcome, TrainStep
 
+RECENT_SAMPLES = 256
+"""Steps that go into memory with a state: those whose reports may be lost with their reporter."""
 COPY_NOW = 2
 """The memory level at which all ranks copy their states to memory; see Saver.memory_level."""
 
@@ -78,10 +81,11 @@ class Parts:
 
 @dataclass(frozen=True)
 class Position:
-    """From where a run goes on: completed steps and the changes in force."""
+    """From where a run goes on: completed steps, the changes in force, the last steps if known."""
 
     step: int
     hyper: Hyper
+    recent: tuple[StepSample, ...] = ()
 
 
 def resume(
@@ -104,10 +108,12 @@ def resume(
     state = parts.train_step.state_dict()
     offered = list(in_run_folder(run_dir, candidates))
     passed_over: tuple[tuple[str, str], ...] = ()
+    recent: tuple[StepSample, ...] = ()
     if memory is not None:
         found = memory.find(state, _newest_step(candidates))
         if isinstance(found, MemorySource):
             offered.insert(0, (found.manifest.id, found.opened))
+            recent = found.recent
         elif found:
             passed_over = (("memory", found),)
     loaded = load_first(offered, state, rank=parts.rank)
@@ -127,9 +133,10 @@ def resume(
         passed_over=(*passed_over, *loaded.passed_over),
         tier=loaded.tier,
         repaired=loaded.repaired,
+        recalled=recent if loaded.tier == MemorySource.tier and parts.rank == 0 else (),
     )
     parts.report.send(resumed)
-    return Position(parts.progress.step, hyper or Hyper())
+    return Position(parts.progress.step, hyper or Hyper(), resumed.recalled)
 
 
 def _newest_step(candidates: tuple[str, ...]) -> int:
@@ -145,6 +152,7 @@ class Loop:
         self._step = position.step
         self._hyper = position.hyper
         self._dp_rank, _ = coordinates(parts.mesh, parts.rank)
+        self._recent: deque[StepSample] = deque(position.recent, maxlen=RECENT_SAMPLES)
 
     def run(self, last_step: int) -> Finished:
         """Train until last_step steps are completed; the final state is committed on return."""
@@ -193,7 +201,9 @@ class Loop:
     def _report(self, outcome: StepOutcome, data_step: int, data_s: float, step_s: float) -> None:
         parts = self._parts
         if parts.rank == 0:
-            parts.report.send(_step_sample(outcome, parts, data_step, step_s))
+            sample = _step_sample(outcome, parts, data_step, step_s)
+            self._recent.append(sample)
+            parts.report.send(sample)
         parts.report.send(
             RankSample(
                 rank=parts.rank,
@@ -242,7 +252,8 @@ class Loop:
 
     def _copy_to_memory(self, outcome: StepOutcome) -> None:
         self._parts.progress.note(Phase.SAVING)
-        self._parts.saver.keep(self._parts.train_step.state_dict(), self._header(outcome))
+        state = self._parts.train_step.state_dict()
+        self._parts.saver.keep(state, self._header(outcome), tuple(self._recent))
         self._parts.progress.note(Phase.TRAINING)
 
     def _header(self, outcome: StepOutcome) -> SaveHeader:
@@ -268,8 +279,8 @@ class Loop:
             parts.train_step.state_dict(),
             self._header(outcome),
             sync=is_sync,
-            # The last state is needed by nobody who would miss a second of its save.
-            to_memory=outcome.agreed_memory_level > 0 and not is_last,
+            # Nobody resumes from the last state, so it need not be in memory.
+            recent=tuple(self._recent) if outcome.agreed_memory_level and not is_last else None,
         )
         parts.progress.note(Phase.TRAINING)
         if is_last and handle.result().stage != "committed":

@@ -165,10 +165,6 @@ def _refuse_finished(run_dir: Path) -> None:
         )
 
 
-def _is_over(state: RunState) -> bool:
-    return state.status.is_terminal or state.status is Status.PAUSED
-
-
 def _watch_live(follower: StateFollower, total: int, injector: Injector | None) -> None:
     def picture() -> RenderableType:
         view = render_live(follower.state, total, time.time())
@@ -222,7 +218,7 @@ def _follow(
         if injector is not None:
             injector.strike(follower.state)
         show(new)
-        if _is_over(follower.state):
+        if follower.state.is_at_rest:
             return
         time.sleep(FRAME_S)
 

@@ -117,7 +117,8 @@ class ControllerActor:
         try:
             while True:
                 self._controller.tick()
-                if self._controller.state.status.is_terminal:
+                state = self._controller.state
+                if state.status.is_terminal and state.is_at_rest:
                     break
                 self._woken.wait(TICK_S)
                 self._woken.clear()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from midwatch.logbook import events as ev
 from midwatch.logbook.state import RunState, Status
 from midwatch.operator.runtime.session import Session, ray_session
 
@@ -18,6 +19,7 @@ from tests.support.live_run import (
     LiveRun,
     Strike,
     build_corpus,
+    is_training,
     kill,
     nano_spec,
     strike_agent,
@@ -28,6 +30,10 @@ from tests.support.live_run import (
 )
 
 pytestmark = pytest.mark.chaos
+
+EVERY_STEP = {"memory": {"every_steps": 1}}
+# A step is copied while the next one or two are trained: on a busy machine nano steps are quicker.
+MEMORY_LAG_STEPS = 3
 
 
 @pytest.fixture(scope="module")
@@ -70,23 +76,64 @@ def survive(
     return state
 
 
+def resumed_from(run: LiveRun) -> list[str]:
+    """Return the tier from which each attempt of a run resumed, "" for a fresh start."""
+    return [event.tier for event in run.events() if isinstance(event, ev.AttemptResumed)]
+
+
 def test_a_killed_worker(session: Session, corpus: Path, undisturbed: dict, tmp_path: Path) -> None:
-    with LiveRun(nano_spec("worker", tmp_path, corpus), session) as run:
+    with LiveRun(nano_spec("worker", tmp_path, corpus, checkpoints=EVERY_STEP), session) as run:
         state = survive(run, undisturbed, ["worker-killed"], strike_worker(2, 12))
     (incident,) = state.incidents.values()
     assert incident.draft.rank == 2
-    assert incident.checkpoint == "step-00000010.a0001"
+    assert resumed_from(run) == ["", "memory"]
+    assert incident.steps_lost <= MEMORY_LAG_STEPS
     assert not any(node.quarantined for node in state.nodes.values())
 
 
 def test_a_killed_agent_is_replaced_by_the_spare(
     session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
 ) -> None:
-    with LiveRun(nano_spec("agent", tmp_path, corpus), session) as run:
+    with LiveRun(nano_spec("agent", tmp_path, corpus, checkpoints=EVERY_STEP), session) as run:
         state = survive(run, undisturbed, ["node-lost"], strike_agent(0, 12))
     (incident,) = state.incidents.values()
     assert [n.node for n in state.nodes.values() if n.quarantined] == [incident.draft.node]
     assert state.num_attempts == 2
+    # The spare had nothing: it got the state from the memory of the node that is left.
+    assert resumed_from(run) == ["", "memory"]
+    assert incident.steps_lost <= MEMORY_LAG_STEPS
+
+
+def test_two_agents_killed_at_once_leave_the_disk(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    def both(state: RunState) -> bool:
+        if not is_training(state) or state.step < 12:
+            return False
+        assert state.attempt is not None
+        killed = [kill(state.nodes[node].pid) for node in state.attempt.plan.nodes]
+        return all(killed)
+
+    nodes = {"ranks_per_node": 2, "spares": 2}
+    with LiveRun(nano_spec("two-agents", tmp_path, corpus, nodes=nodes), session) as run:
+        state = run.finish(both)
+        assert state.status is Status.COMPLETED, run.describe()
+        assert run.losses() == undisturbed
+        tiers = resumed_from(run)
+    assert tiers[0] == ""
+    assert tiers[-1] == "disk"
+    assert sum(1 for node in state.nodes.values() if node.quarantined) == 2
+
+
+def test_without_the_memory_tier_the_newest_checkpoint_on_disk_is_taken(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    off = {"memory": {"mode": "off"}}
+    with LiveRun(nano_spec("no-memory", tmp_path, corpus, checkpoints=off), session) as run:
+        state = survive(run, undisturbed, ["worker-killed"], strike_worker(2, 12))
+    (incident,) = state.incidents.values()
+    assert incident.checkpoint == "step-00000010.a0001"
+    assert resumed_from(run) == ["", "disk"]
 
 
 def test_a_stopped_worker_is_a_hang_with_stacks(
@@ -145,7 +192,7 @@ def test_an_agent_killed_during_a_checkpoint(
         state = survive(run, undisturbed, ["node-lost"], during_save)
     assert struck
     (incident,) = state.incidents.values()
-    assert incident.checkpoint, "every checkpoint committed before must still be usable"
+    assert incident.checkpoint, "every state saved before must still be usable"
 
 
 @pytest.mark.parametrize("seed", range(3))

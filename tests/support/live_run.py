@@ -13,7 +13,7 @@ import msgspec
 import ray
 from midwatch.logbook import events as ev
 from midwatch.logbook.reader import read
-from midwatch.logbook.state import RunState, Status
+from midwatch.logbook.state import RunState
 from midwatch.operator.cli.runs import StateFollower, load_state
 from midwatch.operator.runtime.names import NAMESPACE, controller_name
 from midwatch.operator.runtime.session import Session, submit, tear_down
@@ -97,7 +97,7 @@ class LiveRun:
 
     def finish(self, *strikes: Strike) -> RunState:
         """Follow the run to its end."""
-        return self.until(is_over, *strikes)
+        return self.until(lambda state: state.is_at_rest, *strikes)
 
     def describe(self) -> str:
         state = self.state
@@ -131,6 +131,8 @@ class LiveRun:
         for event in self.events():
             if isinstance(event, ev.StepDone):
                 found[event.sample.step] = event.sample.loss
+            elif isinstance(event, ev.StepsRecalled):
+                found |= {sample.step: sample.loss for sample in event.samples}
         return found
 
 
@@ -140,10 +142,6 @@ def wait_until(holds: Callable[[], bool], otherwise: str, deadline_s: float = 30
     while not holds():
         assert time.monotonic() < end_s, otherwise
         time.sleep(LOOK_S)
-
-
-def is_over(state: RunState) -> bool:
-    return state.status.is_terminal or state.status is Status.PAUSED
 
 
 def is_training(state: RunState) -> bool:

@@ -1,0 +1,90 @@
+"""Kill a rank at any moment while all keep copying to memory: a whole state is always left."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from midwatch.checkpoints.dcp import Saver, load_first
+from midwatch.checkpoints.dcp_memory import MemorySource
+from midwatch.logbook.wire import Mesh
+from torch.distributed.tensor import DTensor
+
+from tests.support.memory_nodes import Nodes
+from tests.support.ranks import RankFailed, run_ranks
+from tests.unit.checkpoints import models
+
+pytestmark = pytest.mark.chaos
+
+MESH = Mesh(2, 2)
+PER_NODE = 2
+SEED = 20261125
+MAX_STEPS = 100_000
+
+
+def tensors(state: Any) -> list[torch.Tensor]:
+    """Return this rank's own part of every floating-point tensor."""
+    if isinstance(state, dict):
+        return [found for value in state.values() for found in tensors(value)]
+    if isinstance(state, DTensor):
+        return [state.to_local()]
+    return [state] if isinstance(state, torch.Tensor) and state.is_floating_point() else []
+
+
+def keep_until_killed(rank: int, folder: str, victim: int, after_s: float) -> None:
+    nodes = Nodes(Path(folder), PER_NODE)
+    order = nodes.order(f"node-{rank // PER_NODE}")
+    saver = Saver(models.saver_config(folder, rank, MESH), memory=order)
+    state = models.sharded_state(MESH, 1)
+    agreed = Path(folder) / f"agreed-{rank}"
+    for step in range(1, MAX_STEPS):
+        for tensor in tensors(state):
+            tensor.fill_(step % 512)
+        if saver.keep(state, models.header(step)).result(60.0).stage != "kept":
+            return
+        agreed.write_text(str(step))
+        if step == 1 and rank == victim:
+            # Only now: the first copy lays out all buffers and takes far longer than any other.
+            threading.Thread(target=die_after, args=(after_s,), daemon=True).start()
+
+
+def die_after(delay_s: float) -> None:
+    time.sleep(delay_s)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def resume(rank: int, folder: str, lost: str) -> tuple[int, set[float]]:
+    nodes = Nodes(Path(folder), PER_NODE)
+    home = f"node-{rank // PER_NODE}"
+    order = nodes.order("spare" if home == lost else home)
+    saver = Saver(models.saver_config(folder, rank, MESH, attempt=2), memory=order)
+    assert saver.memory is not None
+    state = models.wipe(models.sharded_state(MESH, 9))
+    found = saver.memory.find(state, 0)
+    assert isinstance(found, MemorySource), found
+    load_first([(found.manifest.id, found.opened)], state, rank=rank)
+    values = {float(value) for tensor in tensors(state) for value in tensor.unique()}
+    return found.manifest.step, values
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_a_rank_killed_while_copying(tmp_path: Path, case: int) -> None:
+    chance = random.Random(SEED + case)
+    victim, after_s = chance.randrange(4), chance.uniform(0.0, 0.15)
+    with pytest.raises(RankFailed):
+        run_ranks(keep_until_killed, 4, str(tmp_path), victim, after_s)
+    agreed = max(int((tmp_path / f"agreed-{rank}").read_text()) for rank in range(4))
+
+    lost = ("", "node-0", "node-1")[case % 3]
+    if lost:
+        Nodes(tmp_path, PER_NODE).lose(lost)
+    for step, values in run_ranks(resume, 4, str(tmp_path), lost):
+        assert step >= agreed, f"seed {SEED + case}"
+        assert values == {float(step % 512)}, f"seed {SEED + case}"
