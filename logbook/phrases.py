@@ -100,10 +100,10 @@ def _step(e: ev.StepDone) -> str:
 
 
 def _recalled(e: ev.StepsRecalled) -> str:
-    first, last = e.samples[0].step, e.samples[-1].step
-    return (
-        f"steps {first} to {last}, never reported, told from memory: loss {e.samples[-1].loss:.4f}"
-    )
+    if not e.samples:
+        return "no step told from memory"
+    first, last = e.samples[0], e.samples[-1]
+    return f"steps {first.step} to {last.step}, unreported so far, by memory: loss {last.loss:.4f}"
 
 
 def _times(e: ev.RankTimes) -> str:

@@ -97,6 +97,7 @@ class Worker:
         self.page = ProgressPage(page)
         inherits = start.rank == 0 and listener is not None
         descriptors = [*theirs, listener.fileno()] if inherits and listener else theirs
+        descriptors = [*descriptors, *(start.memory.fds if start.memory else ())]
         self.pid = nursery.fork(start, descriptors)
         for descriptor in theirs:
             os.close(descriptor)

@@ -118,6 +118,8 @@ class _Fake:
         fds = sorted(int(name) for name in os.listdir("/proc/self/fd"))
         print("fds", [fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")])
         print("links", {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in fds if _is_open(fd)})
+        if self.start.memory is not None:
+            print("buffers", *(os.fstat(fd).st_ino for fd in self.start.memory.fds))
         print("group", os.getpgid(0), "pid", os.getpid(), "parent", os.getppid())
         print("preloaded", PRELOADED.get("pid"), "env", os.environ.get("FAKE"))
         print("threads", threading.active_count(), "main", sys.modules["__main__"].__spec__)

@@ -29,13 +29,16 @@ def _attribute(name: str) -> Any:
 def _be_worker(start: WorkerStart, descriptors: list[int], worker: str) -> None:
     status = 1
     try:
-        report, command, progress, *listen = descriptors
+        report, command, progress, *others = descriptors
+        memory = start.memory
+        buffers = [others.pop() for _ in range(len(memory.fds))][::-1] if memory else []
         start = msgspec.structs.replace(
             start,
             report_fd=report,
             command_fd=command,
             progress_fd=progress,
-            listen_fd=listen[0] if listen else None,
+            listen_fd=others[0] if others else None,
+            memory=memory and msgspec.structs.replace(memory, fds=tuple(buffers)),
         )
         _attribute(worker)(start)
         status = 0
@@ -56,7 +59,7 @@ def _serve(channel: socket.socket, worker: str) -> None:
                 _, status = os.waitpid(key.data, 0)
                 channel.send(msgspec.json.encode(["ended", key.data, status]))
                 continue
-            request, descriptors, _, _ = socket.recv_fds(channel, REQUEST_BYTES_MAX, 8)
+            request, descriptors, _, _ = socket.recv_fds(channel, REQUEST_BYTES_MAX, 64)
             if not request:
                 return
             pid = os.fork()
