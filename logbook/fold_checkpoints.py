@@ -25,11 +25,9 @@ from .state import (
     SaveCost,
 )
 from .trend import Trend
-from .wire import Phase, StepSample
+from .wire import PEER_CODES, Phase, StepSample
 
 MAX_PRUNED = 256
-PEER_CODES = frozenset({"collective-failed", "peer-lost", "rendezvous-failed"})
-"""Last words of a worker that ended because another one had."""
 _MISFIT = "state-mismatch"
 # What a load says of bytes that are not those that were saved. Anything else (a store that does not
 # answer) says nothing about the checkpoint.
@@ -65,7 +63,7 @@ def checkpoint_committed(state: RunState, e: ev.CheckpointCommitted, time_s: flo
     # found in them came after it.
     known = with_trend(replace(known, before=_finding_before(state, e.step)), state.samples)
     for seen in state.findings:
-        if _is_of_numbers(seen.finding) and not _is_left(state, seen.attempt, seen.finding.step):
+        if _tells_of_trouble(seen.finding) and not _is_left(state, seen.attempt, seen.finding.step):
             known = _marked_after(known, seen.finding)
     grows = state.step < e.step + TREND_STEPS
     return replace(
@@ -104,7 +102,7 @@ def with_trend(known: CheckpointState, samples: tuple[StepSample, ...]) -> Check
 def with_finding(state: RunState, e: ev.FindingSeen) -> RunState:
     """Return the state in which the checkpoints before a finding know of it."""
     finding = e.finding
-    if not _is_of_numbers(finding) or state.running(e.attempt) is None:
+    if not _tells_of_trouble(finding) or state.running(e.attempt) is None:
         return state
     marked = {
         name: _marked_after(known, finding)
@@ -114,15 +112,18 @@ def with_finding(state: RunState, e: ev.FindingSeen) -> RunState:
     return replace(state, checkpoints={**state.checkpoints, **marked}) if marked else state
 
 
-def _is_of_numbers(finding: Finding) -> bool:
-    # A node's own trouble does not make weights sick, unless a rank's numbers are what showed it.
-    return not finding.shadow and (finding.node is None or finding.severity is Severity.ROLLBACK)
+def _tells_of_trouble(finding: Finding) -> bool:
+    # That something is over again, or seems odd, speaks against no checkpoint. Nor does a node's
+    # own trouble, unless a rank's numbers are what showed it.
+    is_mild = finding.severity is Severity.OBSERVE and finding.kind != "spike"
+    is_of_node = finding.node is not None and finding.severity is not Severity.ROLLBACK
+    return not (finding.shadow or is_mild or is_of_node)
 
 
 def _finding_before(state: RunState, step: int) -> FindingMark | None:
     for seen in reversed(state.findings):
         finding = seen.finding
-        if finding.step <= step and _is_of_numbers(finding):
+        if finding.step <= step and _tells_of_trouble(finding):
             if _is_left(state, seen.attempt, finding.step):
                 continue
             return FindingMark(finding.kind, finding.severity, step - finding.step)
@@ -215,8 +216,8 @@ def with_failed_restart(state: RunState) -> RunState:
 def failed_restart(attempt: AttemptState, nodes: Mapping[str, NodeState]) -> str:
     """Return the checkpoint that a barren attempt speaks against, "" when it speaks against none.
 
-    A lost or sick node, workers that never started and processes that were killed from outside say
-    nothing about a checkpoint, nor does an attempt that fell back to none.
+    A lost or sick node, workers that never started, processes that were killed from outside and
+    broken connections say nothing about a checkpoint.
     """
     is_barren = attempt.num_steps == 0 and not attempt.finished
     if not is_barren or attempt.lost_nodes or attempt.start_failures:
@@ -224,7 +225,7 @@ def failed_restart(attempt: AttemptState, nodes: Mapping[str, NodeState]) -> str
     if any(nodes[name].evict is not None for name in attempt.plan.nodes if name in nodes):
         return ""
     own = [exit_ for exit_ in attempt.exits if exit_.code not in PEER_CODES]
-    if own and all(exit_.signal in _FROM_OUTSIDE for exit_ in own):
+    if attempt.exits and all(exit_.signal in _FROM_OUTSIDE for exit_ in own):
         return ""
     if attempt.resumed_s is not None:
         return attempt.resumed_from

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.dcp import Saver, load_first
-from ..checkpoints.manifest import SaveHeader
+from ..checkpoints.fingerprint import differences
+from ..checkpoints.manifest import Fingerprint, Manifest, SaveHeader
 from ..checkpoints.source import in_run_folder
 from ..logbook.errors import Fatal
 from ..logbook.wire import (
@@ -36,7 +37,7 @@ from ..logbook.wire import (
     StepSample,
 )
 from .config import TrainConfig
-from .control import Effect, Mailbox, plan_effect
+from .control import Effect, Mailbox, is_save_due, plan_effect, save_interval_steps
 from .data.sampler import Sampler, data_step_for
 from .flops import model_flops_per_token
 from .mesh import coordinates
@@ -63,6 +64,7 @@ class Parts:
     rank: int
     mesh: Mesh
     config: TrainConfig
+    fingerprint: Fingerprint
     device: torch.device
     train_step: TrainStep
     sampler: Sampler
@@ -96,11 +98,12 @@ def resume(
         parts.progress.note(Phase.LOADING)
         state = parts.train_step.state_dict()
         loaded = load_first(in_run_folder(run_dir, candidates), state, rank=parts.rank)
-        assert loaded.header is not None
-        step = loaded.header.step
+        assert loaded.manifest is not None
+        header = loaded.manifest.header
+        step = header.step
         if hyper is None:
             # A reset of the scaler was meant for the moment it was ordered, not for every resume.
-            hyper = msgspec.structs.replace(loaded.header.hyper, loss_scale=None)
+            hyper = msgspec.structs.replace(header.hyper, loss_scale=None)
         parts.train_step.set_hyper(hyper)
         parts.train_step.load_state_dict(state)
         resumed = Resumed(
@@ -111,10 +114,19 @@ def resume(
             passed_over=loaded.passed_over,
             tier=loaded.tier,
             repaired=loaded.repaired,
+            differs=_differences(loaded.manifest, parts) if parts.rank == 0 else (),
         )
     parts.progress.step = step
     parts.report.send(resumed)
     return Position(step, hyper or Hyper())
+
+
+def _differences(saved: Manifest, parts: Parts) -> tuple[str, ...]:
+    """Say what is not as it was where a checkpoint was saved, its mesh included."""
+    mesh = f"{parts.mesh.dp_shard} x {parts.mesh.tp}"
+    before = f"{saved.mesh.dp_shard} x {saved.mesh.tp}"
+    resharded = (f"mesh: saved {before}, now {mesh}",) if saved.mesh != parts.mesh else ()
+    return (*resharded, *differences(saved.fingerprint, parts.fingerprint))
 
 
 class Loop:
@@ -138,7 +150,7 @@ class Loop:
                 self._parts.saver.prepare(self._parts.train_step.state_dict())
             wants_save, is_stopped = self._apply_commands(outcome.agreed_command_seq)
             is_last = is_stopped or self._step == last_step
-            is_due = self._step % self._parts.config.checkpoint.interval_steps == 0
+            is_due = is_save_due(self._step, self._hyper, self._parts.config)
             if wants_save or is_last or is_due:
                 self._save(outcome, is_last=is_last)
         self._parts.progress.note(Phase.DONE)
@@ -195,7 +207,7 @@ class Loop:
     def _apply(self, command: Command) -> Effect:
         train_step = self._parts.train_step
         next_step = self._step + 1
-        previous = train_step.readback(next_step)
+        previous = self._readback(next_step)
         effect = plan_effect(command, self._hyper, next_step, self._parts.config)
         if effect.is_changed:
             self._hyper = effect.hyper
@@ -205,13 +217,18 @@ class Loop:
                 rank=self._parts.rank,
                 seq=command.seq,
                 at_step=next_step,
-                readback=train_step.readback(next_step),
+                readback=self._readback(next_step),
                 previous=previous,
                 error=effect.error,
                 hyper=effect.hyper if effect.is_changed else None,
             )
         )
         return effect
+
+    def _readback(self, next_step: int) -> dict[str, float]:
+        interval_steps = save_interval_steps(self._hyper, self._parts.config)
+        values = self._parts.train_step.readback(next_step)
+        return {**values, "save_interval_steps": float(interval_steps)}
 
     def _save(self, outcome: StepOutcome, *, is_last: bool) -> None:
         parts = self._parts

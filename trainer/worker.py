@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from ..checkpoints.dcp import Saver
-from ..checkpoints.fingerprint import take_fingerprint
 from ..checkpoints.manifest import SaverConfig
 from ..logbook.errors import ConfigError, MidwatchError
 from ..logbook.wire import Finished, Phase, ProgressPage, WorkerFailed, WorkerStart
@@ -27,6 +26,7 @@ from .config import TrainConfig, check_mesh
 from .control import Mailbox, die_with_parent, exit_without_agent
 from .data import shards
 from .data.sampler import BatchShape, Sampler
+from .environment import environment_of
 from .inputs import check_vocab
 from .loop import Loop, Parts, Progress, resume
 from .rendezvous import connect_store, join, meeting_of
@@ -135,11 +135,13 @@ def _train(
     join(start, store or connect_store(meeting_of(start)), device)
     progress.note(Phase.BUILDING)
     train_step = TrainStep(config, start.mesh, start.hyper, device, progress.note)
-    saver = Saver(_saver_config(start, config), report.send if start.rank == 0 else None)
+    saver_config = _saver_config(start, config)
+    saver = Saver(saver_config, report.send if start.rank == 0 else None)
     parts = Parts(
         rank=start.rank,
         mesh=start.mesh,
         config=config,
+        fingerprint=saver_config.fingerprint,
         device=device,
         train_step=train_step,
         sampler=sampler,
@@ -203,11 +205,6 @@ def _sampler(start: WorkerStart, config: TrainConfig) -> Sampler:
 
 
 def _saver_config(start: WorkerStart, config: TrainConfig) -> SaverConfig:
-    environment = take_fingerprint(
-        config.model_dump(),
-        torch_version=str(torch.__version__),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    )
     return SaverConfig(
         run=start.run,
         run_dir=start.run_dir,
@@ -215,7 +212,7 @@ def _saver_config(start: WorkerStart, config: TrainConfig) -> SaverConfig:
         rank=start.rank,
         world_size=start.world_size,
         mesh=start.mesh,
-        fingerprint=environment,
+        fingerprint=environment_of(config),
     )
 
 

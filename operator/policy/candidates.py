@@ -129,6 +129,7 @@ def _candidates(state: RunState) -> list[Candidate]:
             tags=c.tags,
             activation=c.activation_trend,
             grad=c.grad_trend,
+            before=c.before,
         )
         for c in state.checkpoints.values()
         if c.checkpoint not in going
