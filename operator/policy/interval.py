@@ -53,7 +53,7 @@ def choose_interval(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
     if any(known.stage == "sent" or (known.stage == "failed" and known.acks) for known in own):
         return []
     current = state.hyper.save_interval_steps
-    choice = plan_interval(state, limits, _saves_since(state, own))
+    choice = plan_interval(state, limits, _telling_saves(state, own))
     if choice is None or not _is_worth_it(choice.steps, current, limits):
         return []
     command = Command(state.next_command, KIND, float(choice.steps), next_decision_id(state))
@@ -65,9 +65,9 @@ def choose_interval(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
 def plan_interval(
     state: RunState, limits: IntervalSpec, saves: tuple[SaveCost, ...]
 ) -> IntervalChoice | None:
-    """Return the best interval within limits; None while saves at this one tell too little.
+    """Return the best interval within limits; None while too few saves were seen to know it.
 
-    saves: those made at the interval in force.
+    saves: what saves cost that were made at the interval in force, or lately.
     """
     assert limits.min_steps is not None
     assert limits.max_steps is not None
@@ -114,9 +114,15 @@ def _prior_text(limits: IntervalSpec) -> str:
     return f"with one failure in {limits.prior_mtbf_hours:g} h assumed before"
 
 
-def _saves_since(state: RunState, own: list[Intervention]) -> tuple[SaveCost, ...]:
+def _telling_saves(state: RunState, own: list[Intervention]) -> tuple[SaveCost, ...]:
+    """The saves at the interval in force; while those are too few, the ones before them as well.
+
+    An interval far too long for the failures of the run must not have to wait for saves that
+    hardly ever come.
+    """
     since = max((known.at_step or 0 for known in own), default=0)
-    return tuple(save for save in state.recent_saves if save.step >= since)
+    saves = tuple(save for save in state.recent_saves if save.step >= since)
+    return saves if len(saves) >= MIN_SAVES else state.recent_saves
 
 
 def _is_worth_it(steps: int, current: int | None, limits: IntervalSpec) -> bool:

@@ -103,6 +103,9 @@ class Gang:
         name = loaded.id if loaded is not None else ""
         for worker in self._alive():
             self._say(worker, Resumed(worker.rank, self.weights.step, name, 0.1, passed_over))
+        if loaded is not None and loaded.is_unfit:
+            self._fail(self.workers[0], "worker-raised", "no step can be made from this state")
+            return
         self._next_step()
 
     # --- training --------------------------------------------------------------------------------
