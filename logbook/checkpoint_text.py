@@ -36,11 +36,9 @@ def health_text(known: CheckpointState) -> str:
     tags = known.tags
     if tags is None:
         return "not recorded"
-    parts = [f"loss {tags.loss:.4g}"]
-    if tags.loss_scale is not None:
-        parts.append(f"scale {tags.loss_scale:g}")
-    parts.append(f"act {trend_text(known.activation_trend)}")
-    parts.append(f"grad {trend_text(known.grad_trend)}")
+    parts = [f"scale {tags.loss_scale:g}"] if tags.loss_scale is not None else []
+    parts.append(f"activation {_direction(known.activation_trend)}")
+    parts.append(f"grad {_direction(known.grad_trend)}")
     if known.before is not None:
         parts.append(mark_text(known.before, "before"))
     return ", ".join(parts)
@@ -57,6 +55,15 @@ def trend_text(trend: Trend) -> str:
     if slope is None:
         return "?"
     return f"{100.0 * slope:+.2g} %/step" if math.isfinite(slope) else "not finite"
+
+
+def _direction(trend: Trend) -> str:
+    slope = trend.relative_slope
+    if slope is None:
+        return "unknown"
+    if not math.isfinite(slope):
+        return "not finite"
+    return "rising" if slope > 0.0 else "falling" if slope < 0.0 else "flat"
 
 
 def mark_text(mark: FindingMark, side: str) -> str:

@@ -28,14 +28,13 @@ from ..checkpoint_view import CheckpointRow, checkpoint_rows, compared_with
 from ..policy.storage import retention_plan
 from ..spec import RunSpec
 from ..store import list_tiers, open_store
-from .output import FAILED, Output, OutputOption, RunArgument, console, print_json
+from .output import FAILED, Output, OutputOption, RunArgument, print_json, wide_console
 from .runs import NotFoundError, find_run, load_state
 from .steer import DryRunOption, ReasonOption, TimeoutOption, make_request, submit
 
 app = typer.Typer(help="The checkpoints of a run.", no_args_is_help=True)
 
 IdArgument = Annotated[str, typer.Argument(help="Id of a checkpoint, as `list` shows it.")]
-PLAIN_WIDTH = 240
 _CALL = (
     "import importlib, sys; module, _, name = sys.argv[1].partition(':'); "
     "sys.exit(getattr(importlib.import_module(module), name)(sys.argv[2:]))"
@@ -54,7 +53,7 @@ def list_(run: RunArgument = None, output: OutputOption = Output.TEXT) -> None:
         table.add_column(column, no_wrap=column in ("checkpoint", "age", "size"))
     for row in rows:
         table.add_row(*_cells(row))
-    console.print(table, width=None if console.is_terminal else PLAIN_WIDTH)
+    wide_console().print(table)
 
 
 @app.command()
@@ -86,7 +85,7 @@ def show(
     rows += _contents(manifest, differs) if manifest is not None else [("manifest", unread)]
     for name, value in rows:
         table.add_row(name, value)
-    console.print(table, width=None if console.is_terminal else PLAIN_WIDTH)
+    wide_console().print(table)
 
 
 @app.command()

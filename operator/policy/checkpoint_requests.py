@@ -18,7 +18,7 @@ from ...logbook.decisions import (
 from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention, RunState
 from ..spec import RunSpec
-from .candidates import doomed
+from .candidates import doomed, newest_checkpoint
 from .context import make_decision
 from .storage import is_being_read, is_choosing, retention_plan
 
@@ -41,7 +41,14 @@ def refuse(state: RunState, request: InterventionRequested) -> str:
         return f"there is no checkpoint {request.target!r}"
     if request.target in doomed(state):
         return f"{request.target} is being deleted"
+    if request.action == "quarantine-checkpoint" and is_last(state, request.target):
+        return f"{request.target} is the only checkpoint that the run could resume from"
     return ""
+
+
+def is_last(state: RunState, checkpoint: str) -> bool:
+    """Whether a checkpoint is the only one that can be resumed from."""
+    return newest_checkpoint(state).ranked == (checkpoint,)
 
 
 def answer(
