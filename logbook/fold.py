@@ -43,7 +43,7 @@ def _run_submitted(state: RunState, e: ev.RunSubmitted, time_s: float) -> RunSta
     # A run submitted again with another spec is the same run: its clock goes on.
     first_s = state.submitted_s or time_s
     return replace(
-        state,
+        cp.without_misfits(state),
         run=e.run,
         spec=e.spec,
         policy_version=e.policy_version,

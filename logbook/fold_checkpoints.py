@@ -172,6 +172,19 @@ def _passed_over(known: CheckpointState, why: str, time_s: float) -> CheckpointS
     return known
 
 
+def without_misfits(state: RunState) -> RunState:
+    """Return the state in which checkpoints that did not fit may be tried again: another spec came.
+
+    A person's quarantine, or one for restarts that failed, stays.
+    """
+    freed = {
+        name: replace(known, quarantined="")
+        for name, known in state.checkpoints.items()
+        if known.quarantined and code_of(known.quarantined) == _MISFIT
+    }
+    return replace(state, checkpoints={**state.checkpoints, **freed}) if freed else state
+
+
 def code_of(why: str) -> str:
     """Return the code in "rank 2: [shard-size] ...", or the first word where no code stands."""
     _, bracket, rest = why.partition("[")

@@ -153,6 +153,14 @@ def test_a_load_that_failed_says_of_the_checkpoint_only_what_it_knows(
     assert bool(of(state, A10).quarantined) is is_quarantined
 
 
+def test_another_spec_frees_what_did_not_fit_the_last_and_nothing_else() -> None:
+    state = passed_over(trained(), "[state-mismatch] does not fit this model")
+    state = fold([decided(state, d.QuarantineCheckpoint(A20))], state)
+    state = fold([ev.RunSubmitted("night", {"new": 1}, "", 1, "", "ann")], state)
+    assert not of(state, A10).quarantined
+    assert of(state, A20).quarantined == "because"
+
+
 # --- restarts ------------------------------------------------------------------------------------
 
 
