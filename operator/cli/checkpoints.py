@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ...checkpoints.fingerprint import take_fingerprint
 from ...checkpoints.manifest import Manifest
-from ...logbook.checkpoint_text import mark_text, outcome_text, trend_text, verified_text
+from ...logbook.checkpoint_text import mark_text, trend_text, verified_text
 from ...logbook.clock import clock_text, span_text
 from ...logbook.errors import ConfigError, IntegrityError, MidwatchError
 from ...logbook.phrases import bytes_text
@@ -81,7 +81,7 @@ def show(
     table = Table.grid(padding=(0, 3))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    rows = [*_facts(row), *(_tags(known, state.step) if known is not None else [])]
+    rows = [*_facts(row), *(_tags(known) if known is not None else [])]
     rows += _contents(manifest, differs) if manifest is not None else [("manifest", unread)]
     for name, value in rows:
         table.add_row(name, value)
@@ -292,7 +292,7 @@ def _facts(row: CheckpointRow) -> list[tuple[str, str]]:
     return facts + ([("quarantined", row.quarantined)] if row.quarantined else [])
 
 
-def _tags(known: CheckpointState, step: int) -> list[tuple[str, str]]:
+def _tags(known: CheckpointState) -> list[tuple[str, str]]:
     tags = known.tags
     rows = [("saved in", f"{span_text(known.save_s)}, loop held up {span_text(known.blocked_s)}")]
     if tags is not None:
@@ -310,7 +310,7 @@ def _tags(known: CheckpointState, step: int) -> list[tuple[str, str]]:
     before, after = known.before, known.after
     rows.append(("trouble before", mark_text(before, "before") if before else "none on record"))
     rows.append(("trouble after", mark_text(after, "later") if after else "none so far"))
-    return [*rows, ("what came of it", outcome_text(known, step))]
+    return rows
 
 
 def _contents(manifest: Manifest, differs: tuple[str, ...]) -> list[tuple[str, str]]:
