@@ -31,7 +31,7 @@ class LoadReport(msgspec.Struct, frozen=True):
 
     read_bytes:  of the shards that this rank read, every one of them verified.
     passed_over: (checkpoint id, "[code] message") of every candidate that could not be loaded.
-    tier, repaired: where it came from, as in source.Source; repaired by this rank.
+    tier, repaired: where it came from, as in source.Source; repaired by any rank.
     """
 
     checkpoint: str
@@ -192,10 +192,10 @@ def load_first(
             loading = _Loading(opened(), state, rank)
         except MidwatchError as cause:
             error = str(cause)
-        refusal = _agree_on_refusal(error)
+        refusal, repaired = _agree(error, loading.source.repaired if loading is not None else ())
         if loading is not None and not refusal:
             loading.copy()
-            return loading.report(begun_s, passed_over)
+            return msgspec.structs.replace(loading.report(begun_s, passed_over), repaired=repaired)
         passed_over.append((name, refusal))
     if passed_over:
         raise IntegrityError(
@@ -206,18 +206,22 @@ def load_first(
     return LoadReport("", None, time.monotonic() - begun_s, 0)
 
 
-def _agree_on_refusal(error: str) -> str:
-    """Return why some rank refuses the candidate, "" when none does; the same on every rank."""
+def _agree(error: str, repaired: Repaired) -> tuple[str, Repaired]:
+    """Return why some rank refuses the candidate ("" when none does) and what any rank repaired.
+
+    The same on every rank, at the cost of one small all-reduce while there is nothing to tell.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return error
+        return error, repaired
     device = "cpu" if "gloo" in dist.get_backend() else torch.accelerator.current_accelerator()
-    refused = torch.tensor(bool(error), dtype=torch.int32, device=device)
-    dist.all_reduce(refused)
-    if not refused.item():
-        return ""
-    errors: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    return next(f"rank {rank}: {found}" for rank, found in enumerate(errors) if found)
+    told = torch.tensor(bool(error or repaired), dtype=torch.int32, device=device)
+    dist.all_reduce(told)
+    if not told.item():
+        return "", ()
+    everyone: list[tuple[str, Repaired]] = [("", ())] * dist.get_world_size()
+    dist.all_gather_object(everyone, (error, repaired))
+    refusals = (f"rank {rank}: {found}" for rank, (found, _) in enumerate(everyone) if found)
+    return next(refusals, ""), tuple(dict.fromkeys(pair for _, each in everyone for pair in each))
 
 
 def _narrowed(tensor: torch.Tensor, start: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:

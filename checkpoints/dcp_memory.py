@@ -254,10 +254,12 @@ class MemoryTier:
         if not is_simple:
             index, wishes = self._wishes(said, every[0].mesh.world_size, state)
             if index is None:
-                return f"{generation.id} in memory: {wishes[0].error}"
+                return f"[memory-unusable] {generation.id} in memory: {wishes[0].error}"
         transfers = plan_transfers([s.sound for s in said], [w.wanted for w in wishes])
         if transfers is None:
-            return f"{generation.id} in memory is damaged, and no other copy is whole"
+            return (
+                f"[memory-corrupt] {generation.id} in memory is damaged, and no other copy is whole"
+            )
         errors: dict[int, str] = {}
         for step in transfers:
             if step.giver == self._config.rank:

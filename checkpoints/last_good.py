@@ -9,6 +9,7 @@ the rule that was used goes into the incident's evidence:
     two-part       verified, healthy when taken, activation norm trended down afterwards
     trend-unknown  verified, healthy when taken, too few steps followed to tell
     scale-only     verified, healthy when taken, but the activation norm rose afterwards
+    after-finding  verified, healthy when taken, but right after trouble that had seemed to heal
     unproven       not read back yet, or taken without health tags
     scale-low      the loss scale was already below the limit (or, without a loss scale, the grad
                    norm was growing)
@@ -25,10 +26,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from ..logbook.state import FindingMark
 from ..logbook.trend import Trend
 from ..logbook.wire import CheckpointTags
 
-RULES = ("two-part", "trend-unknown", "scale-only", "unproven", "scale-low")
+RULES = ("two-part", "trend-unknown", "scale-only", "after-finding", "unproven", "scale-low")
 NEWEST_USABLE = "newest-usable"
 
 
@@ -39,6 +41,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: why an earlier retry ruled it out, "" when none did.
     abandoned:   it belongs to a lineage that a rollback left behind.
     activation, grad: which way the norms went in the steps that followed.
+    before: the last trouble before it.
     """
 
     id: str
@@ -50,12 +53,14 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     tags: CheckpointTags | None = None
     activation: Trend = Trend()
     grad: Trend = Trend()
+    before: FindingMark | None = None
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the two-part rule.
 
-    margin_steps: a checkpoint must be at least this many steps older than the onset.
+    margin_steps: a checkpoint must be at least this many steps older than the onset; one that came
+        less than as many after other trouble is trusted less.
     min_scale:    loss scale that counts as healthy.
     trend_points: steps that must have followed before a trend is believed.
     tolerance:    relative slope per step up to which a norm still counts as not rising.
@@ -186,6 +191,9 @@ def _judge(candidate: Candidate, rules: Rules) -> tuple[str, str]:
         return "scale-low", f"grad norm {_described(candidate.grad)}"
     if candidate.verified is None:
         return "unproven", "not verified yet"
+    before = candidate.before
+    if before is not None and before.steps < rules.margin_steps:
+        return "after-finding", f"taken only {before.steps} steps after a {before.kind}"
     direction = _direction(candidate.activation, rules)
     reason = f"activation norm {_described(candidate.activation)}"
     if direction == "unknown":

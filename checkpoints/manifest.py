@@ -38,7 +38,11 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """The environment that wrote a checkpoint; what differs explains surprises."""
+    """The environment that wrote a checkpoint; what differs explains surprises.
+
+    packages: versions by name, of packages, libraries and the driver. config: the trainer's own
+        configuration. Both are empty in checkpoints of before they were recorded.
+    """
 
     python: str
     torch: str
@@ -46,6 +50,8 @@ class Fingerprint(msgspec.Struct, frozen=True):
     platform: str
     config_digest: str
     gpu: str | None = None
+    packages: dict[str, str] = {}
+    config: dict[str, Any] = {}
 
 
 class SaveHeader(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,20 +7,26 @@ only when its attempt is older than the current one: a younger one may still be 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from .manifest import parse_checkpoint_id
 from .store import CheckpointStore
 
+HOUR_S = 3600.0
+
 
 class Retained(msgspec.Struct, frozen=True, kw_only=True):
-    """One committed checkpoint as retention sees it. verified as in last_good.Candidate."""
+    """One committed checkpoint as retention sees it. verified as in last_good.Candidate.
+
+    age_s: since its commit.
+    """
 
     id: str
     step: int
     attempt: int
+    age_s: float = 0.0
     verified: bool | None = None
     abandoned: bool = False
 
@@ -29,22 +35,25 @@ class RetentionRules(msgspec.Struct, frozen=True, kw_only=True):
     """keep_newest: that many of the current lineage; keep_every_steps: 0 keeps no milestones.
 
     A milestone is the first checkpoint at or after each multiple of keep_every_steps, of the
-    current lineage.
+    current lineage. max_age_s: neither rule keeps what is older; None: age does not matter.
     """
 
     keep_newest: int = 3
     keep_every_steps: int = 0
+    max_age_s: float | None = None
 
 
 class Protected(msgspec.Struct, frozen=True, kw_only=True):
     """Checkpoints that must stay, whatever the rules say.
 
     in_use: candidates named in the start command of an attempt that has not resumed yet.
+    wanted: (id, reason) of what else is needed.
     """
 
     last_good: str | None = None
     pins: Collection[str] = ()
     in_use: Collection[str] = ()
+    wanted: Mapping[str, str] = {}
 
 
 class RetentionPlan(msgspec.Struct, frozen=True):
@@ -91,7 +100,13 @@ def _reason_to_go(candidate: Retained, rules: RetentionRules) -> str:
         return "failed verification"
     if candidate.abandoned:
         return "of an abandoned lineage"
+    if _is_too_old(candidate, rules):
+        return f"{candidate.age_s / HOUR_S:.1f} hours old"
     return f"past the newest {rules.keep_newest}"
+
+
+def _is_too_old(candidate: Retained, rules: RetentionRules) -> bool:
+    return rules.max_age_s is not None and candidate.age_s > rules.max_age_s
 
 
 def _reasons_to_keep(
@@ -107,17 +122,24 @@ def _reasons_to_keep(
             kept[c.id] = "pinned"
         elif c.id in protected.in_use:
             kept[c.id] = "a restart may load it"
+        elif c.id in protected.wanted:
+            kept[c.id] = protected.wanted[c.id]
         elif c.attempt > current_attempt:
             kept[c.id] = f"of attempt {c.attempt}, newer than {current_attempt}"
+    among, milestones = lineage[: rules.keep_newest], _milestones(lineage, rules)
     for reason, chosen in (
         ("newest verified", verified[:1]),
         ("newest", lineage[:1] or newest_first[:1]),
-        (f"among the newest {rules.keep_newest}", lineage[: rules.keep_newest]),
-        (f"milestone of {rules.keep_every_steps} steps", _milestones(lineage, rules)),
+        (f"among the newest {rules.keep_newest}", _of_age(among, rules)),
+        (f"milestone of {rules.keep_every_steps} steps", _of_age(milestones, rules)),
     ):
         for c in chosen:
             kept.setdefault(c.id, reason)
     return kept
+
+
+def _of_age(candidates: list[Retained], rules: RetentionRules) -> list[Retained]:
+    return [c for c in candidates if not _is_too_old(c, rules)]
 
 
 def _milestones(lineage: list[Retained], rules: RetentionRules) -> list[Retained]:
@@ -128,6 +150,16 @@ def _milestones(lineage: list[Retained], rules: RetentionRules) -> list[Retained
     for c in reversed(lineage):
         first.setdefault(-(-c.step // every), c)
     return [c for window, c in first.items() if window > 0]
+
+
+def plan_local(newest_first: Sequence[tuple[str, bool]], keep: int) -> tuple[str, ...]:
+    """Return the checkpoints of which a node need no longer keep its part on its own disk.
+
+    newest_first: (id, whether the store has the whole of it). What is not uploaded stays, whatever
+        its age: there is no other copy. Of the others the newest keep stay, to be read quickly.
+    """
+    uploaded = [name for name, is_uploaded in newest_first if is_uploaded]
+    return tuple(uploaded[max(keep, 0) :])
 
 
 def apply_retention(plan: RetentionPlan, store: CheckpointStore) -> tuple[str, ...]:

@@ -85,6 +85,30 @@ class VerifyCheckpoint(msgspec.Struct, frozen=True, tag="verify-checkpoint"):
     checkpoint: str
 
 
+class QuarantineCheckpoint(msgspec.Struct, frozen=True, tag="quarantine-checkpoint"):
+    """Resume from this checkpoint no more until a person releases it."""
+
+    checkpoint: str
+
+
+class ReleaseCheckpoint(msgspec.Struct, frozen=True, tag="release-checkpoint"):
+    """A quarantined checkpoint may be resumed from again."""
+
+    checkpoint: str
+
+
+class PinCheckpoint(msgspec.Struct, frozen=True, tag="pin-checkpoint"):
+    """Keep this checkpoint, whatever retention says."""
+
+    checkpoint: str
+
+
+class UnpinCheckpoint(msgspec.Struct, frozen=True, tag="unpin-checkpoint"):
+    """Leave a pinned checkpoint to retention again."""
+
+    checkpoint: str
+
+
 class PruneCheckpoints(msgspec.Struct, frozen=True, tag="prune-checkpoints"):
     """Delete checkpoints that retention no longer keeps."""
 
@@ -121,6 +145,10 @@ Action = (
     | SendCommand
     | RejectIntervention
     | VerifyCheckpoint
+    | QuarantineCheckpoint
+    | ReleaseCheckpoint
+    | PinCheckpoint
+    | UnpinCheckpoint
     | PruneCheckpoints
     | CloseIncident
     | SetDetector

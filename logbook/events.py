@@ -263,8 +263,9 @@ class ActionDone(_Event, frozen=True, tag="action-done"):
 
 class InterventionRequested(_Event, frozen=True, tag="intervention-requested"):
     """A person asks for a change. action: "lr", "lr-factor", "grad-clip", "checkpoint", "stop",
-    "resume", "quarantine", "release", "detector" (target "NAME=MODE"). value and target as the
-    action needs them."""
+    "resume", "quarantine", "release", "detector" (target "NAME=MODE"), "pin", "unpin", "verify",
+    "quarantine-checkpoint", "release-checkpoint" (target a checkpoint), "prune". value and target
+    as the action needs them."""
 
     id: str
     action: str

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from . import events as ev
+from . import fold_checkpoints as cp
 from . import fold_training as tr
 from .findings import Severity
 from .fold_decisions import apply_decision
@@ -20,12 +21,10 @@ from .state import (
     RECENT_STEPS,
     TREND_STEPS,
     AttemptState,
-    CheckpointState,
     Intervention,
     NodeState,
     RunState,
 )
-from .wire import StepSample
 
 NO_USABLE_CHECKPOINT = "no-usable-checkpoint"
 """Last words of a worker that could load none of the candidates it was given."""
@@ -44,7 +43,7 @@ def _run_submitted(state: RunState, e: ev.RunSubmitted, time_s: float) -> RunSta
     # A run submitted again with another spec is the same run: its clock goes on.
     first_s = state.submitted_s or time_s
     return replace(
-        state,
+        cp.without_misfits(state),
         run=e.run,
         spec=e.spec,
         policy_version=e.policy_version,
@@ -128,15 +127,13 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
         resumed_step=e.step,
         resumed_from=e.checkpoint,
         load_s=e.load_s,
-        tier=e.tier,
         passed_over=e.passed_over,
+        tier=e.tier,
+        repaired=e.repaired,
+        differs=e.differs,
     )
     samples = tuple(sample for sample in state.samples if sample.step <= e.step)
-    unsound = dict(e.passed_over)
-    checkpoints = {
-        name: _after_resume(known, e.step, unsound.get(name), samples)
-        for name, known in state.checkpoints.items()
-    }
+    checkpoints = cp.after_resume(state, e, samples, time_s)
     rollbacks = state.rollbacks
     if rollbacks and rollbacks[-1].attempt == e.attempt:
         # Where it really went back to: a load may have passed the first choice over.
@@ -151,6 +148,7 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
             n for n, c in checkpoints.items() if not c.abandoned and c.step + TREND_STEPS > e.step
         ),
         lineage=(*earlier, (e.attempt, e.step)),
+        num_setbacks=state.num_setbacks + _is_setback(state, e),
         rollbacks=rollbacks,
         recent_before=(),
         recent=samples[-RECENT_STEPS:],
@@ -159,17 +157,14 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
     )
 
 
-def _after_resume(
-    known: CheckpointState, step: int, error: str | None, samples: tuple[StepSample, ...]
-) -> CheckpointState:
-    # Nothing after the resume point belongs to the lineage any more, and a candidate that would
-    # not load is unsound whatever was believed before.
-    if error is not None:
-        known = replace(known, verified=False, error=error)
-    if known.step > step:
-        return replace(known, abandoned=True)
-    # What followed it counts for its trend only as far as it still belongs to the lineage.
-    return tr.with_trend(known, samples) if known.step + TREND_STEPS > step else known
+def _is_setback(state: RunState, e: ev.AttemptResumed) -> bool:
+    """Whether training that had gone on since the last resume is taken up from a checkpoint.
+
+    What the nodes' memory gives back costs nothing that saving more often would spare.
+    """
+    had_trained = bool(state.lineage) and state.step > state.lineage[-1][1]
+    answers = any(state.incidents[n].attempt_after == e.attempt for n in state.open_incidents)
+    return had_trained and answers and e.tier != "memory"
 
 
 def _worker_exited(state: RunState, e: ev.WorkerExited, time_s: float) -> RunState:
@@ -180,12 +175,7 @@ def _worker_exited(state: RunState, e: ev.WorkerExited, time_s: float) -> RunSta
         return state
     if e.code == NO_USABLE_CHECKPOINT:
         # All ranks have agreed that none of their candidates is sound.
-        found = {
-            name: replace(state.checkpoints[name], verified=False, error=e.message)
-            for name in running.plan.checkpoints
-            if name in state.checkpoints
-        }
-        state = replace(state, checkpoints={**state.checkpoints, **found})
+        state = cp.doubted(state, running.plan.checkpoints, e.message, time_s)
     return _with_signal(state, replace(running, exits=(*running.exits, e)), time_s)
 
 
@@ -230,7 +220,7 @@ def _finding_seen(state: RunState, e: ev.FindingSeen, time_s: float) -> RunState
         num_findings=state.num_findings + 1,
         findings=(*state.findings, e)[-RECENT_FINDINGS:],
     )
-    state = _with_mark(state, e)
+    state = cp.with_finding(_with_mark(state, e), e)
     running = state.running(e.attempt)
     grave = e.finding.severity is Severity.ROLLBACK and not e.finding.shadow
     if running is None or not grave or running.alarm is not None:
@@ -320,10 +310,10 @@ _HANDLERS: dict[type, _Handler] = {
     ev.StepDone: tr.step_done,
     ev.StepsRecalled: tr.steps_recalled,
     ev.RankTimes: _rank_times,
-    ev.CheckpointCommitted: tr.checkpoint_committed,
-    ev.CheckpointFailed: tr.checkpoint_failed,
-    ev.CheckpointVerified: tr.checkpoint_verified,
-    ev.CheckpointsPruned: tr.checkpoints_pruned,
+    ev.CheckpointCommitted: cp.checkpoint_committed,
+    ev.CheckpointFailed: cp.checkpoint_failed,
+    ev.CheckpointVerified: cp.checkpoint_verified,
+    ev.CheckpointsPruned: cp.checkpoints_pruned,
     ev.FindingSeen: _finding_seen,
     ev.DecisionMade: _decision_made,
     ev.ActionDone: _action_done,

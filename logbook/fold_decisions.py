@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from . import decisions as d
 from .events import InterventionRequested
+from .fold_checkpoints import with_failed_restart
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
 
 OWN = "midwatch"
@@ -122,6 +123,7 @@ def _start_attempt(
 
 def _without_attempt(state: RunState, time_s: float) -> RunState:
     """The current attempt is over, and was barren if it never completed a step."""
+    state = with_failed_restart(state)
     old = state.attempt
     barren = state.barren_attempts + (old is not None and old.num_steps == 0)
     return replace(state, attempt=None, barren_attempts=barren, idle_s=time_s)
@@ -258,11 +260,37 @@ def _close(
 def _verify(
     state: RunState, action: d.VerifyCheckpoint, decision: d.Decision, time_s: float
 ) -> RunState:
-    known = state.checkpoints.get(action.checkpoint)
+    return _with_checkpoint(state, action.checkpoint, verify_asked_s=time_s)
+
+
+def _quarantine_checkpoint(
+    state: RunState, action: d.QuarantineCheckpoint, decision: d.Decision, time_s: float
+) -> RunState:
+    return _with_checkpoint(state, action.checkpoint, quarantined=decision.reason)
+
+
+def _release_checkpoint(
+    state: RunState, action: d.ReleaseCheckpoint, decision: d.Decision, time_s: float
+) -> RunState:
+    return _with_checkpoint(state, action.checkpoint, quarantined="", num_failed=0)
+
+
+def _with_checkpoint(state: RunState, name: str, **fields: Any) -> RunState:
+    known = state.checkpoints.get(name)
     if known is None:
         return state
-    known = replace(known, verify_asked_s=time_s)
-    return replace(state, checkpoints={**state.checkpoints, action.checkpoint: known})
+    return replace(state, checkpoints={**state.checkpoints, name: replace(known, **fields)})
+
+
+def _pin(state: RunState, action: d.PinCheckpoint, decision: d.Decision, time_s: float) -> RunState:
+    return replace(state, pins={**state.pins, action.checkpoint: decision.reason})
+
+
+def _unpin(
+    state: RunState, action: d.UnpinCheckpoint, decision: d.Decision, time_s: float
+) -> RunState:
+    pins = {name: why for name, why in state.pins.items() if name != action.checkpoint}
+    return replace(state, pins=pins)
 
 
 def _unchanged(state: RunState, action: Any, decision: d.Decision, time_s: float) -> RunState:
@@ -284,6 +312,10 @@ _APPLY: dict[type, _Apply] = {
     d.CompleteIntervention: _complete,
     d.CloseIncident: _close,
     d.VerifyCheckpoint: _verify,
+    d.QuarantineCheckpoint: _quarantine_checkpoint,
+    d.ReleaseCheckpoint: _release_checkpoint,
+    d.PinCheckpoint: _pin,
+    d.UnpinCheckpoint: _unpin,
     d.PruneCheckpoints: _unchanged,
     d.Observe: _unchanged,
 }

@@ -1,17 +1,14 @@
-"""How steps and checkpoints change the state: progress, trends after a checkpoint, recovery."""
+"""How steps change the state: progress, trends after a checkpoint, recovery."""
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
 from . import events as ev
-from .decisions import PruneCheckpoints, VerifyCheckpoint
+from .fold_checkpoints import followed_by, trained_on
 from .fold_decisions import fold_incident
-from .state import RECENT_STEPS, TREND_STEPS, AttemptState, CheckpointState, Incident, RunState
-from .trend import Trend
+from .state import RECENT_STEPS, TREND_STEPS, AttemptState, Incident, RunState
 from .wire import StepSample
-
-MAX_PRUNED = 256
 
 
 def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
@@ -47,6 +44,8 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
     )
     if state.trending:
         state = _with_trends(state)
+    if is_first:
+        state = trained_on(state, running)
     return _with_recovery(state, time_s) if state.open_incidents else state
 
 
@@ -101,18 +100,10 @@ def _with_trends(state: RunState) -> RunState:
     checkpoints, trending = dict(state.checkpoints), []
     for name in state.trending:
         known = checkpoints[name]
-        checkpoints[name] = _followed_by(known, sample)
+        checkpoints[name] = followed_by(known, sample)
         if sample.step < known.step + TREND_STEPS:
             trending.append(name)
     return replace(state, checkpoints=checkpoints, trending=tuple(trending))
-
-
-def _followed_by(known: CheckpointState, sample: StepSample) -> CheckpointState:
-    return replace(
-        known,
-        activation_trend=known.activation_trend.add(sample.step, sample.activation_norm),
-        grad_trend=known.grad_trend.add(sample.step, sample.grad_norm),
-    )
 
 
 def _with_recovery(state: RunState, time_s: float) -> RunState:
@@ -135,6 +126,8 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
             recovered_s=time_s,
             checkpoint=running.resumed_from,
             checkpoint_tags=source.tags if source is not None else None,
+            tier=running.tier,
+            differs=running.differs,
             lr_after=sample.lr,
             loss_after=sample.loss,
             steps_lost=max(0, incident.step_before - running.resumed_step),
@@ -144,82 +137,3 @@ def _with_recovery(state: RunState, time_s: float) -> RunState:
         if state.incidents[name].recovered_s is None:
             state = fold_incident(state, name, recovered)
     return state
-
-
-# --- checkpoints ---------------------------------------------------------------------------------
-
-
-def checkpoint_committed(state: RunState, e: ev.CheckpointCommitted, time_s: float) -> RunState:
-    """A checkpoint exists; remember it with the health of its step."""
-    if e.checkpoint in state.checkpoints or e.checkpoint in state.pruned:
-        return state
-    # A commit that an older attempt finished after the fence is sound bytes, but it may lie on a
-    # lineage that has been left: then some later attempt resumed from before it.
-    abandoned = any(later > e.attempt and came < e.step for later, came in state.lineage)
-    known = CheckpointState(
-        checkpoint=e.checkpoint,
-        step=e.step,
-        attempt=e.attempt,
-        bytes=e.bytes,
-        time_s=time_s,
-        save_s=e.save_s,
-        blocked_s=e.blocked_s,
-        tags=e.tags,
-        abandoned=abandoned,
-    )
-    if abandoned:
-        return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
-    # Steps trained between the staging and the commit belong to the trend as well.
-    known = with_trend(known, state.samples)
-    grows = state.step < e.step + TREND_STEPS
-    return replace(
-        state,
-        checkpoints={**state.checkpoints, e.checkpoint: known},
-        trending=(*state.trending, e.checkpoint) if grows else state.trending,
-    )
-
-
-def with_trend(known: CheckpointState, samples: tuple[StepSample, ...]) -> CheckpointState:
-    """Return the checkpoint with its trends taken anew from the steps that followed it."""
-    known = replace(known, activation_trend=Trend(), grad_trend=Trend())
-    for sample in samples:
-        if known.step < sample.step <= known.step + TREND_STEPS:
-            known = _followed_by(known, sample)
-    return known
-
-
-def checkpoint_failed(state: RunState, e: ev.CheckpointFailed, time_s: float) -> RunState:
-    """A save failed; training goes on."""
-    return replace(state, failed_saves=state.failed_saves + 1)
-
-
-def checkpoint_verified(state: RunState, e: ev.CheckpointVerified, time_s: float) -> RunState:
-    """A checkpoint was read back: it is sound, or it is not."""
-    # Long work is done when its result is in, not when it was handed over.
-    action = VerifyCheckpoint(e.checkpoint)
-    state = replace(
-        state, pending={name: d for name, d in state.pending.items() if d.action != action}
-    )
-    known = state.checkpoints.get(e.checkpoint)
-    if known is None or known.verified is False:
-        # What was found unsound once stays so: a reading begun before may still come in.
-        return state
-    known = replace(known, verified=not e.error, error=e.error)
-    return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
-
-
-def checkpoints_pruned(state: RunState, e: ev.CheckpointsPruned, time_s: float) -> RunState:
-    """Retention deleted checkpoints."""
-    gone = frozenset(e.checkpoints)
-    pending = {
-        name: d
-        for name, d in state.pending.items()
-        if not isinstance(d.action, PruneCheckpoints) or not gone.issuperset(d.action.checkpoints)
-    }
-    return replace(
-        state,
-        checkpoints={n: c for n, c in state.checkpoints.items() if n not in gone},
-        trending=tuple(n for n in state.trending if n not in gone),
-        pending=pending,
-        pruned=(*(n for n in state.pruned if n not in gone), *e.checkpoints)[-MAX_PRUNED:],
-    )

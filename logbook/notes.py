@@ -98,13 +98,19 @@ def _before_after(incident: Incident) -> list[str]:
         ("attempt", incident.attempt_before, incident.attempt_after),
         ("learning rate", _number(incident.lr_before), _number(incident.lr_after)),
         ("loss (nats/token)", _number(incident.loss_before), _number(incident.loss_after)),
-        ("resumed from", "", incident.checkpoint or "-"),
+        ("resumed from", "", _source(incident)),
         ("loss at the checkpoint", "", _number(tags.loss if tags else None)),
         ("loss scale at the checkpoint", "", _number(tags.loss_scale if tags else None)),
         ("steps to train again", "", incident.steps_lost if incident.recovered_s else "-"),
+        *(("not as it was when saved", "", _cell(line)) for line in incident.differs),
     ]
     lines = ["| | before | after |", "|---|---|---|"]
     return lines + [f"| {what} | {before} | {after} |" for what, before, after in rows]
+
+
+def _source(incident: Incident) -> str:
+    tier = f" ({incident.tier})" if incident.tier else ""
+    return f"{incident.checkpoint}{tier}" if incident.checkpoint else "-"
 
 
 def _number(value: float | None) -> str:

@@ -61,7 +61,10 @@ def _resumed(e: ev.AttemptResumed) -> str:
     loaded = f"from {e.checkpoint}{tier}, loaded in {_span(e.load_s)}"
     source = loaded if e.checkpoint else "afresh"
     passed = "; ".join(f"passed over {checkpoint}: {why}" for checkpoint, why in e.passed_over)
-    return f"training at step {e.step} {source}" + (f"; {passed}" if passed else "")
+    repaired = "; ".join(f"{name} read from another copy: {why}" for name, why in e.repaired)
+    differs = f"differs: {', '.join(e.differs)}" if e.differs else ""
+    more = [text for text in (passed, repaired, differs) if text]
+    return "; ".join([f"training at step {e.step} {source}", *more])
 
 
 def _exited(e: ev.WorkerExited) -> str:
@@ -197,8 +200,10 @@ def action_text(action: de.Action) -> str:
             return f"end the run, {'stopped' if stopped else 'completed'} at step {step}"
         case de.SendCommand(command, _):
             return f"send {command.kind} {command.value:g} as command {command.seq}"
-        case de.VerifyCheckpoint(checkpoint):
-            return f"verify {checkpoint}"
+        case de.VerifyCheckpoint(name) | de.PinCheckpoint(name) | de.UnpinCheckpoint(name):
+            return f"{_tag(action).split('-')[0]} {name}"
+        case de.QuarantineCheckpoint(name) | de.ReleaseCheckpoint(name):
+            return f"{_tag(action).split('-')[0]} {name}"
         case de.PruneCheckpoints(checkpoints):
             return f"delete {_some(checkpoints)}"
         case de.CloseIncident(incident, outcome):

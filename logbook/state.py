@@ -20,6 +20,7 @@ from .events import (
     StartFailed,
     WorkerExited,
 )
+from .findings import Severity
 from .plan import AttemptPlan
 from .quantile import RunningMedian
 from .trend import Trend
@@ -27,6 +28,7 @@ from .wire import CheckpointTags, Hyper, StepSample
 
 RECENT_STEPS = 256
 RECENT_FINDINGS = 64
+RECENT_SAVES = 16
 TREND_STEPS = 50
 
 
@@ -81,6 +83,7 @@ class AttemptState(msgspec.Struct, frozen=True):
     heard_s: since when silence counts against it: its start, its last step, or the start of a
         controller, which heard nothing before.
     signal_s: when the first sign of failure was recorded; None while all is well.
+    tier, repaired, differs: as in events.AttemptResumed.
     """
 
     plan: AttemptPlan
@@ -91,8 +94,10 @@ class AttemptState(msgspec.Struct, frozen=True):
     resumed_step: int = 0
     resumed_from: str = ""
     load_s: float = 0.0
-    tier: str = ""
     passed_over: tuple[tuple[str, str], ...] = ()
+    tier: str = ""
+    repaired: tuple[tuple[str, str], ...] = ()
+    differs: tuple[str, ...] = ()
     first_step_s: float | None = None
     num_steps: int = 0
     signal_s: float | None = None
@@ -114,11 +119,31 @@ class AttemptState(msgspec.Struct, frozen=True):
         return len(self.finished) >= self.plan.mesh.world_size
 
 
+class FindingMark(msgspec.Struct, frozen=True):
+    """A finding near a checkpoint; steps: how many lie between the two."""
+
+    kind: str
+    severity: Severity
+    steps: int
+
+
+class SaveCost(msgspec.Struct, frozen=True):
+    """What one save cost: how long the loop stood still, and how long until the commit."""
+
+    step: int
+    blocked_s: float
+    save_s: float
+
+
 class CheckpointState(msgspec.Struct, frozen=True):
     """One committed checkpoint and what became of the run after it.
 
     verified: None until its bytes were read back. abandoned: it belongs to a lineage that a
     rollback left behind. quarantined holds the reason, "" when it may be used.
+    before, after: the last finding about the run's numbers before it, the first after it.
+    num_resumed: attempts that trained on from it. num_failed: restarts from it in a row that made
+        no step, where nothing else was to blame. num_passed_over: loads that could not use it.
+    doubted_s: since when it is not verified any more; a reading asked for later may clear it.
     """
 
     checkpoint: str
@@ -136,6 +161,12 @@ class CheckpointState(msgspec.Struct, frozen=True):
     quarantined: str = ""
     activation_trend: Trend = Trend()
     grad_trend: Trend = Trend()
+    before: FindingMark | None = None
+    after: FindingMark | None = None
+    num_resumed: int = 0
+    num_failed: int = 0
+    num_passed_over: int = 0
+    doubted_s: float | None = None
 
 
 class Incident(msgspec.Struct, frozen=True):
@@ -143,6 +174,7 @@ class Incident(msgspec.Struct, frozen=True):
 
     step_before, lr_before and loss_before are of the last step before the answer, lr_after and
     loss_after of the first step after it; steps_lost counts completed steps to be trained again.
+    tier, differs: of the load that answered it, as in events.AttemptResumed.
     """
 
     draft: IncidentDraft
@@ -154,6 +186,8 @@ class Incident(msgspec.Struct, frozen=True):
     attempt_after: int | None = None
     checkpoint: str | None = None
     checkpoint_tags: CheckpointTags | None = None
+    tier: str = ""
+    differs: tuple[str, ...] = ()
     steps_lost: int = 0
     lr_before: float | None = None
     lr_after: float | None = None
@@ -219,6 +253,9 @@ class RunState(msgspec.Struct, frozen=True):
     detectors: modes of detectors that people have switched, by name.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
     memory_since: what earlier attempts kept in the nodes' memory was dropped.
+    pins: checkpoints that people want kept, and why.
+    recent_saves: what the last RECENT_SAVES saves cost, oldest first.
+    num_setbacks: how often training had to go back to a checkpoint after a failure.
     """
 
     run: str = ""
@@ -248,6 +285,9 @@ class RunState(msgspec.Struct, frozen=True):
     trending: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
     memory_since: int = 0
+    pins: dict[str, str] = {}
+    recent_saves: tuple[SaveCost, ...] = ()
+    num_setbacks: int = 0
     lineage: tuple[tuple[int, int], ...] = ()
     incidents: dict[str, Incident] = {}
     open_incidents: tuple[str, ...] = ()

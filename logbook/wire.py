@@ -20,6 +20,8 @@ import msgspec
 from .preflight import PreflightDone
 
 MAX_FRAME_BYTES = 1 << 20
+PEER_CODES = frozenset({"collective-failed", "peer-lost", "rendezvous-failed"})
+"""Last words of a worker that ended because another one had."""
 
 
 class Mesh(msgspec.Struct, frozen=True):
@@ -51,12 +53,14 @@ class Hyper(msgspec.Struct, frozen=True):
     skipped: half-open ranges [first, last) of data steps that the sampler leaves out.
     grad_clip: None keeps the value of the trainer's configuration.
     loss_scale: None keeps the scaler state of the checkpoint; a value resets the scaler at start.
+    save_interval_steps: None saves as often as the trainer's configuration says.
     """
 
     lr_changes: tuple[LrChange, ...] = ()
     grad_clip: float | None = None
     skipped: tuple[tuple[int, int], ...] = ()
     loss_scale: float | None = None
+    save_interval_steps: int | None = None
 
 
 SLOTS_PER_RANK = 4
@@ -275,6 +279,7 @@ class Command(msgspec.Struct, frozen=True):
         "lr"          make the learning rate of the next step equal value, as a factor of the
                       remaining schedule
         "grad-clip"   clip at value from the next step on
+        "save-interval"  save after every step that value, a whole number, divides
         "checkpoint"  save now; value unused
         "stop"        finish the current step, save, exit 0; value unused
     """

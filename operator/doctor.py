@@ -17,11 +17,10 @@ from ..health.nodes.grouping import plan_groups
 from ..health.nodes.preflight_judge import PreflightVerdict, Silence, judge_preflight
 from ..logbook.errors import Fatal
 from ..logbook.preflight import ORDER_VARIABLE, PreflightDone, PreflightLimits, PreflightOrder
-from ..logbook.wire import Mesh, WorkerFailed, WorkerStart
+from ..logbook.wire import PEER_CODES, Mesh, WorkerFailed, WorkerStart
 from .agent.plan import AgentConfig, LocalPlan, Preload
 from .agent.reports import AgentReport, AgentStatus, StartFailed, WorkerExited, WorkerMessages
 from .agent.supervisor import Supervisor
-from .policy.diagnosis import PEER_CODES
 
 ENTRY_POINT = "midwatch.trainer.preflight:main"
 PRELOAD = "midwatch.trainer.preflight:preload"

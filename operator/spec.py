@@ -53,6 +53,9 @@ class EntryPoints(Section):
     """Pydantic model that validates the trainer section."""
     check: str = "midwatch.trainer.inputs:check"
     """Called with the trainer section where the run is submitted; raises if an input is missing."""
+    export: str = "midwatch.trainer.export_checkpoint:main"
+    """Called with [SPEC, CHECKPOINT_DIR, OUT] to write weights for other programs; returns an exit
+    status. Empty: this trainer has none."""
 
 
 class RestartPolicy(Section):

@@ -93,6 +93,7 @@ class Retention(Section):
     keep_every_steps: int = Field(default=0, ge=0)
     """Also keep one checkpoint for each such stretch of steps; 0 keeps none."""
     max_age_hours: float | None = Field(default=None, gt=0)
-    """Delete what is older, milestones of keep_every_steps included; null: age does not matter."""
+    """Delete what is older, milestones of keep_every_steps included; null: age does not matter.
+    Pinned ones stay, and a few far back to which a creep that is named late would go."""
     keep_local: int = Field(default=2, ge=1, le=1000)
     """With a store: newest uploaded checkpoints of which each node keeps its part on its disk."""

@@ -106,7 +106,8 @@ def _require_module(name: str) -> None:
 
 
 def _with_trainer(spec: RunSpec, origin: str, lines: dict[Path_, int]) -> RunSpec:
-    for name in (spec.entry_points.worker, spec.entry_points.preload):
+    points = spec.entry_points
+    for name in (points.worker, points.preload, *([points.export] if points.export else [])):
         _require_module(name)
     model = load_object(spec.entry_points.config)
     if not (isinstance(model, type) and issubclass(model, BaseModel)):

@@ -116,6 +116,9 @@ def plan_effect(command: Command, hyper: Hyper, next_step: int, config: TrainCon
             case "grad-clip":
                 clipped = msgspec.structs.replace(hyper, grad_clip=_positive(command))
                 return Effect(clipped, is_changed=True)
+            case "save-interval":
+                spaced = msgspec.structs.replace(hyper, save_interval_steps=_whole(command))
+                return Effect(spaced, is_changed=True)
             case "checkpoint":
                 return Effect(hyper, is_save=True)
             case "stop":
@@ -123,6 +126,20 @@ def plan_effect(command: Command, hyper: Hyper, next_step: int, config: TrainCon
     except ConfigError as error:
         return Effect(hyper, error=f"{error.code}: {error.message}")
     return Effect(hyper, error=f"unknown-command: no command is called {command.kind!r}")
+
+
+def save_interval_steps(hyper: Hyper, config: TrainConfig) -> int:
+    """Return after how many steps the state is saved."""
+    return hyper.save_interval_steps or config.checkpoint.interval_steps
+
+
+def is_save_due(step: int, hyper: Hyper, config: TrainConfig) -> bool:
+    """Whether the state after step is to be saved, by the interval alone.
+
+    A function of the step and of changes agreed by all ranks, so that no rank saves alone, and a
+    restart saves where an undisturbed run would have.
+    """
+    return step % save_interval_steps(hyper, config) == 0
 
 
 def exit_without_agent() -> None:
@@ -146,6 +163,16 @@ def _positive(command: Command) -> float:
         "value-out-of-range",
         f"{command.kind} {command.value} is not a finite number above 0",
         remedy="Give a positive value.",
+    )
+
+
+def _whole(command: Command) -> int:
+    if _positive(command) == int(command.value):
+        return int(command.value)
+    raise ConfigError(
+        "value-out-of-range",
+        f"{command.kind} {command.value} is not a whole number of steps",
+        remedy="Give a whole number from 1 on.",
     )
 
 

@@ -12,136 +12,33 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
-from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor
 
-from ..checkpoints.dcp import Saver, load_first
-from ..checkpoints.dcp_memory import MemorySource
-from ..checkpoints.manifest import SaveHeader, parse_checkpoint_id
-from ..checkpoints.source import in_run_folder
+from ..checkpoints.manifest import SaveHeader
 from ..logbook.errors import Fatal
 from ..logbook.wire import (
     Applied,
     CheckpointTags,
     Command,
     Finished,
-    Hyper,
-    Mesh,
     Phase,
-    ProgressPage,
     RankSample,
-    Resumed,
     StepSample,
 )
-from .config import TrainConfig
-from .control import Effect, Mailbox, plan_effect
-from .data.sampler import Sampler, data_step_for
+from .control import Effect, is_save_due, plan_effect, save_interval_steps
+from .data.sampler import data_step_for
 from .flops import model_flops_per_token
 from .mesh import coordinates
-from .report import Report
-from .step import Ballot, StepOutcome, TrainStep
+from .parts import Parts
+from .resume import Position
+from .step import Ballot, StepOutcome
 
 RECENT_SAMPLES = 256
 """Steps that go into memory with a state: those whose reports may be lost with their reporter."""
 COPY_NOW = 2
 """The memory level at which all ranks copy their states to memory; see Saver.memory_level."""
-
-
-class Progress:
-    """Where this rank is, for the agent to see even when the process is stopped or stuck."""
-
-    def __init__(self, page: ProgressPage | None) -> None:
-        self._page = page
-        self.step = 0
-
-    def note(self, phase: Phase) -> None:
-        if self._page is not None:
-            self._page.note(self.step, phase)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the loop drives, ready to run."""
-
-    rank: int
-    mesh: Mesh
-    config: TrainConfig
-    device: torch.device
-    train_step: TrainStep
-    sampler: Sampler
-    saver: Saver
-    mailbox: Mailbox
-    report: Report
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class Position:
-    """From where a run goes on: completed steps, the changes in force, the last steps if known."""
-
-    step: int
-    hyper: Hyper
-    recent: tuple[StepSample, ...] = ()
-
-
-def resume(
-    parts: Parts, run_dir: Path, candidates: tuple[str, ...], hyper: Hyper | None
-) -> Position:
-    """Load the newest state in memory, or else the first candidate all ranks can verify.
-
-    Reports what was loaded, and returns where to go on.
-
-    hyper None takes over the changes stored with the checkpoint; otherwise those given win, since
-    they are newer than any checkpoint. No candidates is a fresh start.
-
-    Raises: IntegrityError when there are candidates and none can be loaded.
-    """
-    memory = parts.saver.memory
-    if memory is None and not candidates:
-        parts.report.send(Resumed(parts.rank, 0, ""))
-        return Position(0, hyper or Hyper())
-    parts.progress.note(Phase.LOADING)
-    state = parts.train_step.state_dict()
-    offered = list(in_run_folder(run_dir, candidates))
-    passed_over: tuple[tuple[str, str], ...] = ()
-    recent: tuple[StepSample, ...] = ()
-    if memory is not None:
-        found = memory.find(state, _newest_step(candidates))
-        if isinstance(found, MemorySource):
-            offered.insert(0, (found.manifest.id, found.opened))
-            recent = found.recent
-        elif found:
-            passed_over = (("memory", found),)
-    loaded = load_first(offered, state, rank=parts.rank)
-    header = loaded.header
-    if header is not None:
-        if hyper is None:
-            # A reset of the scaler was meant for the moment it was ordered, not for every resume.
-            hyper = msgspec.structs.replace(header.hyper, loss_scale=None)
-        parts.train_step.set_hyper(hyper)
-        parts.train_step.load_state_dict(state)
-        parts.progress.step = header.step
-    resumed = Resumed(
-        rank=parts.rank,
-        step=parts.progress.step,
-        checkpoint=loaded.checkpoint,
-        load_s=loaded.load_s,
-        passed_over=(*passed_over, *loaded.passed_over),
-        tier=loaded.tier,
-        repaired=loaded.repaired,
-        recalled=recent if loaded.tier == MemorySource.tier and parts.rank == 0 else (),
-    )
-    parts.report.send(resumed)
-    return Position(parts.progress.step, hyper or Hyper(), resumed.recalled)
-
-
-def _newest_step(candidates: tuple[str, ...]) -> int:
-    steps = [parsed[0] for name in candidates if (parsed := parse_checkpoint_id(name)) is not None]
-    return max(steps, default=0)
 
 
 class Loop:
@@ -166,7 +63,8 @@ class Loop:
                 self._parts.saver.prepare(self._parts.train_step.state_dict())
             wants_save, is_stopped = self._apply_commands(outcome.agreed_command_seq)
             is_last = is_stopped or self._step == last_step
-            if wants_save or is_last or self._until_save(self._step) == 0:
+            is_due = is_save_due(self._step, self._hyper, self._parts.config)
+            if wants_save or is_last or is_due:
                 self._save(outcome, is_last=is_last)
             elif outcome.agreed_memory_level == COPY_NOW:
                 self._copy_to_memory(outcome)
@@ -175,7 +73,7 @@ class Loop:
 
     def _until_save(self, step: int) -> int:
         """Return how many steps lie between the end of a step and the next save to disk."""
-        return -step % self._parts.config.checkpoint.interval_steps
+        return -step % save_interval_steps(self._hyper, self._parts.config)
 
     def _train_one(self) -> StepOutcome:
         parts = self._parts
@@ -232,7 +130,7 @@ class Loop:
     def _apply(self, command: Command) -> Effect:
         train_step = self._parts.train_step
         next_step = self._step + 1
-        previous = train_step.readback(next_step)
+        previous = self._readback(next_step)
         effect = plan_effect(command, self._hyper, next_step, self._parts.config)
         if effect.is_changed:
             self._hyper = effect.hyper
@@ -242,13 +140,18 @@ class Loop:
                 rank=self._parts.rank,
                 seq=command.seq,
                 at_step=next_step,
-                readback=train_step.readback(next_step),
+                readback=self._readback(next_step),
                 previous=previous,
                 error=effect.error,
                 hyper=effect.hyper if effect.is_changed else None,
             )
         )
         return effect
+
+    def _readback(self, next_step: int) -> dict[str, float]:
+        interval_steps = save_interval_steps(self._hyper, self._parts.config)
+        values = self._parts.train_step.readback(next_step)
+        return {**values, "save_interval_steps": float(interval_steps)}
 
     def _copy_to_memory(self, outcome: StepOutcome) -> None:
         self._parts.progress.note(Phase.SAVING)

@@ -23,7 +23,7 @@ from ..checkpoints.manifest import MANIFEST_NAME, checkpoint_dir, parse_checkpoi
 from ..logbook.errors import ConfigError, MidwatchError
 from ..logbook.wire import Mesh, WorkerStart
 from .control import Mailbox
-from .loop import Progress
+from .parts import Progress
 from .rendezvous import Meeting, connect_store
 from .report import PlainReport
 from .worker import dump_stacks_on_signal, serve, validated

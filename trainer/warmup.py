@@ -27,9 +27,12 @@ def preload(trainer_config: dict[str, Any]) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # Has torch count GPUs through NVML: asking the CUDA runtime would start what no fork survives.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    from ..checkpoints.fingerprint import take_fingerprint
     from .rehearsal import rehearse
 
     rehearse(trainer_config)
+    # Versions are remembered, and so inherited: looking them up takes milliseconds a package.
+    take_fingerprint({})
     _refuse_threads()
     # What is alive now is never garbage: keep the collector of every child from touching, and so
     # copying, the pages it shares with this process.

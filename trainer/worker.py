@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from ..checkpoints.dcp import Saver
-from ..checkpoints.fingerprint import take_fingerprint
 from ..checkpoints.manifest import SaverConfig
 from ..logbook.errors import ConfigError, MidwatchError
 from ..logbook.wire import Finished, Phase, ProgressPage, WorkerFailed, WorkerStart
@@ -27,10 +26,13 @@ from .config import TrainConfig, check_mesh
 from .control import Mailbox, die_with_parent, exit_without_agent
 from .data import shards
 from .data.sampler import BatchShape, Sampler
+from .environment import environment_of
 from .inputs import check_vocab
-from .loop import Loop, Parts, Progress, resume
+from .loop import Loop
+from .parts import Parts, Progress
 from .rendezvous import connect_store, join, meeting_of
 from .report import PipeReport, Report
+from .resume import resume
 from .step import TrainStep
 
 STACK_FILE_VARIABLE = "MIDWATCH_STACK_FILE"
@@ -135,12 +137,14 @@ def _train(
     join(start, store or connect_store(meeting_of(start)), device)
     progress.note(Phase.BUILDING)
     train_step = TrainStep(config, start.mesh, start.hyper, device, progress.note)
+    saver_config = _saver_config(start, config)
     on_stage = report.send if start.rank == 0 else None
-    saver = Saver(_saver_config(start, config), on_stage, start.memory)
+    saver = Saver(saver_config, on_stage, start.memory)
     parts = Parts(
         rank=start.rank,
         mesh=start.mesh,
         config=config,
+        fingerprint=saver_config.fingerprint,
         device=device,
         train_step=train_step,
         sampler=sampler,
@@ -204,11 +208,6 @@ def _sampler(start: WorkerStart, config: TrainConfig) -> Sampler:
 
 
 def _saver_config(start: WorkerStart, config: TrainConfig) -> SaverConfig:
-    environment = take_fingerprint(
-        config.model_dump(),
-        torch_version=str(torch.__version__),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    )
     return SaverConfig(
         run=start.run,
         run_dir=start.run_dir,
@@ -216,7 +215,7 @@ def _saver_config(start: WorkerStart, config: TrainConfig) -> SaverConfig:
         rank=start.rank,
         world_size=start.world_size,
         mesh=start.mesh,
-        fingerprint=environment,
+        fingerprint=environment_of(config),
     )
 
 

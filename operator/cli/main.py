@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from ... import __version__
-from . import data, detectors, doctor, health, inspect, steer
+from . import checkpoints, data, detectors, doctor, health, inspect, steer
 from .output import USAGE, one_clear_error
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ app.command()(detectors.detectors)
 app.command()(health.xid)
 app.command()(health.classify)
 app.command()(health.replay)
+app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(data.app, name="data")
 
 

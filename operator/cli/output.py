@@ -35,6 +35,12 @@ RunArgument = Annotated[
 # The real streams by name: sys.stdout is lent to a log file while Ray would print to it.
 console = Console(file=sys.__stdout__)
 err_console = Console(file=sys.__stderr__)
+PLAIN_WIDTH = 240
+
+
+def wide_console() -> Console:
+    """Return where tables go: the terminal, or lines that no width breaks."""
+    return console if console.is_terminal else Console(file=sys.__stdout__, width=PLAIN_WIDTH)
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from ...checkpoints.last_good import Candidate, Choice, Rules, choose_last_good, newest_usable
 from ...logbook.decisions import PruneCheckpoints, StartAttempt
-from ...logbook.fold_training import with_trend
+from ...logbook.fold_checkpoints import with_trend
 from ...logbook.state import TREND_STEPS, Incident, RunState
 from ..spec import RunSpec
 
@@ -149,6 +149,7 @@ def _candidates(state: RunState) -> list[Candidate]:
             tags=c.tags,
             activation=c.activation_trend,
             grad=c.grad_trend,
+            before=c.before,
         )
         for c in state.checkpoints.values()
         if c.checkpoint not in going

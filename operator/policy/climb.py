@@ -21,7 +21,9 @@ def climb_back(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     climbs = [
         known
         for known in state.interventions.values()
-        if known.request.by == OWN and known.stage in ("sent", "applied")
+        if known.request.by == OWN
+        and known.request.action == "lr-factor"
+        and known.stage in ("sent", "applied")
     ]
     down = _rungs_down(state, climbs)
     if not down or any(known.stage == "sent" for known in climbs):

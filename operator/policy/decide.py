@@ -13,13 +13,15 @@ from ...logbook.decisions import Decision
 from ...logbook.state import RunState
 from ..spec import RunSpec
 from .climb import climb_back
+from .interval import choose_interval
 from .nodes import close_unused, evict_sick, quarantine_lemons
 from .recovery import answer_failure, start
 from .requests import answer_requests, complete_done
 from .storage import prune_checkpoints, verify_checkpoints
+from .suspects import note_load
 from .upkeep import close_incidents, finish, note_findings
 
-POLICY_VERSION = 2
+POLICY_VERSION = 3
 """Raised with every change of behaviour and recorded when a run is submitted."""
 
 _Item = Callable[[RunState, RunSpec, float], list[Decision]]
@@ -34,10 +36,14 @@ _WHILE_ACTIVE: tuple[_Item, ...] = (
     close_unused,
     *_ALWAYS,
     note_findings,
+    note_load,
     verify_checkpoints,
     prune_checkpoints,
+    choose_interval,
     climb_back,
 )
+# What could not be loaded may be sound in another copy: who looks at a paused run should know.
+_WHILE_PAUSED: tuple[_Item, ...] = (*_ALWAYS, verify_checkpoints)
 
 
 def decide(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
@@ -48,8 +54,12 @@ def decide(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """
     if not state.run:
         return []
-    resting = state.status.is_terminal or bool(state.paused)
-    for item in _ALWAYS if resting else _WHILE_ACTIVE:
+    items = _WHILE_ACTIVE
+    if state.status.is_terminal:
+        items = _ALWAYS
+    elif state.paused:
+        items = _WHILE_PAUSED
+    for item in items:
         decisions = item(state, spec, now_s)
         if decisions:
             return decisions

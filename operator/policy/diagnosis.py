@@ -14,10 +14,9 @@ import msgspec
 from ...health.nodes.liveness import GONE_STATES, STOPPED_STATES, RankProgress, blame
 from ...logbook.events import HangSuspected, WorkerExited
 from ...logbook.state import AttemptState, RunState
-from ...logbook.wire import Phase
+from ...logbook.wire import PEER_CODES, Phase
 from ..spec import RunSpec
 
-PEER_CODES = frozenset({"collective-failed", "peer-lost", "rendezvous-failed"})
 DEAD_STATES = STOPPED_STATES + GONE_STATES
 SILENCE_MULTIPLE = 2.0
 

@@ -19,6 +19,7 @@ from .context import About, Pairs, make_decision, next_incident_id
 from .diagnosis import Diagnosis, diagnose, diagnose_numbers
 from .placement import plan_placement
 from .rollback import alarm_trouble, open_trouble, plan_rollback
+from .suspects import quarantine_suspect
 
 
 def answer_failure(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
@@ -42,6 +43,9 @@ def answer_failure(state: RunState, spec: RunSpec, now_s: float) -> list[Decisio
         also = () if diagnosis.is_numeric else (("also seen", diagnosis.title),)
         trouble = alarm_trouble(attempt, also)
         return [plan_rollback(state, spec, now_s, trouble, _about(state, attempt, numbers))]
+    suspect = quarantine_suspect(state, spec, diagnosis.evidence, about)
+    if suspect is not None:
+        return [suspect]
     spent = spent_budget(state, spec, now_s)
     if spent is None and not resume_point(state, spec).candidates:
         spent = nothing_to_resume(state, spec)

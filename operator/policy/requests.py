@@ -18,6 +18,8 @@ from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention, RunState, Status
 from ...logbook.wire import Command
 from ..spec import RunSpec
+from . import checkpoint_requests
+from .checkpoint_requests import CHECKPOINT_ACTIONS
 from .context import make_decision
 from .detectors import refuse_switch, switch_of
 
@@ -30,7 +32,7 @@ def answer_requests(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
     """Decide about the oldest request that can be decided about now."""
     for known in state.interventions.values():
         if known.stage == "requested":
-            decision = _answer(state, spec, known.request)
+            decision = _answer(state, spec, known.request, now_s)
         elif known.stage == "sent":
             decision = _follow_up(state, known, now_s)
         else:
@@ -40,10 +42,14 @@ def answer_requests(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
     return []
 
 
-def _answer(state: RunState, spec: RunSpec, request: InterventionRequested) -> Decision | None:
+def _answer(
+    state: RunState, spec: RunSpec, request: InterventionRequested, now_s: float
+) -> Decision | None:
     refusal = _refusal(state, spec, request)
     if refusal:
         return make_decision(state, RejectIntervention(request.id), refusal)
+    if request.action in CHECKPOINT_ACTIONS:
+        return checkpoint_requests.answer(state, spec, request, now_s)
     said = f"{request.by} asked: {request.reason or 'no reason given'}"
     if request.action == "resume":
         return make_decision(state, ResumeRun(), said)
@@ -71,6 +77,8 @@ def _refusal(state: RunState, spec: RunSpec, request: InterventionRequested) -> 
     attempt = request.expect_attempt
     if attempt is not None and attempt != state.num_attempts:
         return f"conflict: attempt {attempt} was expected, attempt {state.num_attempts} is current"
+    if request.action in CHECKPOINT_ACTIONS:
+        return checkpoint_requests.refuse(state, request)
     if request.action in ("quarantine", "release"):
         return "" if node is not None else f"there is no node {request.target!r}"
     if request.action == "detector":
@@ -132,6 +140,11 @@ def complete_done(state: RunState, spec: RunSpec, now_s: float) -> list[Decision
         if known.stage != "requested":
             continue
         request, node = known.request, state.nodes.get(known.request.target)
+        if request.action in CHECKPOINT_ACTIONS:
+            closing = checkpoint_requests.complete(state, spec, known, now_s)
+            if closing is not None:
+                return [closing]
+            continue
         done = {
             "quarantine": node is not None and bool(node.quarantined),
             "release": node is not None and not node.quarantined,

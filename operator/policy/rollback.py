@@ -182,11 +182,11 @@ def _rung(state: RunState, spec: RunSpec, onset_step: int) -> Rung:
 
 
 def _data_to_skip(state: RunState, onset_step: int, last: Rollback) -> tuple[int, int] | None:
-    """The data around the onset, when the same trouble came back at the same data."""
+    """The data around both onsets, when the same trouble came back at the same data."""
     hit = [s.data_step for s in state.samples if s.step >= onset_step]
     if not hit or last.onset_data is None or abs(hit[0] - last.onset_data) > SAME_POSITION_STEPS:
         return None
-    first = max(hit[0] - SAME_POSITION_STEPS, 0)
+    first = max(min(hit[0], last.onset_data) - SAME_POSITION_STEPS, 0)
     return first, min(hit[-1] + 1, first + MAX_SKIPPED_STEPS)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from midwatch.logbook.wire import Phase, ProgressPage, WorkerStart
 from midwatch.trainer.control import Mailbox, die_with_parent, exit_without_agent
-from midwatch.trainer.loop import Progress
+from midwatch.trainer.parts import Progress
 from midwatch.trainer.report import PipeReport
 from midwatch.trainer.worker import dump_stacks_on_signal, serve
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from midwatch.checkpoints.manifest import checkpoint_dir
+from midwatch.checkpoints.store import LocalStore
 from midwatch.logbook import events as ev
 from midwatch.logbook.state import RunState, Status
 from midwatch.operator.runtime.session import Session, ray_session
@@ -193,6 +195,57 @@ def test_an_agent_killed_during_a_checkpoint(
     assert struck
     (incident,) = state.incidents.values()
     assert incident.checkpoint, "every state saved before must still be usable"
+
+
+def test_a_rotten_checkpoint_sends_the_load_to_the_next_one(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    rotten: list[str] = []
+
+    def rot_and_kill(state: RunState) -> bool:
+        ranks = [worker_pid(state, rank) for rank in range(4)]
+        if state.step < 12 or not is_training(state) or None in ranks:
+            return False
+        for pid in ranks:
+            # Nothing can be saved any more: the newest that is there stays the newest.
+            kill(pid, signal.SIGSTOP)
+        newest = LocalStore(tmp_path).listing().committed[-1]
+        known = state.checkpoints.get(newest.id)
+        if known is None or known.verified is not True:
+            # It would be read back after it has rotted, and not even be offered.
+            for pid in ranks:
+                kill(pid, signal.SIGCONT)
+            return False
+        rotten.append(newest.id)
+        shard = checkpoint_dir(tmp_path, newest.id) / newest.files[1].name
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 8
+        shard.write_bytes(content)
+        return kill(ranks[2])
+
+    off = {"memory": {"mode": "off"}}
+    with LiveRun(nano_spec("rotten", tmp_path, corpus, checkpoints=off), session) as run:
+        expected = ["bad-checkpoint", "worker-killed"]
+        state = survive(run, undisturbed, expected, rot_and_kill)
+    killed, noted = sorted(state.incidents.values(), key=lambda i: i.draft.fault, reverse=True)
+    assert killed.checkpoint < rotten[0]
+    assert killed.tier == "disk"
+    note = (tmp_path / "notes" / f"{noted.draft.id}.md").read_text()
+    assert f"passed over {rotten[0]}" in note
+    assert "[shard-checksum]" in note
+
+
+def test_the_interval_is_chosen_and_changed_on_every_rank(
+    session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    bounds = {"interval": {"min_steps": 2, "max_steps": 8}}
+    with LiveRun(nano_spec("interval", tmp_path, corpus, checkpoints=bounds), session) as run:
+        state = survive(run, undisturbed, ["worker-killed"], strike_worker(2, 25))
+    changes = [i for i in state.interventions.values() if i.request.action == "save-interval"]
+    assert [change.request.value for change in changes] == [2.0, 8.0]
+    assert all(change.acks == (0, 1, 2, 3) for change in changes[:1])
+    assert state.hyper.save_interval_steps == 8
+    assert changes[-1].readback["save_interval_steps"] == 8.0
 
 
 @pytest.mark.parametrize("seed", range(3))

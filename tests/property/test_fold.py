@@ -89,7 +89,7 @@ of_store_and_people = st.one_of(
     st.builds(
         ev.InterventionRequested,
         st.sampled_from(["a", "b"]),
-        st.sampled_from(["lr", "stop", "resume", "no-such"]),
+        st.sampled_from(["lr", "stop", "resume", "pin", "no-such"]),
         st.just("ann"),
         st.just(""),
     ),

@@ -31,7 +31,8 @@ SPECS = tuple(
         nodes={"ranks_per_node": 2, "spares": 1, "when_short": short},
         restart={"max_restarts_per_hour": restarts},
         numeric={"recurrence_steps": recurrence, "recover_after_steps": 20},
-        retention={"keep_newest": 2},
+        retention={"keep_newest": 2, "max_age_hours": 0.5},
+        checkpoints={"interval": {"min_steps": 2, "max_steps": 9}} if short == "wait" else {},
     )
     for short in ("wait", "shrink")
     for restarts in (3, 20)
@@ -41,6 +42,9 @@ nodes = st.sampled_from(NODES)
 ranks = st.integers(0, 3)
 actions = st.sampled_from(
     ["lr", "lr-factor", "grad-clip", "checkpoint", "stop", "resume", "quarantine", "release", "no"]
+)
+about_checkpoints = st.sampled_from(
+    ["pin", "unpin", "verify", "prune", "quarantine-checkpoint", "release-checkpoint"]
 )
 
 
@@ -236,6 +240,15 @@ class Policy(RuleBasedStateMachine):
         self.asked += 1
         name = f"ask-{self.asked}"
         self.tell(ev.InterventionRequested(name, action, "ann", "", value, node))
+
+    @rule(action=about_checkpoints, which=st.integers(0, 8))
+    def ask_about_a_checkpoint(self, action: str, which: int) -> None:
+        names = (*self.state.checkpoints, checkpoint_id(999, 9))
+        self.asked += 1
+        name = f"ask-{self.asked}"
+        self.tell(
+            ev.InterventionRequested(name, action, "ann", "", target=names[which % len(names)])
+        )
 
     @precondition(lambda self: self.attempt is not None)
     @rule(some=st.lists(ranks, min_size=1, max_size=4, unique=True), error=st.booleans())

@@ -16,7 +16,7 @@ from midwatch.logbook.plan import AttemptPlan
 from midwatch.logbook.record import Record
 from midwatch.logbook.state import RunState
 from midwatch.logbook.wire import Hyper
-from midwatch.operator.policy.candidates import last_good_checkpoint
+from midwatch.operator.policy.candidates import last_good_checkpoint, newest_checkpoint
 from midwatch.operator.spec import RunSpec
 
 from .world import World
@@ -126,6 +126,8 @@ class Checker:
             self._restarts_s.clear()
         elif isinstance(action, d.QuarantineNode):
             assert action.node in state.nodes
+        elif isinstance(action, d.QuarantineCheckpoint):
+            assert newest_checkpoint(state).ranked != (action.checkpoint,), "nothing would be left"
 
     def _check_start(
         self, state: RunState, decision: d.Decision, action: d.StartAttempt, now_s: float
@@ -187,6 +189,7 @@ class Checker:
     def _check_prune(self, state: RunState, action: d.PruneCheckpoints) -> None:
         last_good = last_good_checkpoint(state, self._spec, state.step).checkpoint
         assert last_good not in action.checkpoints, "last_good was pruned"
+        assert not set(state.pins) & set(action.checkpoints), "a pinned checkpoint was pruned"
         kept = [
             c
             for c in state.checkpoints.values()

@@ -14,6 +14,7 @@ import msgspec
 from midwatch.logbook.state import Status
 from midwatch.logbook.wire import Hyper
 from midwatch.operator.spec import RunSpec
+from msgspec.structs import replace
 
 from ..support.builders import make_spec
 from .night import Night
@@ -61,7 +62,11 @@ def plan_of(seed: int) -> Plan:
             "hang_max_s": 60.0,
         },
         numeric={"recover_after_steps": rng.choice([40, 2000])},
-        retention={"keep_newest": rng.choice([1, 2, 4])},
+        retention={
+            "keep_newest": rng.choice([1, 2, 4]),
+            "max_age_hours": rng.choice([None, 20 / 3600]),
+        },
+        checkpoints=rng.choice([{}, {"interval": {"min_steps": 4, "max_steps": 30}}]),
     )
     faults = sorted((_draw(rng) for _ in range(rng.randrange(1, 20))), key=lambda f: f.at_s)
     return Plan(seed, spec, _physics(rng, seed), tuple(faults))
@@ -120,7 +125,7 @@ def _check_training(plan: Plan, night: Night) -> None:
     troubled = any(f.first_step <= unseen[-1] and f.last_step > unseen[0] for f in fragile)
     if not troubled and not any(step in unseen for step in plan.physics.poison):
         assert world.gangs[max(world.gangs)].weights.sickness < NO_RETURN
-    if state.hyper == Hyper():
+    if replace(state.hyper, save_interval_steps=None) == Hyper():
         weights = Weights()
         while weights.step < state.step:
             weights, sample = train_one(weights, state.hyper, world.config, plan.physics)
@@ -140,6 +145,8 @@ def _calm(night: Night) -> None:
     world.trouble.slow_starts.clear()
     world.storage.failing_saves = 0
     night.fuse.blows_at = None
+    for saved in world.disk.saved.values():
+        saved.is_unfit = False
     for agent in world.agents.values():
         agent.lost_commands = 0
         agent.quiet_about_hangs = False
@@ -242,6 +249,26 @@ def _rot(night: Night, fault: Fault) -> None:
         saved[-1].is_corrupt = True
 
 
+def _unfit(night: Night, fault: Fault) -> None:
+    saved = sorted(night.world.disk.saved.values(), key=lambda s: s.step)
+    for each in saved[-1 - int(2 * fault.amount) :]:
+        each.is_unfit = True
+
+
+def _misread(night: Night, fault: Fault) -> None:
+    saved = sorted(night.world.disk.saved.values(), key=lambda s: s.step)
+    for each in saved[-1 - int(4 * fault.amount) :]:
+        each.misread_loads = 1
+
+
+def _checkpoint_request(night: Night, fault: Fault) -> None:
+    actions = ("pin", "unpin", "verify", "prune", "quarantine-checkpoint", "release-checkpoint")
+    action = actions[int(fault.amount * len(actions))]
+    known = sorted(night.state.checkpoints) or ["step-00000000.a0001"]
+    target = "" if action == "prune" else known[fault.index % len(known)]
+    night.ask(action, target=target, id=f"{action}-{fault.at_s:.3f}")
+
+
 def _person(night: Night, fault: Fault) -> None:
     asks = [
         ("lr-factor", 0.7, ""),
@@ -274,6 +301,9 @@ _STRIKES: dict[str, Callable[[Night, Fault], None]] = {
     "failing-saves": _failing_saves,
     "late-commit": _late_commit,
     "rot": _rot,
+    "unfit": _unfit,
+    "misread": _misread,
+    "checkpoint-request": _checkpoint_request,
     "person": _person,
     "people": _person,
 }

@@ -20,7 +20,7 @@ from midwatch.logbook.wire import (
     WorkerFailed,
     WorkerMessage,
 )
-from midwatch.trainer.control import Mailbox, plan_effect
+from midwatch.trainer.control import Mailbox, is_save_due, plan_effect, save_interval_steps
 from midwatch.trainer.schedule import lr_at
 
 from .training import Weights, tags_of, train_one
@@ -103,15 +103,18 @@ class Gang:
         name = loaded.id if loaded is not None else ""
         for worker in self._alive():
             self._say(worker, Resumed(worker.rank, self.weights.step, name, 0.1, passed_over))
+        if loaded is not None and loaded.is_unfit:
+            self._fail(self.workers[0], "worker-raised", "no step can be made from this state")
+            return
         self._next_step()
 
     # --- training --------------------------------------------------------------------------------
 
-    def _next_step(self) -> None:
+    def _next_step(self, held_up_s: float = 0.0) -> None:
         if self.weights.step >= self._world.config.steps:
             self._save_last(None, stopped=False)
         else:
-            self._world.timeline.later(self._world.times.step_s, self._step)
+            self._world.timeline.later(held_up_s + self._world.times.step_s, self._step)
 
     def _step(self) -> None:
         if self.is_broken or self.is_frozen:
@@ -130,9 +133,11 @@ class Gang:
         if is_stopped:
             self._save_last(sample, stopped=True)
             return
-        if wants_save or self.weights.step % config.checkpoint.interval_steps == 0:
+        if wants_save or is_save_due(self.weights.step, self.hyper, config):
             self._save(sample)
-        self._next_step()
+            self._next_step(self._world.times.blocked_s)
+        else:
+            self._next_step()
 
     def _apply_commands(self, agreed: int) -> tuple[bool, bool]:
         wants_save = is_stopped = False
@@ -159,7 +164,10 @@ class Gang:
 
     def _readback(self) -> dict[str, float]:
         config, step = self._world.config, self.weights.step + 1
-        return {"lr": lr_at(step, config.optimizer, config.schedule, self.hyper.lr_changes)}
+        return {
+            "lr": lr_at(step, config.optimizer, config.schedule, self.hyper.lr_changes),
+            "save_interval_steps": float(save_interval_steps(self.hyper, config)),
+        }
 
     # --- saving and ending -----------------------------------------------------------------------
 
@@ -182,7 +190,17 @@ class Gang:
         self, weights: Weights, stage: str, tags: CheckpointTags | None = None, error: str = ""
     ) -> CheckpointStage:
         name = self._world.checkpoint_id(weights.step, self.attempt)
-        return CheckpointStage(name, weights.step, stage, bytes=1000, tags=tags, error=error)
+        times = self._world.times
+        return CheckpointStage(
+            name,
+            weights.step,
+            stage,
+            bytes=1000,
+            blocked_s=times.blocked_s,
+            save_s=times.save_s,
+            tags=tags,
+            error=error,
+        )
 
     def _save_last(self, sample: StepSample | None, *, stopped: bool) -> None:
         self._world.timeline.later(

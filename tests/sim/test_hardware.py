@@ -315,19 +315,6 @@ def test_the_last_good_of_a_save_that_fails_is_the_one_before() -> None:
     assert night.state.failed_saves == 1
 
 
-def test_a_rotten_checkpoint_is_passed_over() -> None:
-    night = Night()
-    night.run_to_step(43)
-    night.world.disk.saved[checkpoint_id(40, 1)].is_corrupt = True
-    night.world.kill_worker(0)
-    ended(night)
-    [incident] = night.state.incidents.values()
-    assert incident.checkpoint == checkpoint_id(30, 1)
-    assert night.state.checkpoints.get(checkpoint_id(40, 1)) is None or (
-        night.state.checkpoints[checkpoint_id(40, 1)].verified is False
-    )
-
-
 def test_a_run_whose_checkpoints_all_rot_asks_before_it_starts_over() -> None:
     spec = make_spec(numeric={"recurrence_steps": 20})
     night = Night(spec)

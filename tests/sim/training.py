@@ -146,7 +146,11 @@ def _noise(physics: Physics, step: int, what: str) -> float:
 
 
 class Saved(msgspec.Struct):
-    """A committed checkpoint. is_corrupt: a bit has rotted, which only reading it back shows."""
+    """A committed checkpoint. is_corrupt: a bit has rotted, which only reading it back shows.
+
+    misread_loads: so many loads find a bad copy although there is a sound one. is_unfit: it loads,
+    but no step can be made from what is in it.
+    """
 
     id: str
     step: int
@@ -154,6 +158,8 @@ class Saved(msgspec.Struct):
     weights: Weights
     tags: CheckpointTags
     is_corrupt: bool = False
+    misread_loads: int = 0
+    is_unfit: bool = False
 
 
 class Disk:
@@ -182,6 +188,10 @@ class Disk:
         passed: list[tuple[str, str]] = []
         for name in candidates:
             problem = self.problem(name)
+            found = self.saved.get(name)
+            if found is not None and found.misread_loads > 0:
+                found.misread_loads -= 1
+                problem = "rank 1: [shard-checksum] not the bytes that were written"
             if not problem:
                 return self.saved[name], tuple(passed)
             passed.append((name, problem))

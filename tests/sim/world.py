@@ -44,6 +44,7 @@ class Times(msgspec.Struct, frozen=True):
     step_s: float = 0.5
     load_s: float = 0.3
     save_s: float = 1.0
+    blocked_s: float = 0.0
     preload_s: float = 1.0
     boot_s: float = 0.5
     fork_s: float = 0.05

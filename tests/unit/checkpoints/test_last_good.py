@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from midwatch.checkpoints.last_good import Candidate, Choice, Rules, choose_last_good, newest_usable
 from midwatch.checkpoints.manifest import checkpoint_id
+from midwatch.logbook.findings import Severity
+from midwatch.logbook.state import FindingMark
 from midwatch.logbook.trend import Trend
 from midwatch.logbook.wire import CheckpointTags
 
@@ -100,6 +102,7 @@ IN_ORDER = [
     ("two-part", candidate(100)),
     ("trend-unknown", candidate(200, SHORT)),
     ("scale-only", candidate(300, UP)),
+    ("after-finding", candidate(350, before=FindingMark("spike", Severity.OBSERVE, 19))),
     ("unproven", candidate(400, verified=None)),
     ("scale-low", candidate(500, scale=0.5)),
 ]
@@ -113,6 +116,13 @@ def test_it_degrades_in_the_stated_order(first: int) -> None:
     assert choice.ranked == tuple(c.id for _, c in left)
     assert steps_passed_over(choice) == sorted((c.step for _, c in left[1:]), reverse=True)
     assert all(reason for _, reason in choice.passed_over)
+
+
+def test_trouble_far_enough_before_a_checkpoint_does_not_count() -> None:
+    near, far = (FindingMark("spike", Severity.OBSERVE, steps) for steps in (19, 20))
+    choice = choose(candidate(700), candidate(800, before=far), candidate(900, before=near))
+    assert (choice.checkpoint, choice.rule) == (checkpoint_id(800, 1), "two-part")
+    assert choice.passed_over == ((checkpoint_id(900, 1), "taken only 19 steps after a spike"),)
 
 
 def test_a_young_run_whose_norm_rises_takes_the_newest_far_enough() -> None:

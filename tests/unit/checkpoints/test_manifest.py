@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import msgspec
+import numpy
 import pytest
 from midwatch.checkpoints.fingerprint import config_digest, differences, take_fingerprint
 from midwatch.checkpoints.manifest import (
@@ -90,7 +91,33 @@ def test_the_fingerprint_tells_what_differs() -> None:
     lines = differences(other, here)
     assert "torch: saved 2.12.0, now 2.13.0" in lines
     assert "gpu: saved H200, now None" in lines
+    assert "config.seed: saved 2, now 1" in lines
     assert len(lines) == 3
+
+
+def test_packages_and_drivers_are_compared_where_both_recorded_them() -> None:
+    here = take_fingerprint({}, libraries={"nccl": "2.27.3"})
+    assert here.packages["nccl"] == "2.27.3"
+    assert here.packages["numpy"] == numpy.__version__
+    older = msgspec.structs.replace(
+        here, packages={**here.packages, "numpy": "1.0", "driver": "550.54"}
+    )
+    lines = differences(older, here)
+    assert f"numpy: saved 1.0, now {numpy.__version__}" in lines
+    assert len(lines) == (1 if here.packages.get("driver") == "550.54" else 2)
+    assert differences(msgspec.structs.replace(here, packages={}), here) == (), (
+        "not recorded is not another"
+    )
+
+
+def test_many_changed_fields_are_counted_and_old_manifests_compare_by_digest() -> None:
+    before = take_fingerprint({"model": {f"f{n}": n for n in range(40)}})
+    now = take_fingerprint({"model": {f"f{n}": n + 1 for n in range(40)}})
+    lines = differences(before, now)
+    assert lines[0] == "config.model.f0: saved 0, now 1"
+    assert lines[-1] == "config: 20 fields more"
+    [line] = differences(msgspec.structs.replace(before, config={}), now)
+    assert line.startswith("config_digest: saved ")
 
 
 def test_the_config_digest_ignores_the_order_of_keys() -> None:

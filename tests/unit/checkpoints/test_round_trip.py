@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from midwatch.checkpoints.dcp import Saver, load, load_first
 from midwatch.checkpoints.manifest import checkpoint_dir, checkpoint_id
-from midwatch.checkpoints.source import in_run_folder
+from midwatch.checkpoints.source import FolderSource, in_run_folder
 from midwatch.checkpoints.verify import verify
 from midwatch.logbook.wire import Mesh
 
@@ -122,3 +122,29 @@ def test_all_ranks_fall_back_together(tmp_path: Path) -> None:
         assert "rank 1" in reason
         assert "[shard-checksum]" in reason
         assert "__1_0.distcp" in reason
+
+
+class Mended(FolderSource):
+    """A source that had to read one file from another copy."""
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        super().__init__(directory)
+        self.repaired = ((f"__{rank}_0.distcp", "[shard-size] too short"),)
+
+
+def repaired_on_one_rank(rank: int, folder: str, mesh: Mesh) -> Any:
+    state = models.sharded_state(mesh, SEED)
+    saver = Saver(models.saver_config(folder, rank, mesh))
+    assert saver.save(state, models.header(1)).result(30.0).stage == "committed"
+    saver.close()
+    directory = checkpoint_dir(folder, checkpoint_id(1, 1))
+
+    def opened() -> FolderSource:
+        return Mended(directory, rank) if rank == 1 else FolderSource(directory)
+
+    return load_first([(directory.name, opened)], models.wipe(state), rank=rank).repaired
+
+
+def test_what_one_rank_had_to_repair_is_known_to_all(tmp_path: Path) -> None:
+    told = run_ranks(repaired_on_one_rank, 2, str(tmp_path), Mesh(2, 1))
+    assert told == [(("__1_0.distcp", "[shard-size] too short"),)] * 2

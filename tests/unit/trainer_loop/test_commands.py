@@ -122,9 +122,12 @@ def test_impossible_orders_change_nothing_and_say_so_on_every_rank(
     crew.order(Command(1, "lr", float("nan")))
     crew.order(Command(2, "lr-factor", -1.0))
     crew.order(Command(3, "set-sail", 1.0))
-    crew.watch(everyone_applied(3))
-    stop(crew, 4)
-    for seq, code in ((1, "value-out-of-range"), (2, "value-out-of-range"), (3, "unknown-command")):
+    crew.order(Command(4, "save-interval", 2.5))
+    crew.watch(everyone_applied(4))
+    stop(crew, 5)
+    out_of_range = "value-out-of-range"
+    codes = {1: out_of_range, 2: out_of_range, 3: "unknown-command", 4: out_of_range}
+    for seq, code in codes.items():
         answers: list[Applied] = [a for a in crew.applied() if a.seq == seq]
         assert [a.rank for a in answers] == RANKS
         assert len({(a.at_step, a.error) for a in answers}) == 1
@@ -146,6 +149,46 @@ def test_a_checkpoint_order_saves_at_the_agreed_boundary(
     at_step = crew.applied()[0].at_step
     assert crew.committed()[0] == f"step-{at_step - 1:08d}.a0001"
     assert crew.steps()[-1].step >= at_step
+
+
+def test_another_save_interval_holds_from_one_step_on_all_ranks_and_after_a_resume(
+    nursery: Nursery, tmp_path: Path, trainer: dict[str, Any]
+) -> None:
+    crew = Crew(nursery, starts_for(tmp_path, trainer, MESH))
+    crew.watch(stepped_past(2))
+    # One rank hears of it later: until then nobody may save.
+    crew.order(Command(1, "save-interval", 5.0), ranks=[0, 1, 2])
+    crew.watch(stepped_past(8))
+    assert crew.applied() == []
+    crew.order(Command(1, "save-interval", 5.0), ranks=[3])
+    crew.watch(lambda crew: len(crew.committed()) >= 2)
+    stop(crew, 2)
+    changed = [a for a in crew.applied() if a.seq == 1]
+    assert [a.rank for a in changed] == RANKS
+    assert len({(a.at_step, a.error) for a in changed}) == 1
+    at_step = changed[0].at_step
+    assert {a.previous["save_interval_steps"] for a in changed} == {1000.0}
+    assert {a.readback["save_interval_steps"] for a in changed} == {5.0}
+    last = crew.steps()[-1].step
+    first = -(-(at_step - 1) // 5) * 5
+    due = [f"step-{step:08d}.a0001" for step in range(first, last, 5)]
+    assert crew.committed() == [*due, f"step-{last:08d}.a0001"]
+
+    hyper = read_manifest(checkpoint_dir(tmp_path, crew.committed()[-1])).header.hyper
+    assert hyper == Hyper(save_interval_steps=5)
+    resumed = starts_for(
+        tmp_path,
+        trainer,
+        MESH,
+        attempt=2,
+        until_step=last + 7,
+        checkpoints=(crew.committed()[-1],),
+        hyper=hyper,
+    )
+    second = Crew(nursery, resumed)
+    second.watch()
+    steps = [int(name[5:13]) for name in second.committed()]
+    assert steps == [*(s for s in range(last + 1, last + 7) if s % 5 == 0), last + 7]
 
 
 def test_stop_commits_the_state_before_the_exit(
