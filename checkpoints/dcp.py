@@ -24,7 +24,8 @@ from .dcp_image import Image, describe_for_dcp
 from .dcp_load import LoadReport, load, load_first
 from .dcp_state import flatten, rank_file
 from .manifest import CHECKPOINTS_DIR, Fingerprint, SaveHeader, SaverConfig, checkpoint_id
-from .saving import Committer, StagedFile
+from .node_commit import committer_for
+from .saving import StagedFile
 
 __all__ = [
     "Fingerprint",
@@ -96,9 +97,9 @@ class Saver:
         self._on_stage = on_stage
         # A directory that cannot be made is reported by each save; training goes on without.
         with contextlib.suppress(OSError):
-            (Path(config.run_dir) / CHECKPOINTS_DIR).mkdir(parents=True, exist_ok=True)
+            (Path(config.root) / CHECKPOINTS_DIR).mkdir(parents=True, exist_ok=True)
         self._exchange = GlooExchange(config) if config.world_size > 1 else NoExchange()
-        self._committer = Committer(config, self._exchange, describe_for_dcp)
+        self._committer = committer_for(config, self._exchange, describe_for_dcp)
         self._image: Image | None = None
         self._preparation: threading.Event | None = None
         self._last: SaveHandle | None = None
