@@ -104,13 +104,14 @@ class Uploader:
         return wait_s
 
     @property
+    def is_well(self) -> bool:
+        """Whether the last turn met no trouble."""
+        return self._trouble is None
+
+    @property
     def is_idle(self) -> bool:
         """Whether all that lies here is in the store, or never will be."""
         return all(part.is_stored or part.is_spoiled for part in self._parts.values())
-
-    def held(self) -> tuple[tuple[Manifest, tuple[str, ...]], ...]:
-        """Return every part that lies here: its manifest, and which files."""
-        return tuple((p.manifest, self._files(p.manifest)) for p in list(self._parts.values()))
 
     # --- what lies here --------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from . import events as ev
 from . import fold_training as tr
+from .errors import is_out_of_reach
 from .findings import Severity
 from .fold_decisions import apply_decision
 from .state import (
@@ -162,8 +163,8 @@ def _after_resume(
     known: CheckpointState, step: int, error: str | None, samples: tuple[StepSample, ...]
 ) -> CheckpointState:
     # Nothing after the resume point belongs to the lineage any more, and a candidate that would
-    # not load is unsound whatever was believed before.
-    if error is not None:
+    # not load is unsound whatever was believed before; one that nobody could get at may be sound.
+    if error is not None and not is_out_of_reach(error):
         known = replace(known, verified=False, error=error)
     if known.step > step:
         return replace(known, abandoned=True)
@@ -321,6 +322,8 @@ _HANDLERS: dict[type, _Handler] = {
     ev.CheckpointCommitted: tr.checkpoint_committed,
     ev.CheckpointFailed: tr.checkpoint_failed,
     ev.CheckpointVerified: tr.checkpoint_verified,
+    ev.CheckpointUploaded: tr.checkpoint_uploaded,
+    ev.UploadFailed: tr.upload_failed,
     ev.CheckpointsPruned: tr.checkpoints_pruned,
     ev.FindingSeen: _finding_seen,
     ev.DecisionMade: _decision_made,

@@ -180,6 +180,21 @@ def checkpoint_verified(state: RunState, e: ev.CheckpointVerified, time_s: float
     return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
 
 
+def checkpoint_uploaded(state: RunState, e: ev.CheckpointUploaded, time_s: float) -> RunState:
+    """A checkpoint is in the durable store, so every node that has a part of it got through."""
+    state = replace(state, upload_trouble={})
+    known = state.checkpoints.get(e.checkpoint)
+    if known is None or known.uploaded_s is not None:
+        return state
+    known = replace(known, uploaded_s=time_s)
+    return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
+
+
+def upload_failed(state: RunState, e: ev.UploadFailed, time_s: float) -> RunState:
+    """The uploads of a node do not get on; training does."""
+    return replace(state, upload_trouble={**state.upload_trouble, e.node: e})
+
+
 def checkpoints_pruned(state: RunState, e: ev.CheckpointsPruned, time_s: float) -> RunState:
     """Retention deleted checkpoints."""
     gone = frozenset(e.checkpoints)

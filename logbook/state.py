@@ -18,6 +18,7 @@ from .events import (
     HangSuspected,
     InterventionRequested,
     StartFailed,
+    UploadFailed,
     WorkerExited,
 )
 from .plan import AttemptPlan
@@ -117,7 +118,8 @@ class CheckpointState(msgspec.Struct, frozen=True):
     """One committed checkpoint and what became of the run after it.
 
     verified: None until its bytes were read back. abandoned: it belongs to a lineage that a
-    rollback left behind. quarantined holds the reason, "" when it may be used.
+    rollback left behind. quarantined holds the reason, "" when it may be used. uploaded_s: when it
+    was whole in the durable store, None while it is not, or there is none.
     """
 
     checkpoint: str
@@ -135,6 +137,7 @@ class CheckpointState(msgspec.Struct, frozen=True):
     quarantined: str = ""
     activation_trend: Trend = Trend()
     grad_trend: Trend = Trend()
+    uploaded_s: float | None = None
 
 
 class Incident(msgspec.Struct, frozen=True):
@@ -217,6 +220,7 @@ class RunState(msgspec.Struct, frozen=True):
         step was left behind.
     detectors: modes of detectors that people have switched, by name.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
+    upload_trouble: why uploads do not get on, by node; over once a checkpoint is in the store.
     """
 
     run: str = ""
@@ -264,6 +268,7 @@ class RunState(msgspec.Struct, frozen=True):
     failed_saves: int = 0
     faults: tuple[FaultInjected, ...] = ()
     stopping: str = ""
+    upload_trouble: dict[str, UploadFailed] = {}
 
     @property
     def status(self) -> Status:

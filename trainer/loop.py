@@ -11,8 +11,8 @@ commands are applied and reported by every rank, and the state is saved if it is
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..checkpoints.dcp import Saver, load_first
 from ..checkpoints.manifest import SaveHeader
-from ..checkpoints.source import in_run_folder
+from ..checkpoints.source import Opener
 from ..logbook.errors import Fatal
 from ..logbook.wire import (
     Applied,
@@ -80,9 +80,7 @@ class Position:
     hyper: Hyper
 
 
-def resume(
-    parts: Parts, run_dir: Path, candidates: tuple[str, ...], hyper: Hyper | None
-) -> Position:
+def resume(parts: Parts, candidates: Sequence[tuple[str, Opener]], hyper: Hyper | None) -> Position:
     """Load the first candidate all ranks can verify, report it, and return where to go on.
 
     hyper None takes over the changes stored with the checkpoint; otherwise those given win, since
@@ -95,7 +93,7 @@ def resume(
     if candidates:
         parts.progress.note(Phase.LOADING)
         state = parts.train_step.state_dict()
-        loaded = load_first(in_run_folder(run_dir, candidates), state, rank=parts.rank)
+        loaded = load_first(candidates, state, rank=parts.rank)
         assert loaded.header is not None
         step = loaded.header.step
         if hyper is None:

@@ -10,6 +10,7 @@ from ...health.nodes.liveness import HangLimits
 from ...logbook.errors import ConfigError
 from ...logbook.wire import WorkerStart
 from .probing import ProbeConfig
+from .upload_wire import UploadConfig
 
 
 class Preload(msgspec.Struct, frozen=True):
@@ -36,6 +37,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     *_deadline_s: after how long a start or a kill counts as failed.
     log_bytes_max: a worker log that grows past it loses its older part.
     retain_bytes_max: reports kept for a controller that is away.
+    upload: how checkpoints get from this node's disk to the durable store; None: there is none.
     """
 
     node: str
@@ -54,6 +56,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     kill_deadline_s: float = 10.0
     log_bytes_max: int = 64 << 20
     retain_bytes_max: int = 32 << 20
+    upload: UploadConfig | None = None
 
 
 class LocalPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from .requests import answer_requests, complete_done
 from .storage import prune_checkpoints, verify_checkpoints
 from .upkeep import close_incidents, finish, note_findings
 
-POLICY_VERSION = 2
+POLICY_VERSION = 3
 """Raised with every change of behaviour and recorded when a run is submitted."""
 
 _Item = Callable[[RunState, RunSpec, float], list[Decision]]
