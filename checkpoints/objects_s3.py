@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class S3Store:
         try:
             with self._asking(f"read {key}", NOT_FOUND) as s3:
                 answer = s3.get_object(Bucket=self._bucket, Key=self._folder + key)
-                data: bytes = answer["Body"].read()
+                data = _body(answer)
         except _Said:
             return None
         if len(data) != answer["ContentLength"]:
@@ -121,7 +122,7 @@ class S3Store:
         try:
             with self._asking(f"read {key}", NOT_FOUND | PAST_END) as s3:
                 answer = s3.get_object(Range=wanted, **target)
-                data: bytes = answer["Body"].read()
+                data = _body(answer)
         except _Said as said:
             if said.code in PAST_END:
                 raise _ends_early(key, first + count) from None
@@ -273,6 +274,7 @@ class S3Store:
         with self._lock:
             if self._known_client is None:
                 self._known_client = _connect(self._storage)
+                weakref.finalize(self, self._known_client.close)
             return self._known_client
 
 
@@ -282,6 +284,12 @@ class _Said(Exception):
     def __init__(self, code: str) -> None:
         super().__init__(code)
         self.code = code
+
+
+def _body(answer: Any) -> bytes:
+    with contextlib.closing(answer["Body"]) as body:
+        data: bytes = body.read()
+        return data
 
 
 def _short(key: str, got: int, wanted: int) -> MidwatchError:

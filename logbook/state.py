@@ -219,6 +219,7 @@ class RunState(msgspec.Struct, frozen=True):
     lineage: (attempt, step it resumed from), both rising: what an earlier attempt made beyond that
         step was left behind.
     detectors: modes of detectors that people have switched, by name.
+    places: the nodes of the last attempt in the order of their ranks: each may hold their state.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
     upload_trouble: why uploads do not get on, by node; over once a checkpoint is in the store.
     """
@@ -239,6 +240,7 @@ class RunState(msgspec.Struct, frozen=True):
     idle_s: float = 0.0
     num_attempts: int = 0
     attempt: AttemptState | None = None
+    places: tuple[str, ...] = ()
     nodes: dict[str, NodeState] = {}
     step: int = 0
     last: StepSample | None = None

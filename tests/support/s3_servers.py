@@ -137,8 +137,8 @@ def _await_bucket(server: subprocess.Popen[bytes], endpoint: Endpoint, log: Path
             client(endpoint).put_object(Bucket=BUCKET, Key="ready", Body=b"x")
             return
         except Exception as error:
-            is_late = time.monotonic() > deadline_s or server.poll() is not None
-            assert not is_late, f"{error}\n{log.read_text()[-2000:]}"
+            if time.monotonic() > deadline_s or server.poll() is not None:
+                raise AssertionError(f"no answer: {log.read_text()[-2000:]}") from error
             time.sleep(0.05)
 
 
