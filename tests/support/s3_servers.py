@@ -103,8 +103,8 @@ def seaweed(folder: Path) -> Iterator[Endpoint]:
         "s3.autoCreateBucket": "false",
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
-        "master.volumeSizeLimitMB": 64,
-        "volume.max": 20,
+        "master.volumeSizeLimitMB": 1024,
+        "volume.max": 40,
         **{f"{name}.port": ports[name] for name in names},
         **{f"{name}.port.grpc": ports[f"{name}.grpc"] for name in names},
     }
