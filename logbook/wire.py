@@ -287,7 +287,7 @@ _LENGTH = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode_frame(message: WorkerMessage | Command) -> bytes:
+def encode_frame(message: msgspec.Struct) -> bytes:
     """Return one length-prefixed frame. Raises ValueError past MAX_FRAME_BYTES (a bug of ours)."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:

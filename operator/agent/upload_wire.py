@@ -1,14 +1,16 @@
-"""What an agent and its uploader process say to each other: lines of JSON on two pipes."""
+"""What an agent and its uploader process say to each other: frames on two pipes, as in wire."""
 
 from __future__ import annotations
 
 import msgspec
 
 from ...logbook.events import CheckpointCommitted
-from ...logbook.wire import Storage
+from ...logbook.wire import FrameReader, Storage
+
+BAD_MAX, BAD_CHARS_MAX = 500, 500
 
 
-class UploadConfig(msgspec.Struct, frozen=True, kw_only=True):
+class UploadConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     """What an agent's uploads are set up with. env: on top of the agent's own."""
 
     run: str
@@ -54,7 +56,7 @@ class CheckStored(msgspec.Struct, frozen=True, tag="check-stored"):
 Errand = Forget | Delete | Sweep | CheckPart | CheckStored
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, tag="request"):
     """An errand under a number that its answer carries."""
 
     number: int
@@ -103,3 +105,20 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
 
 
 News = Answer | PartFound | Stored | Trouble
+Order = UploadConfig | Request
+
+
+def order_reader() -> FrameReader[Order]:
+    """Return the reader an uploader uses on its standard input; the first is its config."""
+    return FrameReader(Order)
+
+
+def news_reader() -> FrameReader[News]:
+    """Return the reader an agent uses on its uploader's standard output."""
+    return FrameReader(News)
+
+
+def bounded(answer: Answer) -> Answer:
+    """Return an answer that fits into a frame however much is wrong."""
+    bad = tuple((name, why[:BAD_CHARS_MAX]) for name, why in answer.bad[:BAD_MAX])
+    return msgspec.structs.replace(answer, bad=bad, error=answer.error[: BAD_CHARS_MAX * 4])

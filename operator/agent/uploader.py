@@ -1,7 +1,7 @@
 """The uploader's own process: hashing and TLS never delay the agent, and a kill costs one part.
 
-Run as `python -m midwatch.operator.agent.uploader`. The first line on standard input is its
-UploadConfig, each further one a Request; what it has to say are lines of News on standard output.
+Run as `python -m midwatch.operator.agent.uploader`. The first frame on standard input is its
+UploadConfig, each further one a Request; what it has to say are frames of News on standard output.
 It ends with its agent: a thread waits for the end of standard input, as an errand may take long.
 """
 
@@ -26,6 +26,7 @@ from ...checkpoints.store import LocalStore
 from ...checkpoints.uploading import Uploader
 from ...logbook.errors import IntegrityError, MidwatchError
 from ...logbook.events import CheckpointCommitted
+from ...logbook.wire import encode_frame
 from .upload_wire import (
     Answer,
     CheckPart,
@@ -34,12 +35,15 @@ from .upload_wire import (
     Errand,
     Forget,
     News,
+    Order,
     PartFound,
     Request,
     Stored,
     Sweep,
     Trouble,
     UploadConfig,
+    bounded,
+    order_reader,
 )
 
 POLL_S = 0.5
@@ -48,25 +52,30 @@ ORPHANS_EVERY_S = 3600.0
 # Training comes first wherever both want the processor.
 NICENESS = 10
 
-_decode_request = msgspec.json.Decoder(Request).decode
+_READ_BYTES = 1 << 16
 
 
 def main() -> None:
     """Upload and run errands until standard input ends."""
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=UploadConfig)
-    requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    config = orders.get()
+    assert isinstance(config, UploadConfig)
     site = Site(config)
     threading.Thread(target=site.upload_for_ever, name="upload", daemon=True).start()
     while True:
-        site.run(requests.get())
+        request = orders.get()
+        assert isinstance(request, Request)
+        site.run(request)
 
 
-def _listen(requests: queue.SimpleQueue[Request]) -> None:
-    for line in sys.stdin.buffer:
-        requests.put(_decode_request(line))
+def _listen(orders: queue.SimpleQueue[Order]) -> None:
+    reader = order_reader()
+    while data := os.read(sys.stdin.fileno(), _READ_BYTES):
+        for order in reader.feed(data):
+            orders.put(order)
     os._exit(0)
 
 
@@ -103,7 +112,7 @@ class Site:
             answer = self._run(request.errand)
         except (MidwatchError, OSError) as error:
             answer = Answer(error=str(error))
-        tell(msgspec.structs.replace(answer, number=request.number))
+        tell(msgspec.structs.replace(bounded(answer), number=request.number))
 
     def _run(self, errand: Errand) -> Answer:
         if isinstance(errand, Forget):
@@ -162,9 +171,9 @@ _lock = threading.Lock()
 
 
 def tell(news: News) -> None:
-    """Write one line; two threads have something to say."""
+    """Write one frame; two threads have something to say."""
     with _lock:
-        sys.stdout.buffer.write(msgspec.json.encode(news) + b"\n")
+        sys.stdout.buffer.write(encode_frame(news))
         sys.stdout.buffer.flush()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -12,17 +13,25 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-import msgspec
-
 from ...checkpoints.retrying import Backoff
 from ...logbook.errors import Retryable
+from ...logbook.wire import encode_frame
 from .reports import AgentReport, CheckpointStored, PartHeld, UploadTrouble
-from .upload_wire import Answer, Errand, News, PartFound, Request, Stored, UploadConfig
+from .upload_wire import (
+    Answer,
+    Errand,
+    News,
+    PartFound,
+    Request,
+    Stored,
+    UploadConfig,
+    news_reader,
+)
 
 _RESTART_FIRST_S, _RESTART_MAX_S = 0.5, 30.0
 _CLOSE_S = 5.0
 _MODULE = "midwatch.operator.agent.uploader"
-_decode = msgspec.json.Decoder(News).decode
+_READ_BYTES = 1 << 16
 _log = logging.getLogger(__name__)
 
 
@@ -117,13 +126,18 @@ class Uploads:
         with self._lock:
             self._child = child
             self._write(self._config)
-        with child.stdout as news:
-            for line in news:
-                self._take(_decode(line))
+        reader = news_reader()
+        with child.stdout as pipe:
+            while data := os.read(pipe.fileno(), _READ_BYTES):
+                for news in reader.feed(data):
+                    self._take(news)
                 backoff.reset()
         child.wait()
         with self._lock:
             self._child = None
+            with contextlib.suppress(OSError):
+                # What it was not told any more is of no use to the next one.
+                child.stdin.close()
             asked, self._asked = self._asked, {}
         for future in asked.values():
             future.set_exception(EOFError())
@@ -135,7 +149,7 @@ class Uploads:
         if child is None or child.stdin is None or child.stdin.closed:
             return
         try:
-            child.stdin.write(msgspec.json.encode(message) + b"\n")
+            child.stdin.write(encode_frame(message))
             child.stdin.flush()
         except OSError as error:
             # Its end shows on its standard output, too, where it is dealt with.
