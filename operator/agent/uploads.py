@@ -32,6 +32,8 @@ _RESTART_FIRST_S, _RESTART_MAX_S = 0.5, 30.0
 _CLOSE_S = 5.0
 _MODULE = "midwatch.operator.agent.uploader"
 _READ_BYTES = 1 << 16
+PARTS_MAX = 64
+"""Parts remembered for a controller that knows nothing yet; those found last."""
 _log = logging.getLogger(__name__)
 
 
@@ -164,6 +166,8 @@ class Uploads:
         elif isinstance(news, PartFound):
             with self._lock:
                 self._parts[news.commit.checkpoint] = news
+                while len(self._parts) > PARTS_MAX:
+                    del self._parts[next(iter(self._parts))]
             self._tell(self._part_held(news))
         elif isinstance(news, Stored):
             self._tell(

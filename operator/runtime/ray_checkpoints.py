@@ -35,6 +35,8 @@ from ..ports import CommitFound, PruneResult, Signal, VerifyResult
 SETTLE_S = 5.0
 """How long the reporter of a commit has before the parts that lie on the nodes speak for it."""
 RETRY_S = 5.0
+VERIFY_PATIENCE_S = 900.0
+"""A checkpoint that is asked for again meanwhile is not read a second time beside the first."""
 PARTS_MAX = 64
 _encode = msgspec.msgpack.Encoder().encode
 _decode_parts = msgspec.msgpack.Decoder(tuple[PartHeld, ...]).decode
@@ -166,6 +168,7 @@ class TieredCheckpoints:
         self._emit = emit
         self._lock = threading.Lock()
         self._parts: dict[str, _Parts] = {}
+        self._verifying: dict[str, float] = {}
 
     # --- what lies where -------------------------------------------------------------------------
 
@@ -213,8 +216,21 @@ class TieredCheckpoints:
     def verify(self, checkpoint: str) -> None:
         """Have every node read its own part back, and one of them the rest from the store."""
         agents = self._agents()
-        if agents:
-            _Verification(checkpoint, agents, self._emit).begin()
+        now_s = time.monotonic()
+        with self._lock:
+            begun_s = self._verifying.get(checkpoint)
+            is_under_way = begun_s is not None and now_s - begun_s < VERIFY_PATIENCE_S
+            if not agents or is_under_way:
+                return
+            self._verifying[checkpoint] = now_s
+
+        def ended(result: VerifyResult | None) -> None:
+            with self._lock:
+                self._verifying.pop(checkpoint, None)
+            if result is not None:
+                self._emit(result)
+
+        _Verification(checkpoint, agents, ended).begin()
 
     def prune(self, checkpoints: tuple[str, ...]) -> None:
         """Delete the nodes' parts, and the checkpoints in the store however often it takes."""
@@ -252,10 +268,15 @@ class _Verification:
     is no result, and the checkpoint is asked for again.
     """
 
-    def __init__(self, checkpoint: str, agents: list[tuple[str, Any]], emit: Emit) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        agents: list[tuple[str, Any]],
+        ended: Callable[[VerifyResult | None], None],
+    ) -> None:
         self._checkpoint = checkpoint
         self._agents = agents
-        self._emit = emit
+        self._ended = ended
         self._lock = threading.Lock()
         self._left = len(agents)
         self._answers: list[Answer] = []
@@ -283,10 +304,18 @@ class _Verification:
         named = {name for answer in self._answers for name in answer.missing} | bad.keys()
         rest = tuple(sorted(named - sound))
         if self._answers and not rest:
-            self._emit(VerifyResult(self._checkpoint, ""))
+            self._ended(VerifyResult(self._checkpoint, ""))
             return
         errand = CheckStored(self._checkpoint, rest)
-        on_result(_run(self._agents[0][1], errand), lambda a: self._stored(a, bad), ignore)
+        on_result(
+            _run(self._agents[0][1], errand),
+            lambda answer: self._stored(answer, bad),
+            self._gave_up,
+        )
+
+    def _gave_up(self, error: BaseException) -> None:
+        ignore(error)
+        self._ended(None)
 
     def _stored(self, payload: bytes, bad: dict[str, str]) -> None:
         answer = _decoded(payload)
@@ -295,8 +324,9 @@ class _Verification:
         )
         if is_out_of_reach(error):
             _log.info("cannot verify %s yet: %s", self._checkpoint, error)
+            self._ended(None)
             return
-        self._emit(VerifyResult(self._checkpoint, error[:1000]))
+        self._ended(VerifyResult(self._checkpoint, error[:1000]))
 
 
 def _run(agent: Any, errand: Errand) -> Any:

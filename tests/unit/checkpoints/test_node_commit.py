@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,24 @@ def test_a_node_that_cannot_keep_its_part_fails_the_save_everywhere(tmp_path: Pa
             checkpoint_id(5, 1),
             checkpoint_id(15, 1),
         )
+
+
+def test_a_node_whose_disk_is_full_fails_the_save_and_gives_the_room_back(tmp_path: Path) -> None:
+    disk = tmp_path / "n1"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        outcomes = run_ranks(save, 4, str(tmp_path), (5, 10))
+        for first, second in outcomes:
+            assert first.stage == "committed"
+            assert second.stage == "failed"
+            assert "[disk-full]" in second.error
+        for node in ("n0", "n1"):
+            assert os.listdir(tmp_path / node / "checkpoints") == [checkpoint_id(5, 1)]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_new_attempt_sweeps_what_dead_ones_left_on_its_nodes(tmp_path: Path) -> None:

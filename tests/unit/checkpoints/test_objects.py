@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,3 +241,17 @@ def test_a_bucket_and_its_folder(moto_endpoint: Endpoint, tmp_path: Path) -> Non
         assert store.put_new("only", url.encode())
         assert store.read("only") == url.encode()
         assert "only" in [o.key for o in store.listing("on")]
+
+
+def test_who_keeps_no_checkpoints_there_does_not_pay_for_the_client() -> None:
+    program = """
+import sys, threading
+import midwatch.checkpoints.tiered, midwatch.operator.agent.uploader, midwatch.operator.spec
+from midwatch.checkpoints.objects import open_store
+from midwatch.logbook.wire import Storage
+open_store(Storage(url="s3://bucket", local_root="/none"))
+loaded = {"boto3", "botocore", "urllib3"} & set(sys.modules)
+assert not loaded, loaded
+assert threading.active_count() == 1
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
