@@ -12,6 +12,7 @@ from .trend import Trend
 from .wire import StepSample
 
 MAX_PRUNED = 256
+MAX_EARLY = 64
 
 
 def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
@@ -138,7 +139,11 @@ def checkpoint_committed(state: RunState, e: ev.CheckpointCommitted, time_s: flo
         blocked_s=e.blocked_s,
         tags=e.tags,
         abandoned=abandoned,
+        uploaded_s=state.uploaded_early.get(e.checkpoint),
     )
+    if known.uploaded_s is not None:
+        early = {name: at_s for name, at_s in state.uploaded_early.items() if name != e.checkpoint}
+        state = replace(state, uploaded_early=early)
     if abandoned:
         return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
     # Steps trained between the staging and the commit belong to the trend as well.
@@ -184,6 +189,9 @@ def checkpoint_uploaded(state: RunState, e: ev.CheckpointUploaded, time_s: float
     """A checkpoint is in the durable store, so every node that has a part of it got through."""
     state = replace(state, upload_trouble={})
     known = state.checkpoints.get(e.checkpoint)
+    if known is None and e.checkpoint not in state.pruned:
+        early = {**state.uploaded_early, e.checkpoint: time_s}
+        return replace(state, uploaded_early=dict(list(early.items())[-MAX_EARLY:]))
     if known is None or known.uploaded_s is not None:
         return state
     known = replace(known, uploaded_s=time_s)

@@ -222,6 +222,8 @@ class RunState(msgspec.Struct, frozen=True):
     places: the nodes of the last attempt in the order of their ranks: each may hold their state.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
     upload_trouble: why uploads do not get on, by node; over once a checkpoint is in the store.
+    uploaded_early: when checkpoints were in the store whose commit, told by another node, is yet to
+        be heard of.
     """
 
     run: str = ""
@@ -271,6 +273,7 @@ class RunState(msgspec.Struct, frozen=True):
     faults: tuple[FaultInjected, ...] = ()
     stopping: str = ""
     upload_trouble: dict[str, UploadFailed] = {}
+    uploaded_early: dict[str, float] = {}
 
     @property
     def status(self) -> Status:

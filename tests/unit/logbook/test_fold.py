@@ -269,7 +269,17 @@ def test_an_upload_ends_the_trouble_of_all_nodes() -> None:
     assert done.checkpoints[A20].uploaded_s is None
     again = fold([ev.CheckpointUploaded(A10, "n0", 1, 2.0)], done)
     assert again.checkpoints == done.checkpoints
-    assert fold([ev.CheckpointUploaded(A30, "n0", 1, 2.0)], done).checkpoints == done.checkpoints
+
+
+def test_an_upload_may_be_told_before_the_commit() -> None:
+    # The node that completed it and the one of rank 0 report on ways of their own.
+    early = fold([ev.CheckpointUploaded(A30, "n1", 1, 2.0)], trained(20))
+    assert A30 not in early.checkpoints
+    state = fold([commit(30)], early)
+    assert state.checkpoints[A30].uploaded_s == early.time_s
+    assert state.uploaded_early == {}
+    gone = fold([ev.CheckpointsPruned((A30,)), ev.CheckpointUploaded(A30, "n1", 1, 2.0)], state)
+    assert gone.uploaded_early == {}
 
 
 def test_a_checkpoint_out_of_reach_is_not_called_unsound() -> None:
