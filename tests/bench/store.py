@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -95,6 +96,7 @@ def measure(folder: Path, storage: Storage, mib: int, rounds: int) -> dict[str, 
         note = {
             "write_frac_of_raw_copy": raw_s / outcome.save_s * size_mib / mib,
             "raw_copy_mib_s": mib / raw_s,
+            "sha256_mib_s": 64 / timed(lambda: hashlib.sha256(bytes(64 * MIB)).digest()),
             "save_mib_s": size_mib / outcome.save_s,
             "upload_mib_s": size_mib / upload_s,
             "restore_disk_s": disk_s,
