@@ -6,7 +6,6 @@ what came from there is kept on the disk. Only the files that a rank asks for ar
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -120,10 +119,8 @@ class TieredSource:
                 except IntegrityError:
                     self._tiers.ask(lambda fetcher: fetcher.to_file(key, path, entry))
                 return read_verified(self._directory, entry)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-                raise
-            # A disk that takes nothing more must not keep a run from going on.
+        except OSError:
+            # A disk that takes nothing, full or broken, must not keep a run from going on.
             return self._tiers.ask(lambda fetcher: fetcher.to_memory(key, entry))
 
     def _open_manifest(self, checkpoint: str) -> Manifest:
