@@ -27,7 +27,8 @@ from .dcp_memory import Kept, MemoryTier
 from .dcp_stage import Stage
 from .dcp_state import flatten
 from .manifest import CHECKPOINTS_DIR, Fingerprint, SaveHeader, SaverConfig, checkpoint_id
-from .saving import Committer, StagedFile
+from .node_commit import committer_for
+from .saving import StagedFile
 
 __all__ = [
     "Fingerprint",
@@ -104,9 +105,9 @@ class Saver:
         self._on_stage = on_stage
         # A directory that cannot be made is reported by each save; training goes on without.
         with contextlib.suppress(OSError):
-            (Path(config.run_dir) / CHECKPOINTS_DIR).mkdir(parents=True, exist_ok=True)
+            (Path(config.root) / CHECKPOINTS_DIR).mkdir(parents=True, exist_ok=True)
         self._exchange = GlooExchange(config) if config.world_size > 1 else NoExchange()
-        self._committer = Committer(config, self._exchange, describe_for_dcp)
+        self._committer = committer_for(config, self._exchange, describe_for_dcp)
         order = memory or MemoryOrder(ranks_per_node=1, since=0)
         self.memory = MemoryTier(order, config, self._exchange) if memory is not None else None
         self.cadence = Cadence(order.every_steps, order.cost_frac)

@@ -1,8 +1,8 @@
 """How the ranks of one save talk: a gloo process group that nothing else uses.
 
 A save goes on while the loop trains, so its messages must never meet one of the training's. The
-group is made once, at the start (2 to 3 ms for four ranks), and a save takes two small exchanges.
-The memory tier passes whole states through it from rank to rank.
+group is made once, at the start (2 to 3 ms for four ranks), and a save takes few, small
+exchanges. The memory tier passes whole states through it from rank to rank.
 """
 
 from __future__ import annotations
@@ -57,9 +57,13 @@ class GlooExchange:
         return rows, _SIZE_BYTES * (2 + max(_size(row) for row in rows) // _SIZE_BYTES)
 
     def broadcast(self, payload: bytes) -> bytes:
-        """Return rank 0's payload on every rank."""
+        """Return rank 0's payload on every rank; one round trip if it is small."""
         row = _framed(payload, _OUTCOME_BYTES)
         dist.broadcast(row, group=self._group, group_src=0)
+        needed = _SIZE_BYTES * (2 + _size(row) // _SIZE_BYTES)
+        if needed > _OUTCOME_BYTES:
+            row = _framed(payload, needed)
+            dist.broadcast(row, group=self._group, group_src=0)
         return _content(row)
 
     def shift(

@@ -19,7 +19,13 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from ..logbook.errors import ConfigError, IntegrityError, MidwatchError
+from ..logbook.errors import (
+    ConfigError,
+    IntegrityError,
+    MidwatchError,
+    Retryable,
+    is_out_of_reach,
+)
 from .dcp_state import Boxes, dtype_name, dtype_of, flatten, local_part, rank_file
 from .index import Index, Read, TensorEntry, ValuePart, plan_reads
 from .manifest import Manifest, SaveHeader
@@ -113,6 +119,8 @@ class _Loading:
             (path, self._value(key, number, part)) for key, path, number, part in self._plan.values
         ]
         self.read_bytes = sum(len(data) for data in self._files.values())
+        self.tier = source.tier
+        self.repaired = source.repaired
 
     def _value(self, key: str, number: int, part: ValuePart) -> Any:
         content = self._files[number][part.offset : part.offset + part.bytes]
@@ -152,8 +160,8 @@ class _Loading:
             load_s=time.monotonic() - begun_s,
             read_bytes=self.read_bytes,
             passed_over=tuple(passed_over),
-            tier=self.source.tier,
-            repaired=self.source.repaired,
+            tier=self.tier,
+            repaired=self.repaired,
         )
 
 
@@ -182,7 +190,8 @@ def load_first(
 
     All ranks load the same one: each verifies what it needs, then they vote, then they copy. A
     vote costs one small all-reduce, and the reasons of a rejection travel only when there is one.
-    Raises: IntegrityError[no-usable-checkpoint] when candidates were given and none is usable.
+    Raises: IntegrityError[no-usable-checkpoint] when candidates were given and none is usable;
+        Retryable[checkpoints-out-of-reach] when some could not be got at, and may be sound.
     """
     begun_s = time.monotonic()
     passed_over: list[tuple[str, str]] = []
@@ -192,36 +201,59 @@ def load_first(
             loading = _Loading(opened(), state, rank)
         except MidwatchError as cause:
             error = str(cause)
-        refusal, repaired = _agree(error, loading.source.repaired if loading is not None else ())
-        if loading is not None and not refusal:
+        said = _Said(error) if loading is None else _Said("", loading.tier, loading.repaired)
+        agreed = _agree(said)
+        if loading is not None and not agreed.error:
             loading.copy()
-            return msgspec.structs.replace(loading.report(begun_s, passed_over), repaired=repaired)
-        passed_over.append((name, refusal))
+            report = loading.report(begun_s, passed_over)
+            return msgspec.structs.replace(report, tier=agreed.tier, repaired=agreed.repaired)
+        passed_over.append((name, agreed.error))
     if passed_over:
-        raise IntegrityError(
-            "no-usable-checkpoint",
-            "no candidate could be loaded: " + "; ".join(": ".join(pair) for pair in passed_over),
-            remedy="Resume from an older checkpoint, or start afresh.",
-        )
+        raise _no_candidate("; ".join(": ".join(pair) for pair in passed_over))
     return LoadReport("", None, time.monotonic() - begun_s, 0)
 
 
-def _agree(error: str, repaired: Repaired) -> tuple[str, Repaired]:
-    """Return why some rank refuses the candidate ("" when none does) and what any rank repaired.
+class _Said(msgspec.Struct, frozen=True):
+    """What one rank has to say of a candidate, and what all of them say together."""
 
-    The same on every rank, at the cost of one small all-reduce while there is nothing to tell.
+    error: str = ""
+    tier: str = ""
+    repaired: Repaired = ()
+
+
+def _agree(said: _Said) -> _Said:
+    """Return what holds for all ranks: the first refusal, the farthest tier, every repair.
+
+    One small vote; only when a rank has something to say beyond "from the disk" do they talk.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return error, repaired
+        return said
     device = "cpu" if "gloo" in dist.get_backend() else torch.accelerator.current_accelerator()
-    told = torch.tensor(bool(error or repaired), dtype=torch.int32, device=device)
-    dist.all_reduce(told)
-    if not told.item():
-        return "", ()
-    everyone: list[tuple[str, Repaired]] = [("", ())] * dist.get_world_size()
-    dist.all_gather_object(everyone, (error, repaired))
-    refusals = (f"rank {rank}: {found}" for rank, (found, _) in enumerate(everyone) if found)
-    return next(refusals, ""), tuple(dict.fromkeys(pair for _, each in everyone for pair in each))
+    is_odd = bool(said.error or said.repaired)
+    marks = torch.tensor([is_odd, said.tier == "store"], dtype=torch.int32, device=device)
+    dist.all_reduce(marks)
+    odd, from_store = marks.tolist()
+    tier = "store" if from_store else said.tier
+    if not odd:
+        return _Said("", tier)
+    told: list[_Said] = [said] * dist.get_world_size()
+    dist.all_gather_object(told, said)
+    error = next((f"rank {rank}: {one.error}" for rank, one in enumerate(told) if one.error), "")
+    repaired = {name: why for one in told for name, why in one.repaired}
+    return _Said(error, tier, tuple(repaired.items()))
+
+
+def _no_candidate(reasons: str) -> MidwatchError:
+    message = f"no candidate could be loaded: {reasons}"
+    if is_out_of_reach(reasons):
+        return Retryable(
+            "checkpoints-out-of-reach",
+            message,
+            delay_s=1.0,
+            remedy="Bring the store back; the next attempt tries again.",
+        )
+    remedy = "Resume from an older checkpoint, or start afresh."
+    return IntegrityError("no-usable-checkpoint", message, remedy=remedy)
 
 
 def _narrowed(tensor: torch.Tensor, start: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:

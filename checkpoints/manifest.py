@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from ..logbook.errors import IntegrityError
-from ..logbook.wire import CheckpointTags, Hyper, Mesh
+from ..logbook.wire import CheckpointTags, Hyper, Mesh, Storage
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -75,6 +75,8 @@ class SaverConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     sync_files: fsync every file before the commit; only a bench has reason to switch it off.
     timeout_s:  how long one rank waits for the others inside a save.
+    local_rank: with a storage, the ranks of local rank 0 describe the checkpoint on their nodes.
+    storage:    set when every node keeps its own part; run_dir is not written to then.
     """
 
     run: str
@@ -86,10 +88,20 @@ class SaverConfig(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Fingerprint
     sync_files: bool = True
     timeout_s: float = 600.0
+    local_rank: int = 0
+    storage: Storage | None = None
+
+    @property
+    def root(self) -> str:
+        """Folder in which this rank's checkpoints stand."""
+        return self.run_dir if self.storage is None else self.storage.local_root
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A committed checkpoint. created_s: seconds since the epoch at the commit."""
+    """A committed checkpoint. created_s: seconds since the epoch at the commit.
+
+    run_id: sets the run apart from another of the same name, as in wire.Storage.
+    """
 
     id: str
     run: str
@@ -101,6 +113,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Fingerprint
     files: tuple[FileEntry, ...]
     total_bytes: int
+    run_id: str = ""
 
     @property
     def step(self) -> int:

@@ -22,7 +22,13 @@ from .manifest import FileEntry, Manifest, SaveHeader, SaverConfig, checkpoint_d
 from .shardfile import commit_manifest, remove_uncommitted, save_error, write_file
 
 METADATA_NAME = ".metadata"
+DESCRIPTION_NAMES = (INDEX_NAME, METADATA_NAME)
+"""What says where everything lies: our index, and DCP's own."""
 MAX_ERROR_CHARS = 600
+
+
+Description = tuple[bytes, bytes]
+"""The content of DESCRIPTION_NAMES."""
 
 
 class Exchange(Protocol):
@@ -65,7 +71,7 @@ class Committer:
         self._exchange = exchange
         self._describe = describe
         self._parts: list[RankPart | None] = [None] * config.world_size
-        self._description: tuple[bytes, bytes] | None = None
+        self._description: Description | None = None
         self._sent: RankPart | None = None
 
     def run(self, header: SaveHeader, staged: StagedFile, begun_s: float) -> CheckpointStage:
@@ -74,7 +80,7 @@ class Committer:
         begun_s: time.monotonic() when the save was asked for. Never raises.
         """
         directory = checkpoint_dir(
-            self._config.run_dir, checkpoint_id(header.step, self._config.attempt)
+            self._config.root, checkpoint_id(header.step, self._config.attempt)
         )
         part = None if staged.part is self._sent else staged.part
         report = self._write(directory, staged, part)
@@ -88,7 +94,7 @@ class Committer:
                 )
             return msgspec.msgpack.decode(self._exchange.broadcast(outcome), type=CheckpointStage)
         except Exception as error:  # The death of a peer has no type of its own in torch.
-            return _failed(directory, header, _lost_peer(error))
+            return failed(directory, header, lost_peer(error))
 
     def _write(self, directory: Path, staged: StagedFile, part: RankPart | None) -> _RankReport:
         try:
@@ -104,13 +110,9 @@ class Committer:
     ) -> CheckpointStage:
         # Whatever happens here, an outcome must go out: the other ranks are waiting for it.
         try:
-            reports = [msgspec.msgpack.decode(payload, type=_RankReport) for payload in payloads]
-            self._learn(reports)
-            errors = [report.error for report in reports if report.error]
-            if not errors:
-                entries = [report.entry for report in reports if report.entry]
+            entries, cause = self._entries(payloads)
+            if not cause:
                 return self._commit(directory, header, entries, begun_s)
-            cause = errors[0]
         except OSError as error:
             cause = str(save_error(error, directory))
         except MidwatchError as error:
@@ -118,7 +120,14 @@ class Committer:
         except Exception as error:
             cause = f"[save-failed] {type(error).__name__}: {error}"
         remove_uncommitted(directory)
-        return _failed(directory, header, cause)
+        return failed(directory, header, cause)
+
+    def _entries(self, payloads: Sequence[bytes]) -> tuple[list[FileEntry], str]:
+        """Return every rank's entry, and why there is none, "" when all ranks have written."""
+        reports = [msgspec.msgpack.decode(payload, type=_RankReport) for payload in payloads]
+        self._learn(reports)
+        cause = next((report.error for report in reports if report.error), "")
+        return [report.entry for report in reports if report.entry], cause
 
     def _learn(self, reports: Sequence[_RankReport]) -> None:
         for rank, report in enumerate(reports):
@@ -129,16 +138,27 @@ class Committer:
     def _commit(
         self, directory: Path, header: SaveHeader, entries: list[FileEntry], begun_s: float
     ) -> CheckpointStage:
-        config = self._config
+        entries += self._write_description(directory, self._described())
+        manifest = self._manifest(header, entries)
+        commit_manifest(directory, manifest, sync=self._config.sync_files)
+        return committed(manifest, begun_s)
+
+    def _described(self) -> Description:
         if self._description is None:
             index = merge_parts([part for part in self._parts if part is not None])
             self._description = encode_index(index), self._describe(index)
-        for name, content in zip((INDEX_NAME, METADATA_NAME), self._description, strict=True):
-            entries.append(
-                write_file(directory / name, memoryview(content), sync=config.sync_files)
-            )
-        manifest = Manifest(
-            id=directory.name,
+        return self._description
+
+    def _write_description(self, directory: Path, description: Description) -> list[FileEntry]:
+        return [
+            write_file(directory / name, memoryview(content), sync=self._config.sync_files)
+            for name, content in zip(DESCRIPTION_NAMES, description, strict=True)
+        ]
+
+    def _manifest(self, header: SaveHeader, entries: Sequence[FileEntry]) -> Manifest:
+        config = self._config
+        return Manifest(
+            id=checkpoint_id(header.step, config.attempt),
             run=config.run,
             attempt=config.attempt,
             created_s=time.time(),
@@ -148,25 +168,31 @@ class Committer:
             fingerprint=config.fingerprint,
             files=tuple(entries),
             total_bytes=sum(entry.bytes for entry in entries),
-        )
-        commit_manifest(directory, manifest, sync=config.sync_files)
-        return CheckpointStage(
-            directory.name,
-            header.step,
-            "committed",
-            bytes=manifest.total_bytes,
-            save_s=time.monotonic() - begun_s,
-            tags=header.tags,
+            run_id="" if config.storage is None else config.storage.run_id,
         )
 
 
-def _failed(directory: Path, header: SaveHeader, error: str) -> CheckpointStage:
+def committed(manifest: Manifest, begun_s: float) -> CheckpointStage:
+    """Return the outcome of a save that went well; begun_s on the monotonic clock."""
+    return CheckpointStage(
+        manifest.id,
+        manifest.step,
+        "committed",
+        bytes=manifest.total_bytes,
+        save_s=time.monotonic() - begun_s,
+        tags=manifest.header.tags,
+    )
+
+
+def failed(directory: Path, header: SaveHeader, error: str) -> CheckpointStage:
+    """Return the outcome of a save that went wrong."""
     return CheckpointStage(
         directory.name, header.step, "failed", tags=header.tags, error=error[:MAX_ERROR_CHARS]
     )
 
 
-def _lost_peer(error: Exception) -> str:
+def lost_peer(error: Exception) -> str:
+    """Say that an exchange was cut off, which is how the death of a rank shows."""
     return str(
         Retryable(
             "peer-lost",

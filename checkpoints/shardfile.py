@@ -49,6 +49,11 @@ def write_file(path: Path, data: memoryview, *, sync: bool = True) -> FileEntry:
     return FileEntry(path.name, len(view), digest.hexdigest())
 
 
+def entry_of(name: str, data: memoryview) -> FileEntry:
+    """Return the entry that a file of that content would have."""
+    return FileEntry(name, data.nbytes, hashlib.sha256(data).hexdigest())
+
+
 def commit_manifest(directory: Path, manifest: Manifest, *, sync: bool = True) -> None:
     """Make the checkpoint exist: its manifest appears, whole, in one rename.
 
@@ -144,6 +149,16 @@ def verify_file(directory: Path, entry: FileEntry, *, deep: bool = True) -> None
             digest.update(block[:count])
     if deep:
         _check_digest(directory, entry, digest.hexdigest())
+
+
+def check_data(path: Path, entry: FileEntry, data: memoryview) -> None:
+    """Check bytes that came from elsewhere.
+
+    Raises: IntegrityError[shard-size], [shard-checksum].
+    """
+    if len(data) != entry.bytes:
+        raise _wrong_size(path, entry, len(data))
+    _check_digest(path.parent, entry, hashlib.sha256(data).hexdigest())
 
 
 def _opened(directory: Path, entry: FileEntry) -> Iterator[tuple[int, Path]]:

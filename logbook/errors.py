@@ -49,3 +49,14 @@ class Retryable(MidwatchError):
 
 class Fatal(MidwatchError):
     """A foreign failure that will not pass by itself."""
+
+
+_OUT_OF_REACH = ("[store-", "[credentials-", "[bucket-", "[uploader-")
+
+
+def is_out_of_reach(told: str) -> bool:
+    """Whether an error, as text, is about the way to stored bytes and not about the bytes.
+
+    What is out of reach may be sound: nobody may call it damaged for that.
+    """
+    return any(sign in told for sign in _OUT_OF_REACH)

@@ -230,6 +230,27 @@ class CheckpointVerified(_Event, frozen=True, tag="checkpoint-verified"):
     error: str = ""
 
 
+class CheckpointUploaded(_Event, frozen=True, tag="checkpoint-uploaded"):
+    """A checkpoint is in the durable store, whole: node wrote its manifest there.
+
+    upload_s: since that node's part lay on its disk.
+    """
+
+    checkpoint: str
+    node: str
+    bytes: int
+    upload_s: float
+
+
+class UploadFailed(_Event, frozen=True, tag="upload-failed"):
+    """The uploads of a node do not get on since since_s; they are tried again all the time."""
+
+    node: str
+    code: str
+    message: str
+    since_s: float
+
+
 class CheckpointsPruned(_Event, frozen=True, tag="checkpoints-pruned"):
     checkpoints: tuple[str, ...]
 
@@ -320,6 +341,8 @@ Event = (
     | CheckpointCommitted
     | CheckpointFailed
     | CheckpointVerified
+    | CheckpointUploaded
+    | UploadFailed
     | CheckpointsPruned
     | FindingSeen
     | DecisionMade

@@ -313,6 +313,8 @@ _HANDLERS: dict[type, _Handler] = {
     ev.CheckpointCommitted: cp.checkpoint_committed,
     ev.CheckpointFailed: cp.checkpoint_failed,
     ev.CheckpointVerified: cp.checkpoint_verified,
+    ev.CheckpointUploaded: cp.checkpoint_uploaded,
+    ev.UploadFailed: cp.upload_failed,
     ev.CheckpointsPruned: cp.checkpoints_pruned,
     ev.FindingSeen: _finding_seen,
     ev.DecisionMade: _decision_made,

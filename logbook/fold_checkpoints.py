@@ -28,6 +28,7 @@ from .trend import Trend
 from .wire import PEER_CODES, Phase, StepSample
 
 MAX_PRUNED = 256
+MAX_EARLY = 64
 IN_MEMORY = "memory"
 """The tier of a state that was never read from a store."""
 _MISFIT = "state-mismatch"
@@ -54,7 +55,11 @@ def checkpoint_committed(state: RunState, e: ev.CheckpointCommitted, time_s: flo
         # A commit that an older attempt finished after the fence is sound bytes, but it may lie on
         # a lineage that has been left.
         abandoned=_is_left(state, e.attempt, e.step),
+        uploaded_s=state.uploaded_early.get(e.checkpoint),
     )
+    if known.uploaded_s is not None:
+        early = {name: at_s for name, at_s in state.uploaded_early.items() if name != e.checkpoint}
+        state = replace(state, uploaded_early=early)
     if e.save_s > 0.0:
         # Found on disk without its report, a checkpoint says nothing about what it cost.
         saves = (*state.recent_saves, SaveCost(e.step, e.blocked_s, e.save_s))
@@ -282,6 +287,24 @@ def checkpoint_verified(state: RunState, e: ev.CheckpointVerified, time_s: float
         doubted_s=(known.doubted_s or time_s) if e.error else None,
     )
     return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
+
+
+def checkpoint_uploaded(state: RunState, e: ev.CheckpointUploaded, time_s: float) -> RunState:
+    """A checkpoint is in the durable store, so every node that has a part of it got through."""
+    state = replace(state, upload_trouble={})
+    known = state.checkpoints.get(e.checkpoint)
+    if known is None and e.checkpoint not in state.pruned:
+        early = {**state.uploaded_early, e.checkpoint: time_s}
+        return replace(state, uploaded_early=dict(list(early.items())[-MAX_EARLY:]))
+    if known is None or known.uploaded_s is not None:
+        return state
+    known = replace(known, uploaded_s=time_s)
+    return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
+
+
+def upload_failed(state: RunState, e: ev.UploadFailed, time_s: float) -> RunState:
+    """The uploads of a node do not get on; training does."""
+    return replace(state, upload_trouble={**state.upload_trouble, e.node: e})
 
 
 def checkpoints_pruned(state: RunState, e: ev.CheckpointsPruned, time_s: float) -> RunState:

@@ -99,6 +99,7 @@ def _start_attempt(
         state,
         num_attempts=plan.attempt,
         attempt=AttemptState(plan=plan, started_s=time_s, heard_s=time_s),
+        places=plan.nodes,
         hyper=plan.hyper,
         restarts_s=restarts[-MAX_REMEMBERED_RESTARTS:],
         checkpoints=checkpoints,

@@ -126,6 +126,17 @@ def _committed(e: ev.CheckpointCommitted) -> str:
     )
 
 
+def _uploaded(e: ev.CheckpointUploaded) -> str:
+    return (
+        f"{e.checkpoint} is in the store, {bytes_text(e.bytes)}, {_span(e.upload_s)} after its "
+        f"save; completed by {e.node}"
+    )
+
+
+def _upload_failed(e: ev.UploadFailed) -> str:
+    return f"uploads of {e.node} do not get on: [{e.code}] {e.message}"
+
+
 def _save_failed(e: ev.CheckpointFailed) -> str:
     return f"{e.checkpoint} of step {e.step} was not saved: {e.error}"
 
@@ -253,6 +264,8 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.StepsRecalled: _recalled,
     ev.RankTimes: _times,
     ev.CheckpointCommitted: _committed,
+    ev.CheckpointUploaded: _uploaded,
+    ev.UploadFailed: _upload_failed,
     ev.CheckpointFailed: _save_failed,
     ev.CheckpointVerified: _verified,
     ev.CheckpointsPruned: _pruned,

@@ -18,6 +18,7 @@ from .events import (
     HangSuspected,
     InterventionRequested,
     StartFailed,
+    UploadFailed,
     WorkerExited,
 )
 from .findings import Severity
@@ -144,6 +145,7 @@ class CheckpointState(msgspec.Struct, frozen=True):
     num_resumed: attempts that trained on from it. num_failed: restarts from it in a row that made
         no step, where nothing else was to blame. num_passed_over: loads that could not use it.
     doubted_s: since when it is not verified any more; a reading asked for later may clear it.
+    uploaded_s: when it was whole in the durable store, None while it is not, or there is none.
     """
 
     checkpoint: str
@@ -167,6 +169,7 @@ class CheckpointState(msgspec.Struct, frozen=True):
     num_failed: int = 0
     num_passed_over: int = 0
     doubted_s: float | None = None
+    uploaded_s: float | None = None
 
 
 class Incident(msgspec.Struct, frozen=True):
@@ -251,11 +254,15 @@ class RunState(msgspec.Struct, frozen=True):
     lineage: (attempt, step it resumed from), both rising: what an earlier attempt made beyond that
         step was left behind.
     detectors: modes of detectors that people have switched, by name.
+    places: the nodes of the last attempt in the order of their ranks: each may hold their state.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
     memory_since: what earlier attempts kept in the nodes' memory was dropped.
     pins: checkpoints that people want kept, and why.
     recent_saves: what the last RECENT_SAVES saves cost, oldest first.
     num_setbacks: how often training had to go back to a checkpoint after a failure.
+    upload_trouble: why uploads do not get on, by node; over once a checkpoint is in the store.
+    uploaded_early: when checkpoints were in the store whose commit, told by another node, is yet to
+        be heard of.
     """
 
     run: str = ""
@@ -274,6 +281,7 @@ class RunState(msgspec.Struct, frozen=True):
     idle_s: float = 0.0
     num_attempts: int = 0
     attempt: AttemptState | None = None
+    places: tuple[str, ...] = ()
     nodes: dict[str, NodeState] = {}
     step: int = 0
     last: StepSample | None = None
@@ -307,6 +315,8 @@ class RunState(msgspec.Struct, frozen=True):
     failed_saves: int = 0
     faults: tuple[FaultInjected, ...] = ()
     stopping: str = ""
+    upload_trouble: dict[str, UploadFailed] = {}
+    uploaded_early: dict[str, float] = {}
 
     @property
     def status(self) -> Status:

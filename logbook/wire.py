@@ -88,6 +88,30 @@ class MemoryOrder(msgspec.Struct, frozen=True):
     fds: tuple[int, ...] = ()
 
 
+class Storage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a node keeps its part of each checkpoint, and the store that all parts go to.
+
+    url:        s3://BUCKET/PREFIX, or the absolute path of a folder that all nodes share.
+    local_root: this node's own folder; checkpoints/ID/ below it is its part of a checkpoint.
+    run_id:     sets this run apart from another of the same name; "" accepts any.
+    The rest is as in the spec's checkpoints.store. Credentials never stand here: every process
+    finds its own by the standard chain.
+    """
+
+    url: str
+    local_root: str
+    run_id: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    path_style: bool = False
+    ca_bundle: str | None = None
+    part_mib: int = 16
+    concurrency: int = 4
+    bandwidth_mib_s: float | None = None
+    timeout_s: float = 60.0
+    retry_max_s: float = 60.0
+
+
 class WorkerStart(msgspec.Struct, frozen=True):
     """Everything a worker process needs to begin; sent once, before its first instruction.
 
@@ -99,6 +123,7 @@ class WorkerStart(msgspec.Struct, frozen=True):
     until_step: train until this many steps are completed; None leaves it to the configuration.
     first_command: commands with a lower seq are already folded into hyper and must be ignored.
     memory: None keeps nothing in memory and loads nothing from there.
+    storage: None keeps checkpoints in run_dir, which then all ranks share.
     """
 
     run: str
@@ -121,6 +146,7 @@ class WorkerStart(msgspec.Struct, frozen=True):
     command_fd: int | None = None
     progress_fd: int | None = None
     memory: MemoryOrder | None = None
+    storage: Storage | None = None
 
 
 # --- worker -> agent ----------------------------------------------------------------------------
@@ -296,7 +322,7 @@ _LENGTH = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode_frame(message: WorkerMessage | Command) -> bytes:
+def encode_frame(message: msgspec.Struct) -> bytes:
     """Return one length-prefixed frame. Raises ValueError past MAX_FRAME_BYTES (a bug of ours)."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:

@@ -15,7 +15,7 @@ from ..logbook import wire
 from ..logbook.findings import Finding, Severity
 from ..logbook.state import RunState
 from .agent import reports as rp
-from .ports import NodeGone, NodeUp, PruneResult, Signal, VerifyResult
+from .ports import CommitFound, NodeGone, NodeUp, PruneResult, Signal, VerifyResult
 
 Attach = Callable[[str, str], str]
 JudgeMachine = Callable[[MachineIdentity], str]
@@ -53,6 +53,10 @@ class Observer:
             return [ev.CheckpointVerified(signal.checkpoint, signal.error)]
         if isinstance(signal, PruneResult):
             return [ev.CheckpointsPruned(signal.checkpoints)]
+        if isinstance(signal, CommitFound):
+            name = signal.commit.checkpoint
+            is_news = name not in state.checkpoints and name not in state.pruned
+            return [signal.commit] if is_news else []
         return self._report(state, signal)
 
     def _joined(self, signal: NodeUp) -> ev.Event:
@@ -76,6 +80,11 @@ class Observer:
             return []
         if isinstance(report, rp.WorkerMessages):
             return self._messages(state, report)
+        if isinstance(report, (rp.CheckpointStored, rp.UploadTrouble)):
+            # Facts about the store, whoever's attempt it was.
+            return [_upload(report)]
+        if isinstance(report, rp.PartHeld):
+            return []
         if isinstance(report, rp.NodeFindings):
             # What is wrong with a node is so in any attempt.
             return self._node_findings(state, report)
@@ -243,6 +252,12 @@ def _checkpoint(report: rp.WorkerMessages, message: wire.CheckpointStage) -> lis
         error = message.error
         return [ev.CheckpointFailed(report.attempt, message.checkpoint, message.step, error)]
     return []
+
+
+def _upload(report: rp.CheckpointStored | rp.UploadTrouble) -> ev.Event:
+    if isinstance(report, rp.CheckpointStored):
+        return ev.CheckpointUploaded(report.checkpoint, report.node, report.bytes, report.upload_s)
+    return ev.UploadFailed(report.node, report.code, report.message[:1000], report.since_s)
 
 
 def _applied(report: rp.WorkerMessages, seq: int, acks: list[tuple[int, wire.Applied]]) -> ev.Event:

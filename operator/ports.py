@@ -53,7 +53,13 @@ class PruneResult(msgspec.Struct, frozen=True):
     checkpoints: tuple[str, ...]
 
 
-Signal = AgentReport | NodeUp | NodeGone | VerifyResult | PruneResult
+class CommitFound(msgspec.Struct, frozen=True):
+    """A committed checkpoint lies on the nodes whose commit nobody may have told of."""
+
+    commit: CheckpointCommitted
+
+
+Signal = AgentReport | NodeUp | NodeGone | VerifyResult | PruneResult | CommitFound
 
 
 class Clock(Protocol):

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ..checkpoints.objects import check_url
+from ..logbook.errors import ConfigError
 from .spec_base import Seconds, Section, at_least
 
 
@@ -48,6 +50,18 @@ class StoreSpec(Section):
     """How long one request may take without an answer."""
     retry_max_s: Seconds = 60.0
     """Longest wait between two tries of an upload; they go on for as long as the run lives."""
+    finish_wait_s: float = Field(default=600.0, ge=0, le=86_400)
+    """How long a run that has ended waits for its last checkpoint to be in the store."""
+
+    @field_validator("url")
+    @classmethod
+    def _url_names_a_store(cls, url: str) -> str:
+        if url:
+            try:
+                check_url(url)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return url.rstrip("/")
 
 
 class IntervalSpec(Section):

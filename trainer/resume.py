@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -11,7 +11,7 @@ from ..checkpoints.dcp import load_first
 from ..checkpoints.dcp_memory import MemorySource
 from ..checkpoints.fingerprint import differences
 from ..checkpoints.manifest import Manifest, parse_checkpoint_id
-from ..checkpoints.source import in_run_folder
+from ..checkpoints.source import Opener
 from ..logbook.wire import Hyper, Phase, Resumed, StepSample
 from .parts import Parts
 
@@ -25,9 +25,7 @@ class Position:
     recent: tuple[StepSample, ...] = ()
 
 
-def resume(
-    parts: Parts, run_dir: Path, candidates: tuple[str, ...], hyper: Hyper | None
-) -> Position:
+def resume(parts: Parts, candidates: Sequence[tuple[str, Opener]], hyper: Hyper | None) -> Position:
     """Load the newest state in memory, or else the first candidate all ranks can verify.
 
     Reports what was loaded, and returns where to go on.
@@ -43,7 +41,7 @@ def resume(
         return Position(0, hyper or Hyper())
     parts.progress.note(Phase.LOADING)
     state = parts.train_step.state_dict()
-    offered = list(in_run_folder(run_dir, candidates))
+    offered = list(candidates)
     passed_over: tuple[tuple[str, str], ...] = ()
     recent: tuple[StepSample, ...] = ()
     if memory is not None:
@@ -77,8 +75,10 @@ def resume(
     return Position(parts.progress.step, hyper or Hyper(), resumed.recalled)
 
 
-def _newest_step(candidates: tuple[str, ...]) -> int:
-    steps = [parsed[0] for name in candidates if (parsed := parse_checkpoint_id(name)) is not None]
+def _newest_step(candidates: Sequence[tuple[str, Opener]]) -> int:
+    steps = [
+        parsed[0] for name, _ in candidates if (parsed := parse_checkpoint_id(name)) is not None
+    ]
     return max(steps, default=0)
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch._C._distributed_c10d import Store
 
 from ..checkpoints.dcp import Saver
 from ..checkpoints.manifest import SaverConfig
+from ..checkpoints.source import Opener, in_run_folder
+from ..checkpoints.tiered import Tiers
 from ..logbook.errors import ConfigError, MidwatchError
 from ..logbook.wire import Finished, Phase, ProgressPage, WorkerFailed, WorkerStart
 from .config import TrainConfig, check_mesh
@@ -153,7 +156,7 @@ def _train(
         report=report,
         progress=progress,
     )
-    position = resume(parts, Path(start.run_dir), start.checkpoints, start.hyper)
+    position = resume(parts, _candidates(start), start.hyper)
     last_step = config.steps if start.until_step is None else start.until_step
     finished = Loop(parts, position).run(last_step)
     saver.close()
@@ -207,6 +210,12 @@ def _sampler(start: WorkerStart, config: TrainConfig) -> Sampler:
     return Sampler(stream, shape, config.seed)
 
 
+def _candidates(start: WorkerStart) -> Sequence[tuple[str, Opener]]:
+    if start.storage is None:
+        return in_run_folder(start.run_dir, start.checkpoints)
+    return Tiers(start.storage, start.run).candidates(start.checkpoints)
+
+
 def _saver_config(start: WorkerStart, config: TrainConfig) -> SaverConfig:
     return SaverConfig(
         run=start.run,
@@ -216,6 +225,8 @@ def _saver_config(start: WorkerStart, config: TrainConfig) -> SaverConfig:
         world_size=start.world_size,
         mesh=start.mesh,
         fingerprint=environment_of(config),
+        local_rank=start.local_rank,
+        storage=start.storage,
     )
 
 

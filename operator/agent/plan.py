@@ -10,6 +10,7 @@ from ...health.nodes.liveness import HangLimits
 from ...logbook.errors import ConfigError
 from ...logbook.wire import WorkerStart
 from .probing import ProbeConfig
+from .upload_wire import UploadConfig
 
 
 class Preload(msgspec.Struct, frozen=True):
@@ -37,6 +38,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_bytes_max: a worker log that grows past it loses its older part.
     retain_bytes_max: reports kept for a controller that is away.
     memory_frac: share of the memory free at the agent's start that the memory tier may take.
+    upload: how checkpoints get from this node's disk to the durable store; None: there is none.
     """
 
     node: str
@@ -56,6 +58,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_bytes_max: int = 64 << 20
     retain_bytes_max: int = 32 << 20
     memory_frac: float = 0.0
+    upload: UploadConfig | None = None
 
 
 class LocalPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from typing import ClassVar
 import msgspec
 
 from ...health.nodes.liveness import RankProgress
+from ...logbook.events import CheckpointCommitted
 from ...logbook.findings import Finding
 from ...logbook.wire import Phase, RankSample, StepSample, WorkerMessage
 
@@ -161,6 +162,33 @@ class AgentNote(Report, frozen=True, kw_only=True, tag="agent-note"):
     rank: int | None = None
 
 
+class PartHeld(Report, frozen=True, kw_only=True, tag="part-held"):
+    """Some of a checkpoint's num_files files lie on this node's disk: those of held."""
+
+    commit: CheckpointCommitted
+    held: tuple[str, ...]
+    num_files: int
+
+
+class CheckpointStored(Report, frozen=True, kw_only=True, tag="checkpoint-stored"):
+    """This node committed a checkpoint in the durable store, upload_s after its part lay here."""
+
+    checkpoint: str
+    bytes: int
+    upload_s: float
+
+
+class UploadTrouble(Report, frozen=True, kw_only=True, tag="upload-trouble"):
+    """This node's uploads do not get on. since_s: seconds since the epoch.
+
+    Said once for each code, and again every few minutes while it lasts.
+    """
+
+    code: str
+    message: str
+    since_s: float
+
+
 AgentReport = (
     WorkersStarted
     | WorkerMessages
@@ -173,6 +201,9 @@ AgentReport = (
     | NodeFindings
     | AgentStatus
     | AgentNote
+    | PartHeld
+    | CheckpointStored
+    | UploadTrouble
 )
 
 
@@ -180,4 +211,4 @@ def is_routine(report: AgentReport) -> bool:
     """Return whether a report is one of those that come all the time while nothing happens."""
     if isinstance(report, WorkerMessages):
         return all(isinstance(message, StepSample) for _, message in report.batch)
-    return isinstance(report, (AgentStatus, RankSamples))
+    return isinstance(report, (AgentStatus, RankSamples, PartHeld))

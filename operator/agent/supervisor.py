@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from logging import getLogger
+from pathlib import Path
 
 from ...health.nodes.lemons import MachineIdentity
 from ...logbook.findings import Finding
@@ -22,6 +23,7 @@ from .plan import AgentConfig, LocalPlan
 from .probing import NodeProber
 from .rendezvous import Rendezvous
 from .reports import AgentNote, AgentReport, NodeFindings
+from .uploads import Uploads
 
 # Beyond the deadlines of the steps that closing takes.
 _CLOSE_S = 20.0
@@ -47,11 +49,14 @@ class Supervisor:
         self._rendezvous = Rendezvous(config.host)
         self._keeper = Keeper(config, self._loop, self._outbox, self._rendezvous)
         self._prober = NodeProber(config.probe, config.node, self._on_findings)
+        self._uploads = self._open_uploads()
         self._is_closed = False
         self._deliverer.begin()
         self._loop.post(self._keeper.begin)
         self._loop.begin()
         self._prober.begin()
+        if self._uploads is not None:
+            self._uploads.begin()
 
     @property
     def agent(self) -> str:
@@ -106,8 +111,23 @@ class Supervisor:
         self._is_closed = True
         self._loop.post(self._keeper.close)
         self._prober.close()
+        if self._uploads is not None:
+            self._uploads.close()
         self._loop.join(self._config.kill_deadline_s + _CLOSE_S)
         self._deliverer.close(_CLOSE_S)
+
+    @property
+    def uploads(self) -> Uploads | None:
+        """The uploads of this node, None when the run has no durable store."""
+        return self._uploads
+
+    def _open_uploads(self) -> Uploads | None:
+        if self._config.upload is None:
+            return None
+        log_path = Path(self._config.work_dir) / "uploader.log"
+        return Uploads(
+            self._config.upload, log_path, self._outbox.push, lambda: self._keeper.newest
+        )
 
     def _on_findings(self, findings: Sequence[Finding]) -> None:
         self._outbox.push(NodeFindings(attempt=self._keeper.newest, findings=tuple(findings)))

@@ -21,7 +21,7 @@ from .storage import prune_checkpoints, verify_checkpoints
 from .suspects import note_load
 from .upkeep import close_incidents, finish, note_findings
 
-POLICY_VERSION = 3
+POLICY_VERSION = 4
 """Raised with every change of behaviour and recorded when a run is submitted."""
 
 _Item = Callable[[RunState, RunSpec, float], list[Decision]]

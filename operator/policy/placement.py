@@ -29,8 +29,7 @@ def plan_placement(
     others = [node for node in usable if node not in passed_over]
     needed = max(wanted - len(others), 0)
     usable = others + [node for node in usable if node in passed_over][:needed]
-    before = state.attempt.plan.nodes if state.attempt is not None else ()
-    chosen = _keep_places(before, usable, wanted)
+    chosen = _keep_places(state.places, usable, wanted)
     placements = tuple(
         Placement(node, index * per_node, per_node) for index, node in enumerate(chosen)
     )

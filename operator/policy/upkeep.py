@@ -16,8 +16,20 @@ def finish(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
         return []
     if attempt.alarm is not None and not attempt.stopped:
         return []
+    if _awaits_store(state, spec, now_s):
+        return []
     why = "stopped on request" if attempt.stopped else "every rank completed the last step"
     return [make_decision(state, EndRun(stopped=attempt.stopped, step=state.step), why)]
+
+
+def _awaits_store(state: RunState, spec: RunSpec, now_s: float) -> bool:
+    """Whether the last checkpoint is still on its way: it would end with the nodes' disks."""
+    store = spec.checkpoints.store
+    lineage = [known for known in state.checkpoints.values() if not known.abandoned]
+    if not store.url or not lineage:
+        return False
+    last = max(lineage, key=lambda known: (known.step, known.attempt))
+    return last.uploaded_s is None and now_s < last.time_s + store.finish_wait_s
 
 
 def close_incidents(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:

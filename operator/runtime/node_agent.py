@@ -24,6 +24,7 @@ from ...logbook.wire import Command
 from ..agent.plan import AgentConfig, LocalPlan
 from ..agent.reports import AgentReport
 from ..agent.supervisor import Supervisor
+from ..agent.upload_wire import Answer, Errand
 from ..fleet import Identity
 from .names import NAMESPACE, controller_name
 
@@ -32,6 +33,10 @@ DELIVER_TIMEOUT_S = 10.0
 # For the first look at the GPUs, which opens the driver; the preload takes longer anyway.
 MACHINE_WAIT_S = 5.0
 
+# A node may have to read back what it holds of a large checkpoint.
+ERRAND_TIMEOUT_S = 900.0
+
+_decode_errand = msgspec.msgpack.Decoder(Errand).decode
 _encode = msgspec.msgpack.Encoder().encode
 _log = logging.getLogger(__name__)
 
@@ -94,6 +99,21 @@ class NodeAgent:
         except (MidwatchError, OSError) as error:
             return str(error)
         return ""
+
+    def run_errand(self, errand: bytes) -> bytes:
+        """Run an errand about this node's checkpoints or the store; return its answer."""
+        uploads = self._supervisor.uploads
+        if uploads is None:
+            return _encode(Answer(error="[uploader-absent] this run has no durable store"))
+        try:
+            return _encode(uploads.ask(_decode_errand(errand), ERRAND_TIMEOUT_S))
+        except MidwatchError as error:
+            return _encode(Answer(error=str(error)))
+
+    def parts(self) -> bytes:
+        """Return the parts of checkpoints that are known to lie on this node's disk."""
+        uploads = self._supervisor.uploads
+        return _encode(() if uploads is None else uploads.parts())
 
     def close(self) -> None:
         """End every worker and the forkserver."""

@@ -1,4 +1,4 @@
-"""The Cluster and Checkpoints ports over Ray: actors started, watched and spoken to, never awaited.
+"""The Cluster port over Ray: actors started, watched and spoken to, never awaited.
 
 What comes back (reports, deaths, results) is put on one queue by Ray's callback threads, and wakes
 the controller.
@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ...checkpoints.retention import collect_garbage
-from ...checkpoints.store import LocalStore
 from ...health.nodes.liveness import HangLimits
 from ...logbook.events import CheckpointCommitted
 from ...logbook.plan import AttemptPlan
@@ -30,12 +27,22 @@ from ...logbook.state import RunState
 from ...logbook.wire import Command, MemoryOrder, Mesh, WorkerStart
 from ..agent.plan import AgentConfig, LocalPlan, Preload
 from ..agent.probing import ProbeConfig
-from ..agent.reports import AgentReport, is_routine
+from ..agent.reports import AgentReport, PartHeld, is_routine
+from ..agent.upload_wire import UploadConfig
 from ..fleet import Fleet, Identity
-from ..ports import NodeGone, PruneResult, Signal, VerifyResult
+from ..ports import NodeGone, Signal
 from ..spec import RunSpec
+from ..storage import run_id_of, storage_of
 from .names import NAMESPACE, agent_name, node_names
 from .node_agent import AgentSettings, NodeAgent
+from .ray_checkpoints import (
+    FolderCheckpoints,
+    RunCheckpoints,
+    TieredCheckpoints,
+    brief,
+    ignore,
+    on_result,
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_reports = msgspec.msgpack.Decoder(list[AgentReport]).decode
@@ -76,6 +83,12 @@ class RayCluster:
         self._met: set[str] = set()
         self._lock = threading.Lock()
         self._plan_node = ""
+        self._run_id = run_id_of(settings.run_dir)
+        self._checkpoints: RunCheckpoints = (
+            TieredCheckpoints(self._present, self._emit)
+            if spec.checkpoints.store.url
+            else FolderCheckpoints(settings.run_dir, self._present, self._emit)
+        )
 
     # --- Cluster port ----------------------------------------------------------------------------
 
@@ -94,6 +107,7 @@ class RayCluster:
 
     def maintain(self, state: RunState) -> None:
         """Adopt agents that are there, tell of those that are gone, create what is missing."""
+        self._checkpoints.maintain(state)
         for index, node in enumerate(self._names):
             if self._fleet.is_present(node) or node in self._met:
                 continue
@@ -116,8 +130,8 @@ class RayCluster:
     def start(self, plan: AttemptPlan) -> None:
         host, port = self._fleet.rendezvous(plan.placements[0].node)
         self._plan_node = plan.placements[0].node
-        self._sweep(plan.attempt)
-        starts = worker_starts(self._spec, self._settings.run_dir, plan, host, port)
+        self._checkpoints.sweep(plan.attempt)
+        starts = worker_starts(self._spec, self._settings.run_dir, plan, (host, port), self._run_id)
         for node, agent in self._agents.items():
             local = LocalPlan(
                 attempt=plan.attempt,
@@ -157,6 +171,8 @@ class RayCluster:
                 up = self._fleet.take(report, now_s)
                 if up is not None:
                     self._signals.append(up)
+                if isinstance(report, PartHeld):
+                    self._checkpoints.note(report)
                 self._signals.append(report)
                 self._heard[agent] = max(self._heard.get(agent, 0), report.seq)
                 is_news = is_news or up is not None or not is_routine(report)
@@ -183,7 +199,7 @@ class RayCluster:
             self._meet(node, self._create(index, node))
         except ValueError as error:
             # Its name is still held by an actor on its way out: the next turn tries again.
-            _ignore(error)
+            ignore(error)
 
     def _meet(self, node: str, handle: Any) -> None:
         """Ask an agent who it is; until it answers or dies, nobody else is looked for."""
@@ -195,10 +211,10 @@ class RayCluster:
             self._met.discard(node)
 
         def failed(error: BaseException) -> None:
-            _ignore(error)
+            ignore(error)
             self._met.discard(node)
 
-        _on_result(handle.identity.remote(), known, failed)
+        on_result(handle.identity.remote(), known, failed)
 
     def _create(self, index: int, node: str) -> Any:
         options: dict[str, Any] = dict(self._settings.resources)
@@ -217,7 +233,7 @@ class RayCluster:
         settings = AgentSettings(
             run=self._spec.name,
             run_dir=self._settings.run_dir,
-            config=agent_config(self._spec, self._settings, node),
+            config=agent_config(self._spec, self._settings, node, self._run_id),
             slots=self._spec.nodes.ranks_per_node,
         )
         return actor.remote(_encode(settings))
@@ -226,12 +242,13 @@ class RayCluster:
         who = msgspec.msgpack.decode(encoded, type=Identity)
         with self._lock:
             self._fleet.register(who, time.time())
+        self._checkpoints.met(node, self._agents[node])
         lost = self._lost(node, who.agent)
-        _on_result(self._agents[node].lifeline.remote(), lambda _: lost("it closed"), lost)
+        on_result(self._agents[node].lifeline.remote(), lambda _: lost("it closed"), lost)
 
     def _lost(self, node: str, agent: str) -> Callable[[object], None]:
         def lost(reason: object) -> None:
-            text = reason if isinstance(reason, str) else f"its process died ({_brief(reason)})"
+            text = reason if isinstance(reason, str) else f"its process died ({brief(reason)})"
             with self._lock:
                 gone = self._fleet.gone(node, agent, text)
                 if gone is not None:
@@ -243,58 +260,19 @@ class RayCluster:
     # --- Checkpoints port ------------------------------------------------------------------------
 
     def verify(self, checkpoint: str) -> None:
-        """Have the agent that serves rank 0 read the checkpoint back."""
-        node = self._plan_node if self._fleet.is_present(self._plan_node) else ""
-        node = node or next((n for n in self._agents if self._fleet.is_present(n)), "")
-        if not node:
-            return
-
-        def done(error: str) -> None:
-            self._emit(VerifyResult(checkpoint, error))
-
-        # An agent that dies meanwhile says nothing about the checkpoint: it is asked for again.
-        _on_result(self._agents[node].verify.remote(checkpoint), done, _ignore)
+        self._checkpoints.verify(checkpoint)
 
     def prune(self, checkpoints: tuple[str, ...]) -> None:
-        """Delete checkpoints on a thread of its own; a crash leaves whole ones or garbage."""
-
-        def work() -> None:
-            store = LocalStore(self._settings.run_dir)
-            for checkpoint in checkpoints:
-                try:
-                    store.delete(checkpoint)
-                except OSError as error:
-                    _log.warning("cannot delete %s: %s", checkpoint, error)
-            self._emit(PruneResult(checkpoints))
-
-        threading.Thread(target=work, name="prune", daemon=True).start()
-
-    def _sweep(self, attempt: int) -> None:
-        """Remove what the saves of dead attempts left unfinished, on a thread of its own."""
-
-        def work() -> None:
-            try:
-                collect_garbage(LocalStore(self._settings.run_dir), attempt)
-            except OSError as error:
-                _log.warning("cannot remove unfinished saves: %s", error)
-
-        threading.Thread(target=work, name="sweep", daemon=True).start()
+        self._checkpoints.prune(checkpoints)
 
     def unknown(self, known: Sequence[str]) -> list[CheckpointCommitted]:
-        listing = LocalStore(self._settings.run_dir).listing()
-        return [
-            CheckpointCommitted(
-                attempt=manifest.attempt,
-                checkpoint=manifest.id,
-                step=manifest.step,
-                bytes=manifest.total_bytes,
-                blocked_s=0.0,
-                save_s=0.0,
-                tags=manifest.header.tags,
-            )
-            for manifest in listing.committed
-            if manifest.id not in known
-        ]
+        return self._checkpoints.unknown(known)
+
+    def _present(self) -> list[tuple[str, Any]]:
+        """Return (node, actor) of the agents that are there, the one that serves rank 0 first."""
+        present = [n for n in self._agents if self._fleet.is_present(n)]
+        present.sort(key=lambda node: node != self._plan_node)
+        return [(node, self._agents[node]) for node in present]
 
     def _emit(self, signal: Signal) -> None:
         with self._lock:
@@ -302,9 +280,10 @@ class RayCluster:
         self._wake()
 
 
-def agent_config(spec: RunSpec, settings: ClusterSettings, node: str) -> AgentConfig:
+def agent_config(spec: RunSpec, settings: ClusterSettings, node: str, run_id: str) -> AgentConfig:
     """Return the settings of one node's agent."""
     limits = spec.restart
+    storage = storage_of(spec, settings.run_dir, run_id, node)
     threads = str(spec.trainer.get("threads", 1))
     num_sharing = spec.num_nodes + spec.nodes.spares if settings.bundles is None else 1
     return AgentConfig(
@@ -313,6 +292,14 @@ def agent_config(spec: RunSpec, settings: ClusterSettings, node: str) -> AgentCo
         host=str(ray.util.get_node_ip_address()),
         preload=(Preload(spec.entry_points.preload, spec.trainer),),
         env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **spec.env},
+        upload=None
+        if storage is None
+        else UploadConfig(
+            run=spec.name,
+            storage=storage,
+            keep_local=spec.retention.keep_local,
+            env=spec.env,
+        ),
         hang=HangLimits(
             multiple=limits.hang_multiple, min_s=limits.hang_min_s, max_s=limits.hang_max_s
         ),
@@ -327,9 +314,9 @@ def agent_config(spec: RunSpec, settings: ClusterSettings, node: str) -> AgentCo
 
 
 def worker_starts(
-    spec: RunSpec, run_dir: str, plan: AttemptPlan, host: str, port: int
+    spec: RunSpec, run_dir: str, plan: AttemptPlan, meeting: tuple[str, int], run_id: str
 ) -> dict[str, list[WorkerStart]]:
-    """Return the start orders of an attempt by node."""
+    """Return the start orders of an attempt by node. meeting: address of its rendezvous."""
     mesh = Mesh(plan.mesh.dp_shard, plan.mesh.tp)
     memory = memory_order(spec, plan)
     return {
@@ -343,13 +330,14 @@ def worker_starts(
                 world_size=mesh.world_size,
                 node=place.node,
                 mesh=mesh,
-                rendezvous_host=host,
-                rendezvous_port=port,
+                rendezvous_host=meeting[0],
+                rendezvous_port=meeting[1],
                 trainer=spec.trainer,
                 hyper=plan.hyper,
                 checkpoints=plan.checkpoints,
                 first_command=plan.first_command,
                 memory=memory,
+                storage=storage_of(spec, run_dir, run_id, place.node),
             )
             for local_rank in range(place.num_ranks)
         ]
@@ -369,27 +357,3 @@ def memory_order(spec: RunSpec, plan: AttemptPlan) -> MemoryOrder | None:
         every_steps=memory.every_steps,
         cost_frac=memory.cost_frac,
     )
-
-
-def _on_result(
-    ref: Any, done: Callable[[Any], None], failed: Callable[[BaseException], None]
-) -> None:
-    """Call done with the result of a Ray call, or failed with its error, on a thread of Ray's."""
-
-    def settled(future: Future[Any]) -> None:
-        error = future.exception()
-        if error is not None:
-            failed(error)
-        else:
-            done(future.result())
-
-    ref.future().add_done_callback(settled)
-
-
-def _ignore(error: BaseException) -> None:
-    _log.info("a call to an agent failed: %s", _brief(error))
-
-
-def _brief(error: object) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

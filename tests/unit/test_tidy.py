@@ -25,6 +25,7 @@ FENCED = {
     "kopf": ("operator/k8s/",),
     "textual": ("logbook/tui/",),
     "boto3": ("checkpoints/",),
+    "botocore": ("checkpoints/",),
     "pynvml": ("health/nodes/",),
 }
 PURE = ("logbook/fold", "logbook/state.py", "operator/policy/", "health/numerics/")

@@ -255,3 +255,45 @@ def test_a_sample_that_is_not_a_number_is_a_step_like_others() -> None:
     sample = make_sample(6, loss=math.nan, grad_norm=math.inf, activation_norm=math.nan)
     state = fold([ev.StepDone(1, sample)], trained(5))
     assert state.step == 6
+
+
+def test_an_upload_ends_the_trouble_of_all_nodes() -> None:
+    state = trained(20)
+    first = ev.UploadFailed("n0", "store-unreachable", "down", 5.0)
+    second = ev.UploadFailed("n1", "store-denied", "no", 6.0)
+    state = fold([first, second], state)
+    assert state.upload_trouble == {"n0": first, "n1": second}
+    done = fold([ev.CheckpointUploaded(A10, "n1", 1, 2.0)], state)
+    assert done.upload_trouble == {}
+    assert done.checkpoints[A10].uploaded_s == done.time_s
+    assert done.checkpoints[A20].uploaded_s is None
+    again = fold([ev.CheckpointUploaded(A10, "n0", 1, 2.0)], done)
+    assert again.checkpoints == done.checkpoints
+
+
+def test_an_upload_may_be_told_before_the_commit() -> None:
+    # The node that completed it and the one of rank 0 report on ways of their own.
+    early = fold([ev.CheckpointUploaded(A30, "n1", 1, 2.0)], trained(20))
+    assert A30 not in early.checkpoints
+    state = fold([commit(30)], early)
+    assert state.checkpoints[A30].uploaded_s == early.time_s
+    assert state.uploaded_early == {}
+    gone = fold([ev.CheckpointsPruned((A30,)), ev.CheckpointUploaded(A30, "n1", 1, 2.0)], state)
+    assert gone.uploaded_early == {}
+
+
+def test_a_checkpoint_out_of_reach_is_not_called_unsound() -> None:
+    state = trained(30)
+    state = fold([started_attempt(state, 2, (A30, A20, A10), 10)], state)
+    passed = ((A30, "rank 2: [store-unreachable] cannot read"), (A20, "[shard-checksum] rot"))
+    state = fold([ev.AttemptResumed(2, 10, A10, 0.1, passed_over=passed)], state)
+    assert state.checkpoints[A30].verified is None
+    assert state.checkpoints[A20].verified is False
+
+
+def test_places_are_remembered_while_the_run_waits() -> None:
+    state = fold([ev.NodeLost("n0", "1", "gone")], trained(20))
+    assert state.places == ("n0", "n1")
+    waiting = fold([decided(state, d.AwaitNodes())], state)
+    assert waiting.attempt is None
+    assert waiting.places == ("n0", "n1")

@@ -12,7 +12,7 @@ from midwatch.logbook import wire
 from midwatch.logbook.state import RunState
 from midwatch.operator.agent import reports as rp
 from midwatch.operator.observer import REMEMBERED_REPORTS, Observer, SeenReports
-from midwatch.operator.ports import NodeGone
+from midwatch.operator.ports import CommitFound, NodeGone
 from midwatch.tests.support.builders import fold, make_sample, started
 
 STATE = fold([ev.AttemptResumed(1, 0, "", 0.1)], started())
@@ -179,3 +179,27 @@ def test_a_node_that_cannot_load_the_code_says_why_once() -> None:
     assert isinstance(event, ev.FindingSeen)
     assert "ImportError" in event.finding.message
     assert not watch.see(status)
+
+
+def test_uploads_are_facts_whoevers_attempt_it_was() -> None:
+    watch = Watch()
+    for attempt in (0, 1):
+        stored = rp.CheckpointStored(attempt=attempt, checkpoint="c", bytes=7, upload_s=2.0)
+        assert watch.see(stored) == [ev.CheckpointUploaded("c", "n0", 7, 2.0)]
+        trouble = rp.UploadTrouble(
+            attempt=attempt, code="store-denied", message="x" * 5000, since_s=3.0
+        )
+        (failed,) = watch.see(trouble)
+        assert failed == ev.UploadFailed("n0", "store-denied", "x" * 1000, 3.0)
+
+
+def test_a_commit_that_was_found_is_told_once() -> None:
+    watch = Watch()
+    commit = ev.CheckpointCommitted(1, "step-00000005.a0001", 5, 1, 0.0, 0.0)
+    assert watch.observer.observe(STATE, CommitFound(commit)) == [commit]
+    known = fold([commit], STATE)
+    assert watch.observer.observe(known, CommitFound(commit)) == []
+    gone = fold([ev.CheckpointsPruned((commit.checkpoint,))], known)
+    assert watch.observer.observe(gone, CommitFound(commit)) == []
+    held = rp.PartHeld(attempt=1, commit=commit, held=("a",), num_files=2)
+    assert watch.see(held) == []

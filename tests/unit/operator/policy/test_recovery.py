@@ -147,6 +147,27 @@ def test_all_ranks_done_ends_the_run_and_one_missing_does_not() -> None:
     assert isinstance(next_of(missing).action, d.StartAttempt)
 
 
+def test_the_end_waits_until_the_last_checkpoint_is_in_the_store() -> None:
+    spec = make_spec(checkpoints={"store": {"url": "/shared", "finish_wait_s": 60}})
+    done = fold([ev.RankFinished(1, rank, 40) for rank in range(4)], trained())
+    last = checkpoint_id(40, 1)
+    assert not any(isinstance(d_.action, d.EndRun) for d_ in decide(done, spec, done.time_s))
+    stored = fold([ev.CheckpointUploaded(last, "n0", 1, 2.0)], done)
+    assert isinstance(next_of(stored, spec=spec).action, d.EndRun)
+    # Not for ever: the store may be gone for good.
+    assert isinstance(next_of(done, 61.0, spec).action, d.EndRun)
+
+
+def test_a_survivor_keeps_its_ranks_although_the_run_had_to_wait() -> None:
+    lost = fold([ev.NodeLost("n0", "1", "died"), ev.NodeLost("n2", "1", "died")], trained())
+    waiting = fold([decided(lost, d.AwaitNodes())], lost)
+    assert waiting.attempt is None
+    back = fold([ev.NodeJoined("n3", "1", "host", 2)], waiting)
+    planned = plan_placement(back, SPEC, back.time_s)
+    assert planned is not None
+    assert [place.node for place in planned[1]] == ["n3", "n1"]
+
+
 def test_a_sick_end_is_not_the_end_unless_a_person_stopped_it() -> None:
     for stopped, kind in ((False, d.StartAttempt), (True, d.EndRun)):
         done = [ev.RankFinished(1, rank, 40, stopped) for rank in range(4)]

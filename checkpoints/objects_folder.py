@@ -1,0 +1,165 @@
+"""The durable store in a folder that all nodes share: what S3 promises, by rename and link."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..logbook.errors import Fatal, IntegrityError, MidwatchError, Retryable
+from .manifest import FileEntry
+from .objects import StoredObject, Unfinished, verified_pieces
+from .retrying import Bandwidth
+from .shardfile import BLOCK_BYTES, RETRY_DELAY_S, sync_directory
+
+_TEMPORARY = ".unfinished"
+
+
+class FolderStore:
+    """Objects are files under root; while one is being written it has another name."""
+
+    def __init__(self, root: str | Path, bandwidth: Bandwidth | None = None) -> None:
+        self._root = Path(root)
+        self._bandwidth = bandwidth or Bandwidth(None)
+
+    def has(self, key: str, entry: FileEntry) -> bool:
+        with _translated(f"look at {key} in {self._root}"):
+            try:
+                return (self._root / key).stat().st_size == entry.bytes
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
+    def put_file(self, key: str, path: Path, entry: FileEntry) -> int:
+        target = self._root / key
+        with _translated(f"write {target}"), self._temporary(target) as (temporary, fd):
+            # Its own errors are about the local file and pass through as they are.
+            for piece in verified_pieces(path, entry, BLOCK_BYTES):
+                self._bandwidth.take(len(piece))
+                _write_fully(fd, piece)
+            os.fsync(fd)
+            os.rename(temporary, target)
+            sync_directory(target.parent)
+        return entry.bytes
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        target = self._root / key
+        with _translated(f"write {target}"), self._temporary(target) as (temporary, fd):
+            _write_fully(fd, data)
+            os.fsync(fd)
+            try:
+                # Unlike a rename, a link never takes the place of what is there.
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            sync_directory(target.parent)
+        return True
+
+    def read(self, key: str) -> bytes | None:
+        with _translated(f"read {key} in {self._root}"):
+            try:
+                return (self._root / key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read_range(self, key: str, first: int, count: int) -> bytes:
+        path = self._root / key
+        with _translated(f"read {path}"):
+            try:
+                with path.open("rb", buffering=0) as file:
+                    data = os.pread(file.fileno(), count, first)
+                    while len(data) < count:
+                        more = os.pread(file.fileno(), count - len(data), first + len(data))
+                        if not more:
+                            break
+                        data += more
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise IntegrityError("object-missing", f"{path} is missing.") from error
+        if len(data) != count:
+            raise IntegrityError("object-size", f"{path} ends before byte {first + count}.")
+        return data
+
+    def listing(self, prefix: str) -> Sequence[StoredObject]:
+        return [
+            StoredObject(key, size, modified_s)
+            for key, size, modified_s in self._walk(prefix)
+            if not key.endswith(_TEMPORARY)
+        ]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        folders = set()
+        with _translated(f"delete from {self._root}"):
+            for key in keys:
+                path = self._root / key
+                path.unlink(missing_ok=True)
+                folders.add(path.parent)
+            for folder in sorted(folders):
+                with contextlib.suppress(OSError):
+                    sync_directory(folder)
+                    # Only an empty one goes.
+                    folder.rmdir()
+
+    def unfinished(self, prefix: str) -> Sequence[Unfinished]:
+        return [
+            Unfinished(key, key, modified_s)
+            for key, _, modified_s in self._walk(prefix)
+            if key.endswith(_TEMPORARY)
+        ]
+
+    def abort(self, upload: Unfinished) -> None:
+        self.delete([upload.id])
+
+    @contextlib.contextmanager
+    def _temporary(self, target: Path) -> Iterator[tuple[Path, int]]:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            yield temporary, fd
+        finally:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
+
+    def _walk(self, prefix: str) -> list[tuple[str, int, float]]:
+        found = []
+        with _translated(f"list {self._root}"):
+            for folder, _, names in os.walk(self._root / prefix.rpartition("/")[0]):
+                for name in names:
+                    path = Path(folder, name)
+                    key = path.relative_to(self._root).as_posix()
+                    if not key.startswith(prefix):
+                        continue
+                    # Files may vanish while others delete or finish them.
+                    with contextlib.suppress(FileNotFoundError):
+                        status = path.stat()
+                        found.append((key, status.st_size, status.st_mtime))
+        return sorted(found)
+
+
+def _write_fully(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _store_error(error, what) from error
+
+
+def _store_error(error: OSError, what: str) -> MidwatchError:
+    detail = f"cannot {what}: {error.strerror or error}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Retryable(
+            "store-full", detail, delay_s=RETRY_DELAY_S, remedy="Free space in the store."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Fatal("store-denied", detail, remedy="Make the store's folder writable by the run.")
+    return Retryable(
+        "store-unreachable", detail, delay_s=1.0, remedy="Check that the store is mounted."
+    )

@@ -1,0 +1,68 @@
+"""Read back what one node has of a checkpoint, or what the store has, file by file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+from ..logbook.errors import IntegrityError
+from .manifest import FileEntry, Manifest, read_manifest
+from .objects import MIB
+from .remote import RunObjects
+from .shardfile import verify_file
+
+Names = tuple[str, ...]
+Bad = tuple[tuple[str, str], ...]
+_RANGE_BYTES = 16 * MIB
+
+
+def check_part(directory: Path) -> tuple[Names, Bad, Names]:
+    """Return (sound files, bad ones with the reason, those that are not here) of a part.
+
+    Raises: IntegrityError[manifest-missing], [manifest-corrupt], [manifest-format].
+    """
+    sound, bad, missing = [], [], []
+    for entry in read_manifest(directory).files:
+        try:
+            verify_file(directory, entry)
+            sound.append(entry.name)
+        except IntegrityError as error:
+            if error.code == "shard-missing":
+                missing.append(entry.name)
+            else:
+                bad.append((entry.name, str(error)))
+    return tuple(sound), tuple(bad), tuple(missing)
+
+
+def check_stored(
+    remote: RunObjects, manifest: Manifest, names: Collection[str]
+) -> tuple[Names, Bad]:
+    """Return (sound files, bad or missing ones with the reason) of those named, in the store.
+
+    Raises: Retryable and Fatal of the store: they say nothing about the bytes.
+    """
+    sound, bad = [], []
+    for entry in manifest.files:
+        if entry.name not in names:
+            continue
+        try:
+            _read_back(remote, manifest.id, entry)
+            sound.append(entry.name)
+        except IntegrityError as error:
+            bad.append((entry.name, str(error)))
+    return tuple(sound), tuple(bad)
+
+
+def _read_back(remote: RunObjects, checkpoint: str, entry: FileEntry) -> None:
+    key = remote.key(checkpoint, entry.name)
+    digest = hashlib.sha256()
+    for first in range(0, entry.bytes, _RANGE_BYTES):
+        count = min(_RANGE_BYTES, entry.bytes - first)
+        digest.update(remote.store.read_range(key, first, count))
+    if digest.hexdigest() != entry.sha256:
+        raise IntegrityError(
+            "shard-checksum",
+            f"{key} in the store has SHA-256 {digest.hexdigest()[:16]}..., "
+            f"its manifest says {entry.sha256[:16]}...",
+        )

@@ -1,0 +1,177 @@
+"""The checkpoints of one run in the durable store: committed, unfinished, or deleted for good.
+
+    RUN/step-00000120.a0003/manifest.json    written last, by one writer only: the commit
+    RUN/step-00000120.a0003/__0_0.distcp     and the other files that the manifest names
+    RUN/deleted/step-00000120.a0003.RUN_ID   a mark, written before anything of it is deleted
+
+The mark outlives the checkpoint: a node that was away while it was deleted may still hold its part,
+and must not bring it back. A manifest carries the id of its run, so that another run of the same
+name never takes one for its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ..logbook.errors import Fatal, IntegrityError
+from .manifest import MANIFEST_NAME, Manifest, decode, encode, parse_checkpoint_id
+from .objects import ObjectStore, StoredObject
+
+ORPHAN_S = 24 * 3600.0
+"""What nobody has added to for so long will never be finished."""
+_DELETED = "deleted"
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """What a sweep removed: checkpoints that were marked, that never finished, and uploads."""
+
+    deleted: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
+    uploads: tuple[str, ...] = ()
+
+
+class RunObjects:
+    """One run's share of a store. run_id "" accepts the manifests of any run of that name."""
+
+    def __init__(self, store: ObjectStore, run: str, run_id: str = "") -> None:
+        self.store = store
+        self._run = run
+        self._run_id = run_id
+
+    def key(self, checkpoint: str, name: str) -> str:
+        """Return the key of one file of a checkpoint."""
+        return f"{self._run}/{checkpoint}/{name}"
+
+    # --- one checkpoint --------------------------------------------------------------------------
+
+    def manifest(self, checkpoint: str) -> Manifest | None:
+        """Return the manifest of a committed checkpoint, None while it is not committed.
+
+        Raises: IntegrityError[manifest-corrupt], [manifest-format], [other-run].
+        """
+        key = self.key(checkpoint, MANIFEST_NAME)
+        data = self.store.read(key)
+        if data is None:
+            return None
+        manifest = decode(data)
+        if manifest.id != checkpoint:
+            raise IntegrityError("manifest-corrupt", f"{key} is of checkpoint {manifest.id}.")
+        check_run(manifest, self._run_id, key)
+        return manifest
+
+    def missing(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return the files of a checkpoint that are not in the store with their size."""
+        prefix = self.key(manifest.id, "")
+        sizes = {o.key.removeprefix(prefix): o.bytes for o in self.store.listing(prefix)}
+        return tuple(e.name for e in manifest.files if sizes.get(e.name) != e.bytes)
+
+    def commit(self, manifest: Manifest) -> bool:
+        """Make the checkpoint exist in the store; False when another node was faster.
+
+        Call only when nothing is missing. Raises: Fatal[store-taken] when another checkpoint of
+            that name is there; IntegrityError as manifest.
+        """
+        if self.store.put_new(self.key(manifest.id, MANIFEST_NAME), encode(manifest)):
+            if not self.is_deleted(manifest.id):
+                return True
+            # It was deleted while it was being committed.
+            self.delete(manifest.id)
+            return False
+        there = self.manifest(manifest.id)
+        if there is not None and encode(there) != encode(manifest):
+            raise Fatal(
+                "store-taken",
+                f"another checkpoint is in the store as {self.key(manifest.id, '')}.",
+                remedy="Give the run another name or another checkpoints.store.url.",
+            )
+        return False
+
+    def is_deleted(self, checkpoint: str) -> bool:
+        """Whether the checkpoint was deleted, or is being deleted."""
+        return self.store.read(self._mark(checkpoint)) is not None
+
+    def delete(self, checkpoint: str) -> None:
+        """Remove a checkpoint: the mark first, then its commit, then its files.
+
+        A crash anywhere leaves it whole and unmarked, or marked for the next sweep.
+        Raises: IntegrityError[other-run] when it is not of this run: nothing is touched.
+        """
+        try:
+            self.manifest(checkpoint)
+        except IntegrityError as error:
+            if error.code == "other-run":
+                raise
+        self.store.put_new(self._mark(checkpoint), b"")
+        self._remove(checkpoint)
+
+    def _remove(self, checkpoint: str) -> None:
+        self.store.delete([self.key(checkpoint, MANIFEST_NAME)])
+        keys = [found.key for found in self.store.listing(self.key(checkpoint, ""))]
+        if keys:
+            self.store.delete(keys)
+
+    def _mark(self, checkpoint: str) -> str:
+        return f"{self._run}/{_DELETED}/{checkpoint}.{self._run_id}"
+
+    # --- all of them -----------------------------------------------------------------------------
+
+    def committed(self) -> tuple[str, ...]:
+        """Return the ids of all committed checkpoints, by step."""
+        found = self._by_checkpoint(self.store.listing(f"{self._run}/"))
+        return tuple(name for name, objects in found.items() if _has_manifest(objects))
+
+    def sweep(self, attempt: int, now_s: float) -> Swept:
+        """Finish what was left half done: deletions, saves of dead attempts, uploads cut short.
+
+        An upload that others may still finish is left alone: only what an attempt older than
+        this one left, and nobody has added to for ORPHAN_S, goes.
+        """
+        objects = self.store.listing(f"{self._run}/")
+        marked = {o.key for o in objects if o.key.startswith(f"{self._run}/{_DELETED}/")}
+        deleted, unfinished = [], []
+        for name, found in self._by_checkpoint(objects).items():
+            parsed = parse_checkpoint_id(name)
+            if self._mark(name) in marked:
+                self._remove(name)
+                deleted.append(name)
+            elif parsed is not None and parsed[1] < attempt and _is_orphan(found, now_s):
+                self.delete(name)
+                unfinished.append(name)
+        return Swept(tuple(deleted), tuple(unfinished), self.abort_orphans(now_s))
+
+    def abort_orphans(self, now_s: float) -> tuple[str, ...]:
+        """Give up uploads of this run that were begun more than ORPHAN_S ago; return their keys."""
+        old = [u for u in self.store.unfinished(f"{self._run}/") if u.begun_s < now_s - ORPHAN_S]
+        for upload in old:
+            self.store.abort(upload)
+        return tuple(upload.key for upload in old)
+
+    def _by_checkpoint(self, objects: Sequence[StoredObject]) -> dict[str, list[StoredObject]]:
+        found: dict[str, list[StoredObject]] = {}
+        for entry in objects:
+            name = entry.key.removeprefix(f"{self._run}/").partition("/")[0]
+            if parse_checkpoint_id(name) is not None:
+                found.setdefault(name, []).append(entry)
+        return found
+
+
+def check_run(manifest: Manifest, run_id: str, where: str) -> None:
+    """Refuse the checkpoint of another run. Raises: IntegrityError[other-run]."""
+    if run_id and manifest.run_id != run_id:
+        raise IntegrityError(
+            "other-run",
+            f"{where} was saved by another run named {manifest.run} ({manifest.run_id or 'old'}), "
+            f"this one is {run_id}.",
+            remedy="Give the run another name or another checkpoints.store.url.",
+        )
+
+
+def _is_orphan(objects: Sequence[StoredObject], now_s: float) -> bool:
+    newest_s = max(entry.modified_s for entry in objects)
+    return not _has_manifest(objects) and newest_s < now_s - ORPHAN_S
+
+
+def _has_manifest(objects: Sequence[StoredObject]) -> bool:
+    return any(entry.key.endswith(f"/{MANIFEST_NAME}") for entry in objects)

@@ -1,0 +1,369 @@
+"""The Checkpoints port over Ray: the run folder alone, or each node's disk and a durable store.
+
+With a store the controller itself touches neither: the agents' uploaders have the disks and the
+credentials, so whatever is to be looked at or deleted is an errand of theirs. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import msgspec
+
+from ...checkpoints.retention import collect_garbage
+from ...checkpoints.store import LocalStore
+from ...logbook.errors import is_out_of_reach
+from ...logbook.events import CheckpointCommitted
+from ...logbook.state import RunState
+from ..agent.reports import PartHeld
+from ..agent.upload_wire import (
+    Answer,
+    CheckPart,
+    CheckStored,
+    Delete,
+    Errand,
+    Forget,
+    Sweep,
+)
+from ..ports import CommitFound, PruneResult, Signal, VerifyResult
+
+SETTLE_S = 5.0
+"""How long the reporter of a commit has before the parts that lie on the nodes speak for it."""
+RETRY_S = 5.0
+VERIFY_PATIENCE_S = 900.0
+"""A checkpoint that is asked for again meanwhile is not read a second time beside the first."""
+PARTS_MAX = 64
+_encode = msgspec.msgpack.Encoder().encode
+_decode_parts = msgspec.msgpack.Decoder(tuple[PartHeld, ...]).decode
+_log = logging.getLogger(__name__)
+
+Agents = Callable[[], list[tuple[str, Any]]]
+"""Returns (node, actor) of the agents that are there, the one that serves rank 0 first."""
+Emit = Callable[[Signal], None]
+
+
+class RunCheckpoints(Protocol):
+    """The Checkpoints port, and what its owner tells it of agents and attempts."""
+
+    def verify(self, checkpoint: str) -> None: ...
+
+    def prune(self, checkpoints: tuple[str, ...]) -> None: ...
+
+    def unknown(self, known: Sequence[str]) -> list[CheckpointCommitted]: ...
+
+    def sweep(self, attempt: int) -> None:
+        """Remove what the saves of older attempts left unfinished."""
+        ...
+
+    def met(self, node: str, agent: Any) -> None:
+        """An agent is there."""
+        ...
+
+    def note(self, report: PartHeld) -> None:
+        """An agent has found a part of a checkpoint on its disk."""
+        ...
+
+    def maintain(self, state: RunState) -> None:
+        """Called in every turn of the controller."""
+        ...
+
+
+class FolderCheckpoints:
+    """Checkpoints in the run folder, which all nodes share."""
+
+    def __init__(self, run_dir: str, agents: Agents, emit: Emit) -> None:
+        self._store = LocalStore(run_dir)
+        self._agents = agents
+        self._emit = emit
+
+    def verify(self, checkpoint: str) -> None:
+        """Have the agent that serves rank 0 read the checkpoint back."""
+        agents = self._agents()
+        if not agents:
+            return
+
+        def done(error: str) -> None:
+            self._emit(VerifyResult(checkpoint, error))
+
+        # An agent that dies meanwhile says nothing about the checkpoint: it is asked for again.
+        on_result(agents[0][1].verify.remote(checkpoint), done, ignore)
+
+    def prune(self, checkpoints: tuple[str, ...]) -> None:
+        """Delete checkpoints on a thread of its own; a crash leaves whole ones or garbage."""
+
+        def work() -> None:
+            for checkpoint in checkpoints:
+                try:
+                    self._store.delete(checkpoint)
+                except OSError as error:
+                    _log.warning("cannot delete %s: %s", checkpoint, error)
+            self._emit(PruneResult(checkpoints))
+
+        threading.Thread(target=work, name="prune", daemon=True).start()
+
+    def sweep(self, attempt: int) -> None:
+        def work() -> None:
+            try:
+                collect_garbage(self._store, attempt)
+            except OSError as error:
+                _log.warning("cannot remove unfinished saves: %s", error)
+
+        threading.Thread(target=work, name="sweep", daemon=True).start()
+
+    def unknown(self, known: Sequence[str]) -> list[CheckpointCommitted]:
+        return [
+            CheckpointCommitted(
+                attempt=manifest.attempt,
+                checkpoint=manifest.id,
+                step=manifest.step,
+                bytes=manifest.total_bytes,
+                blocked_s=0.0,
+                save_s=0.0,
+                tags=manifest.header.tags,
+            )
+            for manifest in self._store.listing().committed
+            if manifest.id not in known
+        ]
+
+    def met(self, node: str, agent: Any) -> None:
+        """The folder is the same whoever is there."""
+
+    def note(self, report: PartHeld) -> None:
+        """There are no parts."""
+
+    def maintain(self, state: RunState) -> None:
+        """There is nothing to look after."""
+
+
+class _Parts:
+    """Who has which files of one checkpoint."""
+
+    def __init__(self, commit: CheckpointCommitted, num_files: int) -> None:
+        self.commit = commit
+        self._num_files = num_files
+        self._held: dict[str, frozenset[str]] = {}
+        self.whole_s: float | None = None
+
+    def add(self, node: str, held: Sequence[str]) -> None:
+        self._held[node] = frozenset(held)
+        if self.whole_s is None and self.is_whole(list(self._held)):
+            self.whole_s = time.monotonic()
+
+    def is_whole(self, nodes: Sequence[str]) -> bool:
+        """Whether these nodes together have every file."""
+        found = frozenset[str]().union(*(self._held.get(node, frozenset()) for node in nodes))
+        return len(found) >= self._num_files
+
+
+class TieredCheckpoints:
+    """Checkpoints in parts on the nodes' disks, and whole in a durable store."""
+
+    def __init__(self, agents: Agents, emit: Emit) -> None:
+        self._agents = agents
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._parts: dict[str, _Parts] = {}
+        self._verifying: dict[str, float] = {}
+
+    # --- what lies where -------------------------------------------------------------------------
+
+    def met(self, node: str, agent: Any) -> None:
+        def told(parts: bytes) -> None:
+            for part in _decode_parts(parts):
+                self.note(msgspec.structs.replace(part, node=node))
+
+        on_result(agent.parts.remote(), told, ignore)
+
+    def note(self, report: PartHeld) -> None:
+        name = report.commit.checkpoint
+        with self._lock:
+            parts = self._parts.setdefault(name, _Parts(report.commit, report.num_files))
+            parts.add(report.node, report.held)
+            while len(self._parts) > PARTS_MAX:
+                del self._parts[min(self._parts, key=lambda n: self._parts[n].commit.step)]
+
+    def maintain(self, state: RunState) -> None:
+        """Tell of checkpoints that are whole on the nodes and whose reporter never spoke."""
+        now_s = time.monotonic()
+        with self._lock:
+            settled = [
+                parts.commit
+                for name, parts in self._parts.items()
+                if parts.whole_s is not None
+                and now_s - parts.whole_s > SETTLE_S
+                and name not in state.checkpoints
+                and name not in state.pruned
+            ]
+        for commit in settled:
+            self._emit(CommitFound(commit))
+
+    def unknown(self, known: Sequence[str]) -> list[CheckpointCommitted]:
+        nodes = [node for node, _ in self._agents()]
+        with self._lock:
+            return [
+                parts.commit
+                for name, parts in self._parts.items()
+                if name not in known and parts.is_whole(nodes)
+            ]
+
+    # --- errands ---------------------------------------------------------------------------------
+
+    def verify(self, checkpoint: str) -> None:
+        """Have every node read its own part back, and one of them the rest from the store."""
+        agents = self._agents()
+        now_s = time.monotonic()
+        with self._lock:
+            begun_s = self._verifying.get(checkpoint)
+            is_under_way = begun_s is not None and now_s - begun_s < VERIFY_PATIENCE_S
+            if not agents or is_under_way:
+                return
+            self._verifying[checkpoint] = now_s
+
+        def ended(result: VerifyResult | None) -> None:
+            with self._lock:
+                self._verifying.pop(checkpoint, None)
+            if result is not None:
+                self._emit(result)
+
+        _Verification(checkpoint, agents, ended).begin()
+
+    def prune(self, checkpoints: tuple[str, ...]) -> None:
+        """Delete the nodes' parts, and the checkpoints in the store however often it takes."""
+        agents = self._agents()
+        for _, agent in agents:
+            on_result(_run(agent, Forget(checkpoints)), _told, ignore)
+
+        def again(reason: object) -> None:
+            _log.warning("cannot delete %s yet: %s", checkpoints, reason)
+            timer = threading.Timer(RETRY_S, self.prune, (checkpoints,))
+            timer.daemon = True
+            timer.start()
+
+        def done(answer: bytes) -> None:
+            error = _decoded(answer).error
+            if error:
+                again(error)
+            else:
+                self._emit(PruneResult(checkpoints))
+
+        if agents:
+            on_result(_run(agents[0][1], Delete(checkpoints)), done, again)
+        else:
+            again("no agent is there")
+
+    def sweep(self, attempt: int) -> None:
+        for _, agent in self._agents()[:1]:
+            on_result(_run(agent, Sweep(attempt)), _told, ignore)
+
+
+class _Verification:
+    """One reading back: a checkpoint is sound when each of its files is sound somewhere.
+
+    An agent that dies, or a store that cannot be reached, says nothing about the bytes: then there
+    is no result, and the checkpoint is asked for again.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        agents: list[tuple[str, Any]],
+        ended: Callable[[VerifyResult | None], None],
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._agents = agents
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._left = len(agents)
+        self._answers: list[Answer] = []
+
+    def begin(self) -> None:
+        for _, agent in self._agents:
+            on_result(_run(agent, CheckPart(self._checkpoint)), self._heard, self._lost)
+
+    def _heard(self, answer: bytes) -> None:
+        self._count(_decoded(answer))
+
+    def _lost(self, error: BaseException) -> None:
+        ignore(error)
+        self._count(None)
+
+    def _count(self, answer: Answer | None) -> None:
+        with self._lock:
+            self._left -= 1
+            if answer is not None and not answer.error:
+                self._answers.append(answer)
+            if self._left:
+                return
+        sound = {name for answer in self._answers for name in answer.sound}
+        bad = {name: why for answer in self._answers for name, why in answer.bad}
+        named = {name for answer in self._answers for name in answer.missing} | bad.keys()
+        rest = tuple(sorted(named - sound))
+        if self._answers and not rest:
+            self._ended(VerifyResult(self._checkpoint, ""))
+            return
+        errand = CheckStored(self._checkpoint, rest)
+        on_result(
+            _run(self._agents[0][1], errand),
+            lambda answer: self._stored(answer, bad),
+            self._gave_up,
+        )
+
+    def _gave_up(self, error: BaseException) -> None:
+        ignore(error)
+        self._ended(None)
+
+    def _stored(self, payload: bytes, bad: dict[str, str]) -> None:
+        answer = _decoded(payload)
+        error = answer.error or "; ".join(
+            f"{bad[name]} In the store: {why}" if name in bad else why for name, why in answer.bad
+        )
+        if is_out_of_reach(error):
+            _log.info("cannot verify %s yet: %s", self._checkpoint, error)
+            self._ended(None)
+            return
+        self._ended(VerifyResult(self._checkpoint, error[:1000]))
+
+
+def _run(agent: Any, errand: Errand) -> Any:
+    return agent.run_errand.remote(_encode(errand))
+
+
+def _decoded(answer: bytes) -> Answer:
+    return msgspec.msgpack.decode(answer, type=Answer)
+
+
+def _told(answer: bytes) -> None:
+    error = _decoded(answer).error
+    if error:
+        _log.warning("an errand failed: %s", error)
+
+
+def on_result(
+    ref: Any, done: Callable[[Any], None], failed: Callable[[BaseException], None]
+) -> None:
+    """Call done with the result of a Ray call, or failed with its error, on a thread of Ray's."""
+
+    def settled(future: Future[Any]) -> None:
+        error = future.exception()
+        if error is not None:
+            failed(error)
+        else:
+            done(future.result())
+
+    ref.future().add_done_callback(settled)
+
+
+def ignore(error: BaseException) -> None:
+    """Write down that a call to an agent failed; its death is told elsewhere."""
+    _log.info("a call to an agent failed: %s", brief(error))
+
+
+def brief(error: object) -> str:
+    """Return the first line of an error."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

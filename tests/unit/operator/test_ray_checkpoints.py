@@ -1,0 +1,220 @@
+"""The Checkpoints port over parts on nodes and a store: real errands, agents that pass them on."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir
+from midwatch.checkpoints.objects import open_store
+from midwatch.checkpoints.remote import RunObjects
+from midwatch.checkpoints.store import LocalStore
+from midwatch.checkpoints.uploading import Uploader
+from midwatch.logbook.errors import MidwatchError
+from midwatch.logbook.events import CheckpointCommitted
+from midwatch.logbook.state import RunState
+from midwatch.logbook.wire import Storage
+from midwatch.operator.agent.reports import PartHeld
+from midwatch.operator.agent.upload_wire import Answer, Errand, UploadConfig
+from midwatch.operator.agent.uploader import Site
+from midwatch.operator.ports import CommitFound, PruneResult, Signal, VerifyResult
+from midwatch.operator.runtime import ray_checkpoints
+from midwatch.operator.runtime.ray_checkpoints import TieredCheckpoints
+
+from tests.support.parts import save_parts
+from tests.unit.checkpoints.test_uploading import Heard
+
+NODES = ("n0", "n1")
+DEADLINE_S = 30.0
+
+
+class Agent:
+    """A node's agent: runs errands at once, in the calling thread, or is dead."""
+
+    def __init__(self, folder: Path, node: str) -> None:
+        storage = Storage(url=str(folder / "store"), local_root=str(folder / node), run_id="id")
+        self.site = Site(UploadConfig(run="r", storage=storage))
+        self.is_dead = False
+        self.parts_held: tuple[PartHeld, ...] = ()
+        self.run_errand = _Method(self._run)
+        self.parts = _Method(lambda: msgspec.msgpack.encode(self.parts_held))
+
+    def _run(self, payload: bytes) -> bytes:
+        if self.is_dead:
+            raise ConnectionError("the actor died")
+        errand = msgspec.msgpack.decode(payload, type=Errand)
+        try:
+            return msgspec.msgpack.encode(self.site._run(errand))
+        except (MidwatchError, OSError) as error:
+            return msgspec.msgpack.encode(Answer(error=str(error)))
+
+
+class _Method:
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def remote(self, *args: Any) -> _Method:
+        self._result: Future[Any] = Future()
+        try:
+            self._result.set_result(self._call(*args))
+        except ConnectionError as error:
+            self._result.set_exception(error)
+        return self
+
+    def future(self) -> Future[Any]:
+        return self._result
+
+
+class Fleet:
+    """Two nodes with a checkpoint each has a part of, and the port over them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.agents = {node: Agent(folder, node) for node in NODES}
+        self.signals: list[Signal] = []
+        self.heard = threading.Condition()
+        self.port = TieredCheckpoints(lambda: list(self.agents.items()), self.emit)
+        storage = Storage(url=str(folder / "store"), local_root="/unused", run_id="id")
+        self.remote = RunObjects(open_store(storage), "r", "id")
+
+    def emit(self, signal: Signal) -> None:
+        with self.heard:
+            self.signals.append(signal)
+            self.heard.notify_all()
+
+    def save(self, step: int, upload: bool) -> Manifest:
+        roots = [self.folder / node for node in NODES]
+        manifest, _ = save_parts(roots, step)
+        if upload:
+            for root in (*roots, *roots):
+                Uploader(root, self.remote, Heard(), run_id="id").turn()
+            assert manifest.id in self.remote.committed()
+        return manifest
+
+    def verify(self, manifest: Manifest) -> list[Signal]:
+        self.signals.clear()
+        self.port.verify(manifest.id)
+        return list(self.signals)
+
+    def break_shard(self, node: str, manifest: Manifest, name: str) -> None:
+        path = checkpoint_dir(self.folder / node, manifest.id) / name
+        data = bytearray(path.read_bytes())
+        data[3] ^= 1
+        path.write_bytes(data)
+
+    def part(self, node: str, manifest: Manifest, names: tuple[str, ...]) -> PartHeld:
+        commit = CheckpointCommitted(
+            attempt=1, checkpoint=manifest.id, step=5, bytes=1, blocked_s=0.0, save_s=0.0
+        )
+        return PartHeld(
+            attempt=1, node=node, commit=commit, held=names, num_files=len(manifest.files)
+        )
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    return Fleet(tmp_path)
+
+
+@pytest.mark.parametrize("upload", [False, True])
+def test_parts_that_are_sound_together(fleet: Fleet, upload: bool) -> None:
+    manifest = fleet.save(5, upload)
+    assert fleet.verify(manifest) == [VerifyResult(manifest.id, "")]
+
+
+def test_a_rotten_part_with_no_other_copy(fleet: Fleet) -> None:
+    manifest = fleet.save(5, upload=False)
+    fleet.break_shard("n1", manifest, "__2_0.distcp")
+    (result,) = fleet.verify(manifest)
+    assert isinstance(result, VerifyResult)
+    assert "__2_0.distcp" in result.error
+    assert "shard-checksum" in result.error
+
+
+def test_a_rotten_part_whose_copy_in_the_store_is_sound(fleet: Fleet) -> None:
+    manifest = fleet.save(5, upload=True)
+    fleet.break_shard("n1", manifest, "__2_0.distcp")
+    assert fleet.verify(manifest) == [VerifyResult(manifest.id, "")]
+    stored = fleet.folder / "store" / "r" / manifest.id / "__2_0.distcp"
+    stored.write_bytes(stored.read_bytes()[:-1])
+    (result,) = fleet.verify(manifest)
+    assert isinstance(result, VerifyResult)
+    assert result.error
+
+
+def test_a_dead_agent_is_no_proof_against_a_checkpoint(fleet: Fleet) -> None:
+    manifest = fleet.save(5, upload=True)
+    fleet.agents["n1"].is_dead = True
+    assert fleet.verify(manifest) == [VerifyResult(manifest.id, "")]
+    fleet.agents["n0"].is_dead = True
+    assert fleet.verify(manifest) == []
+
+
+def test_one_of_which_nothing_is_left(fleet: Fleet) -> None:
+    manifest = fleet.save(5, upload=True)
+    for node in NODES:
+        LocalStore(fleet.folder / node).delete(manifest.id)
+    assert fleet.verify(manifest) == [VerifyResult(manifest.id, "")]
+    fleet.remote.delete(manifest.id)
+    (result,) = fleet.verify(manifest)
+    assert isinstance(result, VerifyResult)
+    assert "manifest-missing" in result.error
+
+
+def test_a_pruned_checkpoint_is_gone_everywhere(fleet: Fleet) -> None:
+    old, new = fleet.save(5, upload=True), fleet.save(10, upload=True)
+    fleet.port.prune((old.id,))
+    assert fleet.signals == [PruneResult((old.id,))]
+    assert fleet.remote.committed() == (new.id,)
+    for node in NODES:
+        assert LocalStore(fleet.folder / node).listing().ids == (new.id,)
+
+
+def test_pruning_goes_on_until_somebody_can(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_checkpoints, "RETRY_S", 0.01)
+    old = fleet.save(5, upload=True)
+    for agent in fleet.agents.values():
+        agent.is_dead = True
+    fleet.port.prune((old.id,))
+    assert fleet.signals == []
+    for agent in fleet.agents.values():
+        agent.is_dead = False
+    with fleet.heard:
+        assert fleet.heard.wait_for(lambda: bool(fleet.signals), DEADLINE_S)
+    assert fleet.remote.committed() == ()
+
+
+def test_commits_that_nobody_told_of(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = fleet.save(5, upload=False)
+    names = [entry.name for entry in manifest.files]
+    own = {"n0": names[:2] + names[4:], "n1": names[2:]}
+    fleet.port.note(fleet.part("n0", manifest, tuple(own["n0"])))
+    assert fleet.port.unknown(()) == []
+    # The other part is learned from an agent that an earlier controller knew.
+    fleet.agents["n1"].parts_held = (fleet.part("", manifest, tuple(own["n1"])),)
+    fleet.port.met("n1", fleet.agents["n1"])
+    (commit,) = fleet.port.unknown(())
+    assert commit.checkpoint == manifest.id
+    assert fleet.port.unknown((manifest.id,)) == []
+    fleet.port.maintain(RunState())
+    assert fleet.signals == [], "its reporter may still speak"
+    monkeypatch.setattr(ray_checkpoints, "SETTLE_S", -1.0)
+    fleet.port.maintain(RunState(pruned=(manifest.id,)))
+    assert fleet.signals == []
+    fleet.port.maintain(RunState())
+    assert fleet.signals == [CommitFound(commit)]
+    # With its node the part is gone.
+    del fleet.agents["n1"]
+    assert fleet.port.unknown(()) == []
+
+
+def test_a_sweep_finishes_deletions(fleet: Fleet) -> None:
+    manifest = fleet.save(5, upload=True)
+    fleet.remote.store.put_new(f"r/deleted/{manifest.id}.id", b"")
+    fleet.remote.store.delete([fleet.remote.key(manifest.id, MANIFEST_NAME)])
+    fleet.port.sweep(2)
+    assert fleet.remote.store.listing(f"r/{manifest.id}/") == []
