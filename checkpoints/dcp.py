@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from ..logbook.wire import CheckpointStage, MemoryOrder, StepSample
+from ..logbook.tiers import MemoryOrder
+from ..logbook.wire import CheckpointStage, StepSample
 from .cadence import Cadence
 from .dcp_exchange import GlooExchange, NoExchange
 from .dcp_image import describe_for_dcp

@@ -14,7 +14,8 @@ import msgspec
 import torch
 
 from ..logbook.errors import ConfigError, IntegrityError, MidwatchError
-from ..logbook.wire import SLOTS_PER_RANK, MemoryOrder, StepSample
+from ..logbook.tiers import SLOTS_PER_RANK, MemoryOrder
+from ..logbook.wire import StepSample
 from .dcp_load import files_needed
 from .dcp_state import rank_file
 from .index import RankPart, decode_index, encode_index, merge_parts

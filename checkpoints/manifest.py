@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 
 from ..logbook.errors import IntegrityError
-from ..logbook.wire import CheckpointTags, Hyper, Mesh, Storage
+from ..logbook.tiers import Storage
+from ..logbook.wire import CheckpointTags, Hyper, Mesh
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"

@@ -56,9 +56,10 @@ def missing_shards(holdings: Sequence[Sequence[Holding]]) -> str:
     newest = max(held.generation for held in every)
     mine = [held for held in every if held.generation == newest]
     lost = sorted(set(range(mine[0].mesh.world_size)).difference(held.rank for held in mine))
-    return (
-        f"the state of ranks {lost} after step {newest.step} is in no node's memory" if lost else ""
-    )
+    if not lost:
+        return ""
+    where = "is in no node's memory"
+    return f"[memory-incomplete] the state of ranks {lost} after step {newest.step} {where}"
 
 
 def plan_transfers(

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..logbook.errors import ConfigError, IntegrityError
-from ..logbook.wire import Storage
+from ..logbook.tiers import Storage
 from .manifest import FileEntry
 from .retrying import Bandwidth
 

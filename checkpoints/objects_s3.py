@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..logbook.errors import IntegrityError, MidwatchError, Retryable
-from ..logbook.wire import Storage
+from ..logbook.tiers import Storage
 from .manifest import FileEntry
 from .objects import MIB, StoredObject, Unfinished, verified_pieces
 from .objects_s3_errors import (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..logbook.errors import IntegrityError, MidwatchError, Retryable
-from ..logbook.wire import Storage
+from ..logbook.tiers import Storage
 from .fetch import Fetcher, fetch_lock
 from .index import INDEX_NAME, decode_index
 from .manifest import (

@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from ..logbook.wire import Storage
+from ..logbook.tiers import Storage
 from .spec import RunSpec
 
 RUN_ID_NAME = "run-id"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from ...logbook.wire import SLOTS_PER_RANK, MemoryOrder, WorkerStart
+from ...logbook.tiers import SLOTS_PER_RANK, MemoryOrder
+from ...logbook.wire import WorkerStart
 
 
 class NodeMemory:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from ...logbook.events import CheckpointCommitted
-from ...logbook.wire import FrameReader, Storage
+from ...logbook.tiers import Storage
+from ...logbook.wire import FrameReader
 
 BAD_MAX, BAD_CHARS_MAX = 500, 500
 

@@ -24,7 +24,8 @@ from ...health.nodes.liveness import HangLimits
 from ...logbook.events import CheckpointCommitted
 from ...logbook.plan import AttemptPlan
 from ...logbook.state import RunState
-from ...logbook.wire import Command, MemoryOrder, Mesh, WorkerStart
+from ...logbook.tiers import MemoryOrder
+from ...logbook.wire import Command, Mesh, WorkerStart
 from ..agent.plan import AgentConfig, LocalPlan, Preload
 from ..agent.probing import ProbeConfig
 from ..agent.reports import AgentReport, PartHeld, is_routine

@@ -28,7 +28,7 @@ from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.retrying import Backoff, persist
 from midwatch.checkpoints.tiered import Tiers
 from midwatch.checkpoints.uploading import Uploader
-from midwatch.logbook.wire import Storage
+from midwatch.logbook.tiers import Storage
 
 from tests.support import s3_servers
 from tests.unit.checkpoints import models

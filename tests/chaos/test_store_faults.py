@@ -25,7 +25,8 @@ from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.tiered import TieredSource, Tiers
 from midwatch.checkpoints.uploading import Uploader
 from midwatch.logbook.errors import MidwatchError
-from midwatch.logbook.wire import Storage, encode_frame
+from midwatch.logbook.tiers import Storage
+from midwatch.logbook.wire import encode_frame
 from midwatch.operator.agent.upload_wire import UploadConfig
 
 from tests.support import s3_servers

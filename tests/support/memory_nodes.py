@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from midwatch.checkpoints.memory import Generation, Slot
-from midwatch.logbook.wire import SLOTS_PER_RANK, MemoryOrder
+from midwatch.logbook.tiers import SLOTS_PER_RANK, MemoryOrder
 
 ROOMY_BYTES = 1 << 40
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from midwatch.logbook.wire import Storage
+from midwatch.logbook.tiers import Storage
 
 ACCESS_KEY, SECRET_KEY = "AKIAMIDWATCHTEST", "not-a-secret-of-anyone"
 BUCKET = "checkpoints"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from midwatch.logbook.wire import SLOTS_PER_RANK, MemoryOrder, WorkerStart
+from midwatch.logbook.tiers import SLOTS_PER_RANK, MemoryOrder
+from midwatch.logbook.wire import WorkerStart
 from midwatch.operator.agent import node_memory
 from midwatch.operator.agent.node_memory import NodeMemory, available_bytes
 from midwatch.operator.agent.plan import LocalPlan

@@ -13,7 +13,7 @@ from midwatch.checkpoints.objects import open_store
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.store import LocalStore
 from midwatch.logbook.errors import Retryable
-from midwatch.logbook.wire import Storage
+from midwatch.logbook.tiers import Storage
 from midwatch.operator.agent.reports import CheckpointStored, PartHeld, UploadTrouble
 from midwatch.operator.agent.upload_wire import (
     CheckPart,

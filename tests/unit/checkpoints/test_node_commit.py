@@ -23,7 +23,8 @@ from midwatch.checkpoints.saving import METADATA_NAME
 from midwatch.checkpoints.store import LocalStore
 from midwatch.checkpoints.tiered import Tiers
 from midwatch.checkpoints.uploading import Uploader
-from midwatch.logbook.wire import Mesh, Storage
+from midwatch.logbook.tiers import Storage
+from midwatch.logbook.wire import Mesh
 
 from tests.support.ranks import run_ranks
 from tests.unit.checkpoints import models

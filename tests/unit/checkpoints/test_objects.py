@@ -17,7 +17,7 @@ from midwatch.checkpoints.objects import ObjectStore, check_url, open_store
 from midwatch.checkpoints.objects_s3 import S3Store
 from midwatch.checkpoints.shardfile import entry_of
 from midwatch.logbook.errors import ConfigError, Fatal, IntegrityError, Retryable
-from midwatch.logbook.wire import Storage
+from midwatch.logbook.tiers import Storage
 
 from tests.support import s3_servers
 from tests.support.s3_servers import BUCKET, Endpoint
@@ -248,7 +248,7 @@ def test_who_keeps_no_checkpoints_there_does_not_pay_for_the_client() -> None:
 import sys, threading
 import midwatch.checkpoints.tiered, midwatch.operator.agent.uploader, midwatch.operator.spec
 from midwatch.checkpoints.objects import open_store
-from midwatch.logbook.wire import Storage
+from midwatch.logbook.tiers import Storage
 open_store(Storage(url="s3://bucket", local_root="/none"))
 loaded = {"boto3", "botocore", "urllib3"} & set(sys.modules)
 assert not loaded, loaded

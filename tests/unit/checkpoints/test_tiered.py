@@ -19,7 +19,7 @@ from midwatch.checkpoints.shardfile import entry_of
 from midwatch.checkpoints.tiered import TieredSource, Tiers
 from midwatch.checkpoints.uploading import Uploader
 from midwatch.logbook.errors import IntegrityError, Retryable
-from midwatch.logbook.wire import Storage
+from midwatch.logbook.tiers import Storage
 
 from tests.support.parts import save_parts
 from tests.unit.checkpoints.test_uploading import Heard

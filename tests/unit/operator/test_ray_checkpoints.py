@@ -17,7 +17,7 @@ from midwatch.checkpoints.uploading import Uploader
 from midwatch.logbook.errors import MidwatchError
 from midwatch.logbook.events import CheckpointCommitted
 from midwatch.logbook.state import RunState
-from midwatch.logbook.wire import Storage
+from midwatch.logbook.tiers import Storage
 from midwatch.operator.agent.reports import PartHeld
 from midwatch.operator.agent.upload_wire import Answer, Errand, UploadConfig
 from midwatch.operator.agent.uploader import Site
