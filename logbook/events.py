@@ -12,6 +12,7 @@ import msgspec
 
 from .decisions import Decision
 from .findings import Finding
+from .preflight import CheckResult, PreflightDone, SilentRank
 from .wire import CheckpointTags, Hyper, StepSample
 
 
@@ -77,6 +78,34 @@ class NodeLost(_Event, frozen=True, tag="node-lost"):
     node: str
     incarnation: str
     reason: str
+
+
+# --- preflights ----------------------------------------------------------------------------------
+
+
+class PreflightAnswered(_Event, frozen=True, tag="preflight-answered"):
+    """What some ranks of one node found, and which of its ranks ended without saying anything."""
+
+    preflight: int
+    node: str
+    done: tuple[PreflightDone, ...] = ()
+    silent: tuple[SilentRank, ...] = ()
+
+
+class PreflightJudged(_Event, frozen=True, tag="preflight-judged"):
+    """All answers of a preflight are in, or its time is over. What it found stands in findings.
+
+    failed: the checks that did not pass, the first few. error: why it proves nothing, "" when it
+    does. is_cut: a node was lost meanwhile, so the others are to be tried out again.
+    """
+
+    preflight: int
+    checks_total: int
+    failed: tuple[CheckResult, ...] = ()
+    bad_nodes: tuple[str, ...] = ()
+    suspect_nodes: tuple[str, ...] = ()
+    error: str = ""
+    is_cut: bool = False
 
 
 # --- attempts ------------------------------------------------------------------------------------
@@ -298,6 +327,8 @@ Event = (
     | FaultInjected
     | NodeJoined
     | NodeLost
+    | PreflightAnswered
+    | PreflightJudged
     | WorkersStarted
     | AttemptResumed
     | WorkerExited

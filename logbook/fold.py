@@ -12,6 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from . import events as ev
+from . import fold_preflight as pf
 from . import fold_training as tr
 from .findings import Severity
 from .fold_decisions import apply_decision
@@ -54,7 +55,7 @@ def _run_submitted(state: RunState, e: ev.RunSubmitted, time_s: float) -> RunSta
 
 
 def _controller_started(state: RunState, e: ev.ControllerStarted, time_s: float) -> RunState:
-    state = replace(state, epoch=e.epoch, controller_pid=e.pid)
+    state = pf.heard_anew(replace(state, epoch=e.epoch, controller_pid=e.pid), time_s)
     if state.attempt is None:
         return state
     # What was said while nobody listened comes now: the silence until here proves nothing.
@@ -81,7 +82,7 @@ def _node_joined(state: RunState, e: ev.NodeJoined, time_s: float) -> RunState:
             pid=e.pid,
             present=True,
         )
-    fresh = replace(fresh, machine=e.machine, gpus=e.gpus, lemon=e.lemon)
+    fresh = replace(fresh, machine=e.machine, gpus=e.gpus, lemon=e.lemon, joined_s=time_s)
     return replace(state, nodes={**state.nodes, e.node: fresh})
 
 
@@ -95,6 +96,7 @@ def _node_lost(state: RunState, e: ev.NodeLost, time_s: float) -> RunState:
 def _without_node(state: RunState, known: NodeState, reason: str, time_s: float) -> RunState:
     gone = replace(known, present=False, num_losses=known.num_losses + 1)
     state = replace(state, nodes={**state.nodes, known.node: gone})
+    state = pf.without_lost_node(state, known.node)
     running = state.attempt
     if running is None or known.node not in running.plan.nodes:
         return state
@@ -242,13 +244,12 @@ def _with_mark(state: RunState, e: ev.FindingSeen) -> RunState:
     node = state.nodes.get(e.finding.node or "")
     if node is None or e.finding.shadow:
         return state
+    marked = pf.with_suspicion(node, e)
     if e.finding.action == "evict" and node.evict is None:
-        node = replace(node, evict=e)
+        marked = replace(marked, evict=e)
     elif e.finding.action == "drain" and node.drain is None:
-        node = replace(node, drain=e)
-    else:
-        return state
-    return replace(state, nodes={**state.nodes, node.node: node})
+        marked = replace(marked, drain=e)
+    return state if marked is node else replace(state, nodes={**state.nodes, node.node: marked})
 
 
 def _decision_made(state: RunState, e: ev.DecisionMade, time_s: float) -> RunState:
@@ -309,6 +310,8 @@ _HANDLERS: dict[type, _Handler] = {
     ev.FaultInjected: _fault_injected,
     ev.NodeJoined: _node_joined,
     ev.NodeLost: _node_lost,
+    ev.PreflightAnswered: pf.preflight_answered,
+    ev.PreflightJudged: pf.preflight_judged,
     ev.WorkersStarted: _workers_started,
     ev.AttemptResumed: _attempt_resumed,
     ev.WorkerExited: _worker_exited,

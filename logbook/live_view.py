@@ -106,6 +106,10 @@ def doing_text(state: RunState) -> str:
         return f"paused ({state.paused}): {state.pause_reason}"
     if status.is_terminal:
         return f"the run is {status} at step {state.step}"
+    preflight = state.preflight
+    if attempt is None and preflight is not None:
+        num_nodes = len(preflight.plan.nodes)
+        return f"trying {num_nodes} nodes out before they train (preflight {preflight.plan.number})"
     if attempt is None:
         ready = sum(1 for n in state.nodes.values() if n.is_usable)
         return f"waiting for nodes: {ready} ready"

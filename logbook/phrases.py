@@ -52,6 +52,22 @@ def _lost(e: ev.NodeLost) -> str:
     return f"{e.node} is gone: {e.reason}"
 
 
+def _answered(e: ev.PreflightAnswered) -> str:
+    said = [f"{len(e.done)} ranks of {e.node} answered preflight {e.preflight}"] if e.done else []
+    said += [f"rank {s.rank} on {e.node}: {s.message}" for s in e.silent[:4]]
+    return "; ".join(said)
+
+
+def _judged(e: ev.PreflightJudged) -> str:
+    if e.error:
+        return f"preflight {e.preflight} proves nothing: {e.error}"
+    if not e.failed:
+        return f"preflight {e.preflight}: all {e.checks_total} checks passed"
+    failed = _some([f"{r.name} on {r.node}" for r in e.failed])
+    bad = f"; to blame: {_some(e.bad_nodes)}" if e.bad_nodes else ""
+    return f"preflight {e.preflight}: failed {failed} of {e.checks_total} checks{bad}"
+
+
 def _started(e: ev.WorkersStarted) -> str:
     return f"{len(e.pids)} workers born on {e.node}"
 
@@ -178,6 +194,11 @@ def action_text(action: de.Action) -> str:
             lr = f", LR x{factor:.3g}" if factor != 1.0 else ""
             avoid = f", never again {_some(quarantines)}" if quarantines else ""
             return f"start attempt {plan.attempt} on {_some(plan.nodes)} {start}{lr}{avoid}"
+        case de.RunPreflight(plan):
+            gate = "before they train" if plan.is_gate else "while training goes on"
+            return f"try out {_some(plan.nodes)} ({plan.thoroughness}) {gate}"
+        case de.EndPreflight(number):
+            return f"end preflight {number}"
         case de.QuarantineNode(node):
             return f"quarantine {node}"
         case de.ReleaseNode(node):
@@ -228,6 +249,8 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.FaultInjected: _fault,
     ev.NodeJoined: _joined,
     ev.NodeLost: _lost,
+    ev.PreflightAnswered: _answered,
+    ev.PreflightJudged: _judged,
     ev.WorkersStarted: _started,
     ev.AttemptResumed: _resumed,
     ev.WorkerExited: _exited,

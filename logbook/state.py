@@ -17,10 +17,12 @@ from .events import (
     FindingSeen,
     HangSuspected,
     InterventionRequested,
+    PreflightJudged,
     StartFailed,
     WorkerExited,
 )
-from .plan import AttemptPlan
+from .plan import AttemptPlan, PreflightPlan
+from .preflight import PreflightDone, SilentRank
 from .quantile import RunningMedian
 from .trend import Trend
 from .wire import CheckpointTags, Hyper, StepSample
@@ -53,6 +55,9 @@ class NodeState(msgspec.Struct, frozen=True):
 
     machine, gpus, lemon: as in events.NodeJoined.
     evict, drain: the finding that wants it replaced now, or at the next restart.
+    examined: incarnation that a preflight, or training itself, has tried out last.
+    joined_s: when its agent of the moment joined.
+    suspicion: why it must be tried out again, "" when there is no reason to.
     """
 
     node: str
@@ -69,10 +74,27 @@ class NodeState(msgspec.Struct, frozen=True):
     lemon: str = ""
     evict: FindingSeen | None = None
     drain: FindingSeen | None = None
+    examined: str = ""
+    suspicion: str = ""
+    joined_s: float = 0.0
 
     @property
     def is_usable(self) -> bool:
         return self.present and not self.quarantined
+
+
+class PreflightState(msgspec.Struct, frozen=True):
+    """The preflight under way. heard_s: since when its silence counts against it.
+
+    lost_nodes: those of its nodes that were lost meanwhile. judged: its outcome, once it has one.
+    """
+
+    plan: PreflightPlan
+    heard_s: float
+    done: tuple[PreflightDone, ...] = ()
+    silent: tuple[SilentRank, ...] = ()
+    lost_nodes: tuple[str, ...] = ()
+    judged: PreflightJudged | None = None
 
 
 class AttemptState(msgspec.Struct, frozen=True):
@@ -215,6 +237,7 @@ class RunState(msgspec.Struct, frozen=True):
     idle_s: since when no attempt has been current, where none is.
     lineage: (attempt, step it resumed from), both rising: what an earlier attempt made beyond that
         step was left behind.
+    cut_preflights: how many in a row came to nothing because a node was lost.
     detectors: modes of detectors that people have switched, by name.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
     """
@@ -235,6 +258,9 @@ class RunState(msgspec.Struct, frozen=True):
     idle_s: float = 0.0
     num_attempts: int = 0
     attempt: AttemptState | None = None
+    preflight: PreflightState | None = None
+    num_preflights: int = 0
+    cut_preflights: int = 0
     nodes: dict[str, NodeState] = {}
     step: int = 0
     last: StepSample | None = None

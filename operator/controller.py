@@ -20,6 +20,7 @@ from ..logbook import events as ev
 from ..logbook.errors import Fatal, MidwatchError, Retryable
 from ..logbook.findings import Finding
 from ..logbook.fold import evolve
+from ..logbook.plan import PreflightPlan
 from ..logbook.record import Record
 from ..logbook.state import Incident, RunState
 from ..logbook.wire import StepSample
@@ -30,6 +31,7 @@ from .policy.detectors import NODE_DETECTORS
 from .policy.nodes import failure_of, machine_of
 from .policy.upkeep import note_takeover
 from .ports import Ports
+from .preflight import judge_when_over
 from .rank_watch import RankWatch
 from .spec import RunSpec
 
@@ -114,6 +116,7 @@ class Controller:
             if isinstance(signal, RankSamples):
                 for finding in self._ranks.take(self.state, signal):
                     self._found(signal.attempt, finding)
+        self._judge_preflight()
         self.record(*self._ports.desk.requests())
         self._ports.desk.settled()
         self._ports.cluster.acknowledge()
@@ -124,6 +127,18 @@ class Controller:
             self._listed = attempt.number
             known = tuple(self.state.checkpoints)
             self.record(*self._ports.checkpoints.unknown(known))
+
+    def _judge_preflight(self) -> None:
+        outcome = judge_when_over(self.state, self._ports.clock.now_s())
+        if outcome is None:
+            return
+        findings, judged = outcome
+        said = [(seen.finding.kind, seen.finding.node) for seen in self.state.findings]
+        for finding in findings:
+            # Said already where the last controller died between these lines.
+            if (finding.kind, finding.node) not in said[-len(findings) :]:
+                self._found(self.state.num_attempts, finding)
+        self.record(judged)
 
     def _take(self, event: ev.Event) -> None:
         if isinstance(event, ev.FindingSeen):
@@ -200,6 +215,10 @@ class Controller:
         if isinstance(action, d.StartAttempt):
             if self.state.running(action.plan.attempt) is not None:
                 cluster.start(action.plan)
+        elif isinstance(action, d.RunPreflight):
+            self._examine(action.plan, attempt)
+        elif isinstance(action, d.EndPreflight):
+            cluster.end_examination(action.preflight)
         elif isinstance(action, (d.PauseRun, d.EndRun, d.AwaitNodes)):
             cluster.stop(attempt)
         elif isinstance(action, d.ReleaseNode):
@@ -212,6 +231,13 @@ class Controller:
             self._ports.checkpoints.verify(action.checkpoint)
         elif isinstance(action, d.PruneCheckpoints):
             self._ports.checkpoints.prune(action.checkpoints)
+
+    def _examine(self, plan: PreflightPlan, attempt: int) -> None:
+        if self.state.preflight is None or self.state.preflight.plan.number != plan.number:
+            return
+        if plan.is_gate:
+            self._ports.cluster.stop(attempt)
+        self._ports.cluster.examine(plan)
 
 
 def attempt_of(decision: d.Decision) -> int:

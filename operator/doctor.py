@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from ..health.nodes.grouping import plan_groups
 from ..health.nodes.preflight_judge import PreflightVerdict, Silence, judge_preflight
 from ..logbook.errors import Fatal
 from ..logbook.preflight import ORDER_VARIABLE, PreflightDone, PreflightLimits, PreflightOrder
@@ -22,6 +21,7 @@ from .agent.plan import AgentConfig, LocalPlan, Preload
 from .agent.reports import AgentReport, AgentStatus, StartFailed, WorkerExited, WorkerMessages
 from .agent.supervisor import Supervisor
 from .policy.diagnosis import PEER_CODES
+from .preflight import plan_order
 
 ENTRY_POINT = "midwatch.trainer.preflight:main"
 PRELOAD = "midwatch.trainer.preflight:preload"
@@ -61,26 +61,18 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def plan_order(examination: Examination) -> PreflightOrder:
-    """Return the order for the workers: groups of nodes, or of ranks where there is one node."""
-    per_node = examination.ranks_per_node
-    per_unit = per_node if examination.num_nodes > 1 else 1
-    return PreflightOrder(
-        limits=examination.limits,
-        ranks_per_unit=per_unit,
-        rounds=plan_groups(len(examination.nodes) // per_unit, per_unit),
-        clock_ranks=tuple(range(per_node, len(examination.nodes), per_node)),
-        scratch_dir=examination.scratch_dir,
-        store_dir=examination.store_dir,
-    )
-
-
 def examine(examination: Examination) -> PreflightVerdict:
     """Run the preflight and return its verdict; ranks that do not answer are part of it.
 
     Raises: Fatal[preflight-not-started] when no worker could be started at all.
     """
-    order = plan_order(examination)
+    order = plan_order(
+        examination.num_nodes,
+        examination.ranks_per_node,
+        examination.limits,
+        examination.scratch_dir,
+        examination.store_dir,
+    )
     gathered = _Gathered(len(examination.nodes))
     supervisor = Supervisor(_agent_config(examination), gathered.take)
     try:

@@ -15,6 +15,7 @@ from ..logbook import wire
 from ..logbook.findings import Finding, Severity
 from ..logbook.state import RunState
 from .agent import reports as rp
+from .examinations import Examinations
 from .ports import NodeGone, NodeUp, PruneResult, Signal, VerifyResult
 
 Attach = Callable[[str, str], str]
@@ -22,6 +23,7 @@ JudgeMachine = Callable[[MachineIdentity], str]
 
 RANK_TIMES_EVERY_STEPS = 10
 REMEMBERED_REPORTS = 16_384
+_OF_WORKERS = (rp.WorkerMessages, rp.WorkerExited, rp.StartFailed, rp.WorkersStarted)
 
 
 class Observer:
@@ -39,6 +41,7 @@ class Observer:
         self._seen: dict[str, SeenReports] = {}
         self._start_errors: dict[str, str] = {}
         self._repeats = Repeats()
+        self._examinations = Examinations()
 
     def observe(self, state: RunState, signal: Signal) -> list[ev.Event]:
         """Return the events that a signal amounts to for a run in this state."""
@@ -74,6 +77,8 @@ class Observer:
         if not self._seen.setdefault(report.agent, SeenReports()).is_new(report.seq):
             # Sent again because our acknowledgement was lost.
             return []
+        if isinstance(report, _OF_WORKERS) and report.attempt < 0:
+            return self._examinations.observe(state, report)
         if isinstance(report, rp.WorkerMessages):
             return self._messages(state, report)
         if isinstance(report, rp.NodeFindings):

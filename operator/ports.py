@@ -14,7 +14,7 @@ import msgspec
 
 from ..health.nodes.lemons import Failure, MachineIdentity
 from ..logbook.events import CheckpointCommitted, Event, InterventionRequested
-from ..logbook.plan import AttemptPlan
+from ..logbook.plan import AttemptPlan, PreflightPlan
 from ..logbook.record import Record
 from ..logbook.state import Incident, RunState
 from ..logbook.wire import Command
@@ -85,6 +85,17 @@ class Cluster(Protocol):
 
     def stop(self, attempt: int) -> None:
         """Kill the workers of this and every older attempt on every node."""
+        ...
+
+    def examine(self, plan: PreflightPlan) -> None:
+        """Run a preflight on its nodes; what is left of older ones is ended everywhere.
+
+        Idempotent by number. Raises Retryable when a rendezvous address is not known yet.
+        """
+        ...
+
+    def end_examination(self, number: int) -> None:
+        """Kill the workers of this and every older preflight on every node."""
         ...
 
     def send(self, attempt: int, command: Command) -> None:

@@ -40,6 +40,11 @@ class NodesSpec(Section):
     """Watch GPUs through NVML once a second; auto: where an NVIDIA driver is loaded."""
     kernel_log: str = "auto"
     """Kernel log that agents follow: a path, off, or auto: /dev/kmsg where GPUs are watched."""
+    preflight: Literal["off", "quick", "full"] = "quick"
+    """Try nodes out before they first carry ranks, and when they are suspected: arithmetic, memory,
+    disk, clocks, network. quick: seconds; full: minutes."""
+    preflight_scratch: str = "/tmp"
+    """Folder on each node's own disk that a preflight writes to; empty leaves the disk out."""
 
 
 class EntryPoints(Section):
@@ -51,6 +56,8 @@ class EntryPoints(Section):
     """Called once per node, before any worker is forked, with the trainer section."""
     config: str = "midwatch.trainer.config:TrainConfig"
     """Pydantic model that validates the trainer section."""
+    preflight: str = "midwatch.trainer.preflight:main"
+    """Called in each worker process of a preflight with its WorkerStart."""
     check: str = "midwatch.trainer.inputs:check"
     """Called with the trainer section where the run is submitted; raises if an input is missing."""
 

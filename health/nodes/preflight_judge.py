@@ -23,6 +23,7 @@ from .grouping import (
     reference_bandwidth,
 )
 
+DETECTOR = "preflight"
 _KINDS = ("all-gather", "all-reduce")
 STORE_CHECK = "store-write"
 _EVICT = "Take it out of service and have it repaired; do not train on it."

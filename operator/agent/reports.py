@@ -18,6 +18,7 @@ from ...logbook.wire import Phase, RankSample, StepSample, WorkerMessage
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="report"):
     """Fields of every report. node, agent, seq and time_s are stamped by the agent's outbox.
 
+    attempt: below zero for a preflight, as in plan.LocalPlan.
     agent:  unique id of this life of the agent; seq starts again at 1 with a new one.
     time_s: seconds since the epoch at which the agent knew.
     is_droppable: may be thrown away first when the controller is away for too long.
@@ -85,7 +86,7 @@ class StartFailed(Report, frozen=True, kw_only=True, tag="start-failed"):
 
     Codes: "stale-attempt", "bad-plan", "preload-failed", "forkserver-not-ready",
     "forkserver-stuck", "forkserver-lost", "fork-failed", "old-worker-will-not-die",
-    "rendezvous-port-lost", "log-dir-unusable", "no-file-descriptors", "superseded".
+    "rendezvous-port-lost", "log-dir-unusable", "no-file-descriptors", "superseded", "node-busy".
     """
 
     code: str

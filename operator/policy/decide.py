@@ -14,17 +14,18 @@ from ...logbook.state import RunState
 from ..spec import RunSpec
 from .climb import climb_back
 from .nodes import close_unused, evict_sick, quarantine_lemons
+from .preflight import end_preflight, examine_idle
 from .recovery import answer_failure, start
 from .requests import answer_requests, complete_done
 from .storage import prune_checkpoints, verify_checkpoints
 from .upkeep import close_incidents, finish, note_findings
 
-POLICY_VERSION = 2
+POLICY_VERSION = 3
 """Raised with every change of behaviour and recorded when a run is submitted."""
 
 _Item = Callable[[RunState, RunSpec, float], list[Decision]]
 
-_ALWAYS: tuple[_Item, ...] = (complete_done, answer_requests, close_incidents)
+_ALWAYS: tuple[_Item, ...] = (complete_done, answer_requests, close_incidents, end_preflight)
 _WHILE_ACTIVE: tuple[_Item, ...] = (
     finish,
     evict_sick,
@@ -33,6 +34,7 @@ _WHILE_ACTIVE: tuple[_Item, ...] = (
     start,
     close_unused,
     *_ALWAYS,
+    examine_idle,
     note_findings,
     verify_checkpoints,
     prune_checkpoints,

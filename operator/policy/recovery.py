@@ -18,6 +18,7 @@ from .candidates import nothing_to_resume, resume_point
 from .context import About, Pairs, make_decision, next_incident_id
 from .diagnosis import Diagnosis, diagnose, diagnose_numbers
 from .placement import plan_placement
+from .preflight import gate_attempt, is_gated, is_gathering
 from .rollback import alarm_trouble, open_trouble, plan_rollback
 
 
@@ -54,7 +55,9 @@ def answer_failure(state: RunState, spec: RunSpec, now_s: float) -> list[Decisio
 
 def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Start the first attempt, or the next one of a run that waited for nodes or for a human."""
-    if state.attempt is not None or plan_placement(state, spec, now_s) is None:
+    if state.attempt is not None or is_gated(state) or is_gathering(state, spec, now_s):
+        return []
+    if plan_placement(state, spec, now_s) is None:
         return []
     about = next(
         (n for n in reversed(state.open_incidents) if state.incidents[n].recovered_s is None), None
@@ -129,6 +132,9 @@ def _restart(
         )
         return make_decision(state, AwaitNodes(), why, evidence=evidence, about=about)
     mesh, placements = placed
+    gate = gate_attempt(state, spec, placements, reason, evidence, about)
+    if gate is not None:
+        return gate
     choice = resume_point(state, spec)
     plan = AttemptPlan(
         attempt=state.num_attempts + 1,

@@ -25,19 +25,23 @@ from ...checkpoints.retention import collect_garbage
 from ...checkpoints.store import LocalStore
 from ...health.nodes.liveness import HangLimits
 from ...logbook.events import CheckpointCommitted
-from ...logbook.plan import AttemptPlan
+from ...logbook.plan import AttemptPlan, PreflightPlan
+from ...logbook.preflight import ORDER_VARIABLE
 from ...logbook.state import RunState
-from ...logbook.wire import Command, Mesh, WorkerStart
+from ...logbook.wire import Command
 from ..agent.plan import AgentConfig, LocalPlan, Preload
 from ..agent.probing import ProbeConfig
 from ..agent.reports import AgentReport, is_routine
 from ..fleet import Fleet, Identity
 from ..ports import NodeGone, PruneResult, Signal, VerifyResult
+from ..preflight import order_of
 from ..spec import RunSpec
 from .names import NAMESPACE, agent_name, node_names
 from .node_agent import AgentSettings, NodeAgent
+from .starts import preflight_starts, worker_starts
 
 _encode = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
 _decode_reports = msgspec.msgpack.Decoder(list[AgentReport]).decode
 _log = logging.getLogger(__name__)
 
@@ -130,6 +134,28 @@ class RayCluster:
     def stop(self, attempt: int) -> None:
         for agent in self._agents.values():
             agent.stop.remote(attempt)
+
+    def examine(self, plan: PreflightPlan) -> None:
+        host, port = self._fleet.rendezvous(plan.nodes[0])
+        run_dir = self._settings.run_dir
+        order = _encode_json(order_of(plan, self._spec, run_dir)).decode()
+        starts = preflight_starts(self._spec, run_dir, plan, host, port)
+        for node, agent in self._agents.items():
+            if node not in starts:
+                if plan.number > 1:
+                    agent.stop.remote(plan.attempt + 1)
+                continue
+            local = LocalPlan(
+                attempt=plan.attempt,
+                workers=tuple(starts[node]),
+                entry_point=self._spec.entry_points.preflight,
+                log_dir=str(Path(run_dir) / "logs" / f"preflight-{plan.number}"),
+                env={ORDER_VARIABLE: order},
+            )
+            agent.start.remote(_encode(local))
+
+    def end_examination(self, number: int) -> None:
+        self.stop(-number)
 
     def send(self, attempt: int, command: Command) -> None:
         for agent in self._agents.values():
@@ -321,35 +347,6 @@ def agent_config(spec: RunSpec, settings: ClusterSettings, node: str) -> AgentCo
             is_shared_machine=settings.bundles is None and spec.num_nodes + spec.nodes.spares > 1,
         ),
     )
-
-
-def worker_starts(
-    spec: RunSpec, run_dir: str, plan: AttemptPlan, host: str, port: int
-) -> dict[str, list[WorkerStart]]:
-    """Return the start orders of an attempt by node."""
-    mesh = Mesh(plan.mesh.dp_shard, plan.mesh.tp)
-    return {
-        place.node: [
-            WorkerStart(
-                run=spec.name,
-                run_dir=run_dir,
-                attempt=plan.attempt,
-                rank=place.first_rank + local_rank,
-                local_rank=local_rank,
-                world_size=mesh.world_size,
-                node=place.node,
-                mesh=mesh,
-                rendezvous_host=host,
-                rendezvous_port=port,
-                trainer=spec.trainer,
-                hyper=plan.hyper,
-                checkpoints=plan.checkpoints,
-                first_command=plan.first_command,
-            )
-            for local_rank in range(place.num_ranks)
-        ]
-        for place in plan.placements
-    }
 
 
 def _on_result(
