@@ -50,6 +50,7 @@ class Controller:
         self._ranks = RankWatch(self._panel)
         self._undone: dict[str, d.Decision] = {}
         self._unsaid: list[Finding] = []
+        self._half_ordered: list[str] = []
         self._noted: dict[str, Incident] = {}
         self._listed = 0
 
@@ -60,6 +61,11 @@ class Controller:
         for record in records:
             self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
         self._undone = dict(self.state.pending)
+        self._half_ordered = [
+            name
+            for name, decision in self._undone.items()
+            if isinstance(decision.action, d.RunPreflight)
+        ]
         for detector, mode in self.state.detectors.items():
             self._switch(detector, mode)
         resumed_step = self.state.attempt.resumed_step if self.state.attempt is not None else None
@@ -95,6 +101,7 @@ class Controller:
         # before anything is placed on them.
         self._ports.cluster.maintain(self.state)
         self._say_unsaid()
+        self._give_up_half_ordered()
         self._take_in()
         self._redo()
         made = self._decide_and_act()
@@ -171,6 +178,16 @@ class Controller:
             if self._noted.get(name) is not incident:
                 self._ports.desk.write_note(self.state, incident)
         self._noted = self.state.incidents
+
+    def _give_up_half_ordered(self) -> None:
+        """A preflight that some nodes were told of and others not: its ranks never meet."""
+        names, self._half_ordered = self._half_ordered, []
+        for name in names:
+            why = "the controller was lost while it gave the order"
+            action = self._undone.pop(name).action
+            assert isinstance(action, d.RunPreflight)
+            cut = ev.PreflightJudged(action.plan.number, 0, error=why, is_cut=True)
+            self.record(cut, ev.ActionDone(name, error=why), sync=True)
 
     def _redo(self) -> None:
         undone, self._undone = self._undone, {}
