@@ -154,6 +154,17 @@ class WorkerExited(_Event, frozen=True, tag="worker-exited"):
     log_tail: str = ""
 
 
+class WorkersExited(_Event, frozen=True, tag="workers-exited"):
+    """Several workers of one node ended together, after another one had; mostly the echo of that.
+
+    Log tails of those that only lost a peer are left out.
+    """
+
+    attempt: int
+    node: str
+    exits: tuple[WorkerExited, ...]
+
+
 class StartFailed(_Event, frozen=True, tag="start-failed"):
     """An agent could not start its workers."""
 
@@ -332,6 +343,7 @@ Event = (
     | WorkersStarted
     | AttemptResumed
     | WorkerExited
+    | WorkersExited
     | StartFailed
     | HangSuspected
     | RankFinished

@@ -30,6 +30,8 @@ from .wire import StepSample
 
 NO_USABLE_CHECKPOINT = "no-usable-checkpoint"
 """Last words of a worker that could load none of the candidates it was given."""
+MAX_EXITS_KEPT = 64
+"""Beyond so many only an end of another kind is remembered in the state; the journal has all."""
 
 
 def evolve(state: RunState, event: ev.Event, *, seq: int, time_s: float) -> RunState:
@@ -179,6 +181,9 @@ def _worker_exited(state: RunState, e: ev.WorkerExited, time_s: float) -> RunSta
         return state
     if any(known.rank == e.rank for known in running.exits):
         return state
+    if len(running.exits) >= MAX_EXITS_KEPT and any(_same_end(e, k) for k in running.exits):
+        # A death in a large run has thousands of echoes, and one more says nothing new.
+        return state
     if e.code == NO_USABLE_CHECKPOINT:
         # All ranks have agreed that none of their candidates is sound.
         found = {
@@ -188,6 +193,16 @@ def _worker_exited(state: RunState, e: ev.WorkerExited, time_s: float) -> RunSta
         }
         state = replace(state, checkpoints={**state.checkpoints, **found})
     return _with_signal(state, replace(running, exits=(*running.exits, e)), time_s)
+
+
+def _same_end(e: ev.WorkerExited, known: ev.WorkerExited) -> bool:
+    return (e.signal is None, e.code) == (known.signal is None, known.code)
+
+
+def _workers_exited(state: RunState, e: ev.WorkersExited, time_s: float) -> RunState:
+    for each in e.exits:
+        state = _worker_exited(state, each, time_s)
+    return state
 
 
 def _start_failed(state: RunState, e: ev.StartFailed, time_s: float) -> RunState:
@@ -315,6 +330,7 @@ _HANDLERS: dict[type, _Handler] = {
     ev.WorkersStarted: _workers_started,
     ev.AttemptResumed: _attempt_resumed,
     ev.WorkerExited: _worker_exited,
+    ev.WorkersExited: _workers_exited,
     ev.StartFailed: _start_failed,
     ev.HangSuspected: _hang_suspected,
     ev.RankFinished: _rank_finished,

@@ -85,6 +85,12 @@ def _exited(e: ev.WorkerExited) -> str:
     return f"rank {e.rank} on {e.node} {how} after step {e.step}{where}{words}"
 
 
+def _exited_together(e: ev.WorkersExited) -> str:
+    ranks = _some([str(each.rank) for each in e.exits], 8)
+    codes = _some(list(dict.fromkeys(each.code or f"exit {each.exit_code}" for each in e.exits)))
+    return f"ranks {ranks} on {e.node} ended too: {codes}"
+
+
 def _start_failed(e: ev.StartFailed) -> str:
     return f"workers did not start on {e.node}: [{e.code}] {e.message}"
 
@@ -254,6 +260,7 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.WorkersStarted: _started,
     ev.AttemptResumed: _resumed,
     ev.WorkerExited: _exited,
+    ev.WorkersExited: _exited_together,
     ev.StartFailed: _start_failed,
     ev.HangSuspected: _hang,
     ev.RankFinished: _finished,

@@ -18,7 +18,15 @@ from ..logbook.errors import Fatal
 from ..logbook.preflight import ORDER_VARIABLE, PreflightDone, PreflightLimits, PreflightOrder
 from ..logbook.wire import Mesh, WorkerFailed, WorkerStart
 from .agent.plan import AgentConfig, LocalPlan, Preload
-from .agent.reports import AgentReport, AgentStatus, StartFailed, WorkerExited, WorkerMessages
+from .agent.reports import (
+    AgentReport,
+    AgentStatus,
+    Exit,
+    StartFailed,
+    WorkerExited,
+    WorkerMessages,
+    WorkersExited,
+)
 from .agent.supervisor import Supervisor
 from .policy.diagnosis import PEER_CODES
 from .preflight import plan_order
@@ -127,7 +135,7 @@ class _Gathered:
         self.reports: dict[int, PreflightDone] = {}
         self._world_size = world_size
         self._failed: dict[int, WorkerFailed] = {}
-        self._exits: dict[int, WorkerExited] = {}
+        self._exits: dict[int, Exit] = {}
         self._not_started = ""
         self._changed = threading.Condition()
 
@@ -145,7 +153,9 @@ class _Gathered:
                 elif isinstance(message, WorkerFailed):
                     self._failed[rank] = message
         elif isinstance(report, WorkerExited):
-            self._exits[report.exit.rank] = report
+            self._exits[report.exit.rank] = report.exit
+        elif isinstance(report, WorkersExited):
+            self._exits |= {row.exit.rank: row.exit for row in report.rows}
         elif isinstance(report, StartFailed):
             self._not_started = f"{report.code}: {report.message}"
         elif isinstance(report, AgentStatus) and report.forkserver == "failed":
@@ -184,6 +194,6 @@ class _Gathered:
             is_own = words.code not in PEER_CODES
             return Silence(f"failed: {words.code}: {words.message}", is_own)
         if end is not None:
-            how = f"signal {end.exit.signal}" if end.exit.signal else f"exit {end.exit.exit_code}"
+            how = f"signal {end.signal}" if end.signal else f"exit {end.exit_code}"
             return Silence(f"its process ended without a report ({how})")
         return Silence(f"no report within {limit_s:g} s")

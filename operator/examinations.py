@@ -33,15 +33,17 @@ class Examinations:
             words = {rank: m for rank, m in report.batch if isinstance(m, WorkerFailed)}
             self._last_words.update(words)
         elif isinstance(report, rp.WorkerExited):
-            silent = self._ended(current, report)
+            silent = self._ended(current, report.exit)
+        elif isinstance(report, rp.WorkersExited):
+            silent = tuple(s for row in report.rows for s in self._ended(current, row.exit))
         elif isinstance(report, rp.StartFailed):
             silent = _not_started(current, report)
         if not done and not silent:
             return []
         return [ev.PreflightAnswered(number, report.node, done, silent)]
 
-    def _ended(self, current: PreflightState, report: rp.WorkerExited) -> tuple[SilentRank, ...]:
-        end, words = report.exit, self._last_words.pop(report.exit.rank, None)
+    def _ended(self, current: PreflightState, end: rp.Exit) -> tuple[SilentRank, ...]:
+        words = self._last_words.pop(end.rank, None)
         if any(done.rank == end.rank for done in current.done):
             return ()
         if words is not None:

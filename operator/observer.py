@@ -16,6 +16,7 @@ from ..logbook.findings import Finding, Severity
 from ..logbook.state import RunState
 from .agent import reports as rp
 from .examinations import Examinations
+from .policy.diagnosis import PEER_CODES
 from .ports import NodeGone, NodeUp, PruneResult, Signal, VerifyResult
 
 Attach = Callable[[str, str], str]
@@ -23,7 +24,14 @@ JudgeMachine = Callable[[MachineIdentity], str]
 
 RANK_TIMES_EVERY_STEPS = 10
 REMEMBERED_REPORTS = 16_384
-_OF_WORKERS = (rp.WorkerMessages, rp.WorkerExited, rp.StartFailed, rp.WorkersStarted)
+ECHO_MESSAGE_MAX = 200
+_OF_WORKERS = (
+    rp.WorkerMessages,
+    rp.WorkerExited,
+    rp.WorkersExited,
+    rp.StartFailed,
+    rp.WorkersStarted,
+)
 
 
 class Observer:
@@ -89,7 +97,10 @@ class Observer:
             return _stale(report)
         handler = _HANDLERS.get(type(report))
         if isinstance(report, rp.WorkerExited):
-            return [self._exited(report)]
+            return [self._exited(report, report)]
+        if isinstance(report, rp.WorkersExited):
+            exits = tuple(_without_echo(self._exited(report, row)) for row in report.rows)
+            return [ev.WorkersExited(report.attempt, report.node, exits)]
         if isinstance(report, rp.HangSuspected):
             return [self._hang(report)]
         return handler(report) if handler is not None else []
@@ -148,20 +159,20 @@ class Observer:
             for finding in new
         ]
 
-    def _exited(self, report: rp.WorkerExited) -> ev.Event:
-        words = self._last_words.pop((report.attempt, report.exit.rank), None)
-        code = report.exit.exit_code
+    def _exited(self, report: rp.AgentReport, row: rp.ExitRow | rp.WorkerExited) -> ev.WorkerExited:
+        words = self._last_words.pop((report.attempt, row.exit.rank), None)
+        code = row.exit.exit_code
         return ev.WorkerExited(
             attempt=report.attempt,
-            rank=report.exit.rank,
+            rank=row.exit.rank,
             node=report.node,
-            exit_code=code if code is not None or report.exit.signal is not None else -1,
-            signal=report.exit.signal,
-            step=report.step,
-            phase=report.phase.name,
+            exit_code=code if code is not None or row.exit.signal is not None else -1,
+            signal=row.exit.signal,
+            step=row.step,
+            phase=row.phase.name,
             code=words.code if words is not None else "",
-            message=words.message[:2000] if words is not None else report.cause,
-            log_tail=report.log_tail[-2000:],
+            message=words.message[:2000] if words is not None else row.cause,
+            log_tail=row.log_tail[-2000:],
         )
 
     def _hang(self, report: rp.HangSuspected) -> ev.Event:
@@ -176,6 +187,13 @@ class Observer:
             rows=tuple(_hang_row(row) for row in report.rows),
             stacks=path,
         )
+
+
+def _without_echo(event: ev.WorkerExited) -> ev.WorkerExited:
+    """What a rank says that only lost a peer is what all others say."""
+    if event.code not in PEER_CODES:
+        return event
+    return replace(event, message=event.message[:ECHO_MESSAGE_MAX], log_tail="")
 
 
 class SeenReports:

@@ -81,6 +81,25 @@ class WorkerExited(Report, frozen=True, kw_only=True, tag="worker-exited"):
     log_tail: str
 
 
+class ExitRow(msgspec.Struct, frozen=True):
+    """One worker's end, as in WorkerExited."""
+
+    exit: Exit
+    cause: str
+    step: int
+    phase: Phase
+    log_tail: str
+
+
+class WorkersExited(Report, frozen=True, kw_only=True, tag="workers-exited"):
+    """Several workers ended by themselves within one beat, after another one on this node.
+
+    Mostly the echo of one death: thousands of them at once would delay the answer to it.
+    """
+
+    rows: tuple[ExitRow, ...]
+
+
 class StartFailed(Report, frozen=True, kw_only=True, tag="start-failed"):
     """The attempt could not be started here. code: stable kebab-case identifier.
 
@@ -167,6 +186,7 @@ AgentReport = (
     | WorkerMessages
     | RankSamples
     | WorkerExited
+    | WorkersExited
     | StartFailed
     | AttemptStopped
     | HangSuspected

@@ -8,6 +8,7 @@ for in order of weight, and signs that can only be consequences wait settle_s fo
 from __future__ import annotations
 
 import signal
+from itertools import islice
 
 import msgspec
 
@@ -20,6 +21,7 @@ from ..spec import RunSpec
 PEER_CODES = frozenset({"collective-failed", "peer-lost", "rendezvous-failed"})
 DEAD_STATES = STOPPED_STATES + GONE_STATES
 SILENCE_MULTIPLE = 2.0
+EVIDENCE_MAX = 32
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
@@ -143,7 +145,8 @@ def _hang(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | Non
     if not attempt.hangs:
         return None
     # Every node sees the same stall within one deadline; wait for all of them to name the laggard.
-    reported = [node for node in attempt.plan.nodes if any(h.node == node for h in attempt.hangs)]
+    heard = frozenset(hang.node for hang in attempt.hangs)
+    reported = [node for node in attempt.plan.nodes if node in heard]
     is_whole = len(reported) == len(attempt.plan.nodes)
     if not is_whole and not _settled(attempt, spec, now_s):
         return None
@@ -255,16 +258,16 @@ def _exits_evidence(attempt: AttemptState) -> tuple[tuple[str, str], ...]:
 
 
 def _hang_evidence(hangs: tuple[HangSuspected, ...]) -> tuple[tuple[str, str], ...]:
-    rows = [
+    rows = (
         (
             f"rank {row.rank} on {hang.node}",
             f"step {row.step}, {row.phase} for {row.age_s:.1f} s, process {row.process_state}",
         )
         for hang in hangs
         for row in hang.rows
-    ]
-    stacks = [(f"stacks of {hang.node}", hang.stacks) for hang in hangs if hang.stacks]
-    return tuple(rows[:32] + stacks)
+    )
+    stacks = ((f"stacks of {hang.node}", hang.stacks) for hang in hangs if hang.stacks)
+    return (*islice(rows, EVIDENCE_MAX), *islice(stacks, EVIDENCE_MAX))
 
 
 _CAUSES = (

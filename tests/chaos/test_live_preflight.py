@@ -32,9 +32,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec_of(name: str, folder: Path, corpus: Path, entry: str) -> Any:
-    return nano_spec(
-        name, folder / "run", corpus, nodes=NODES, entry_points={"preflight": entry}
-    )
+    return nano_spec(name, folder / "run", corpus, nodes=NODES, entry_points={"preflight": entry})
 
 
 def preflights(run: LiveRun) -> list[RunPreflight]:

@@ -85,8 +85,6 @@ def test_stopping_an_older_one_leaves_the_newer_alone(agent: Site) -> None:
     assert all(is_running(pid) for pid in pids)
 
 
-
-
 def test_closing_the_agent_ends_it(agent: Site) -> None:
     agent.supervisor.start(agent.plan(-1))
     pids = started(agent, -1)
