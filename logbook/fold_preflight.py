@@ -57,8 +57,18 @@ def heard_anew(state: RunState, time_s: float) -> RunState:
 
 
 def with_suspicion(node: NodeState, e: ev.FindingSeen) -> NodeState:
-    """Return the node to be tried out again, if the finding is of the kind that calls for it."""
+    """Return the node to be tried out again, if the finding is of the kind that calls for it.
+
+    A straggler that keeps pace again is neither suspected nor left out any more.
+    """
     finding = e.finding
+    if finding.detector == SLOW_DETECTOR and finding.action == "ignore":
+        drain = node.drain
+        is_same = drain is not None and (drain.finding.detector, drain.finding.rank) == (
+            SLOW_DETECTOR,
+            finding.rank,
+        )
+        return replace(node, drain=None, suspicion="") if is_same else node
     calls_for_it = finding.action in ("evict", "drain")
     if finding.detector not in (SDC_DETECTOR, SLOW_DETECTOR) or not calls_for_it:
         return node

@@ -81,6 +81,9 @@ class RestartPolicy(Section):
     """Lower bound of the progress deadline."""
     hang_max_s: Seconds = Field(default=1800.0, validate_default=True)
     """Upper bound of the progress deadline."""
+    straggler_payback_s: float = Field(default=3600.0, ge=0, le=30 * 86_400)
+    """A straggler is replaced at once, where a spare is ready, if the restart pays for itself
+    within this time; otherwise it is left out at the next restart. 0: never at once."""
     quarantine_after_hangs: int = Field(default=2, ge=1, le=100)
     """A node blamed for this many hangs is quarantined."""
 

@@ -18,6 +18,7 @@ from .preflight import end_preflight, examine_idle
 from .recovery import answer_failure, start
 from .requests import answer_requests, complete_done
 from .storage import prune_checkpoints, verify_checkpoints
+from .stragglers import replace_straggler
 from .upkeep import close_incidents, finish, note_findings
 
 POLICY_VERSION = 3
@@ -32,6 +33,7 @@ _WHILE_ACTIVE: tuple[_Item, ...] = (
     quarantine_lemons,
     answer_failure,
     start,
+    replace_straggler,
     close_unused,
     *_ALWAYS,
     examine_idle,

@@ -50,7 +50,7 @@ def answer_failure(state: RunState, spec: RunSpec, now_s: float) -> list[Decisio
         return [_pause(state, spent, diagnosis.evidence, about)]
     reason = f"{diagnosis.reason}; training resumes from the newest state that is whole"
     avoid = (diagnosis.node,) if diagnosis.fault == "start-failed" and diagnosis.node else ()
-    return [_restart(state, spec, now_s, reason, diagnosis.evidence, about, avoid)]
+    return [restart(state, spec, now_s, reason, diagnosis.evidence, about, avoid)]
 
 
 def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
@@ -69,7 +69,7 @@ def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     if trouble is not None:
         return [plan_rollback(state, spec, now_s, *trouble)]
     waited = "enough nodes are ready" if state.num_attempts else "all nodes are ready"
-    return [_restart(state, spec, now_s, waited, (), about)]
+    return [restart(state, spec, now_s, waited, (), about)]
 
 
 def _about(state: RunState, attempt: AttemptState, diagnosis: Diagnosis) -> IncidentDraft | str:
@@ -114,7 +114,7 @@ def _pause(state: RunState, spent: tuple[str, str], evidence: Pairs, about: Abou
     return make_decision(state, PauseRun(code), why, evidence=evidence, about=about)
 
 
-def _restart(
+def restart(
     state: RunState,
     spec: RunSpec,
     now_s: float,
@@ -123,6 +123,7 @@ def _restart(
     about: About,
     avoid: tuple[str, ...] = (),
 ) -> Decision:
+    """Return the next attempt, from the newest state that is whole, or a wait for nodes."""
     placed = plan_placement(state, spec, now_s, avoid)
     if placed is None:
         usable = sum(1 for n in state.nodes.values() if n.is_usable)
