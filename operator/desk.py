@@ -42,7 +42,8 @@ class FileDesk:
         for folder in (self._requests, self._notes, self._evidence):
             folder.mkdir(parents=True, exist_ok=True)
         self._taken: list[Path] = []
-        self._given: set[Path] = set()
+        # Looked up once: thousands of dumps at once would each ask the file system.
+        self._given = {path.name for path in self._evidence.iterdir()}
         # A hang of a large run brings a dump from every node at once, and its answer is urgent.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence")
 
@@ -81,12 +82,13 @@ class FileDesk:
 
         It is written soon, on a thread of its own.
         """
-        path = self._evidence / name
+        free, stem, suffix = name, Path(name).stem, Path(name).suffix
         for number in range(2, 1000):
-            if path not in self._given and not path.exists():
+            if free not in self._given:
                 break
-            path = self._evidence / f"{Path(name).stem}-{number}{Path(name).suffix}"
-        self._given.add(path)
+            free = f"{stem}-{number}{suffix}"
+        self._given.add(free)
+        path = self._evidence / free
         self._writer.submit(_write_evidence, path, text)
         return str(path)
 
