@@ -13,7 +13,7 @@ import msgspec
 from .decisions import Decision
 from .findings import Finding
 from .preflight import CheckResult, PreflightDone, SilentRank
-from .wire import CheckpointTags, Hyper, StepSample
+from .wire import CheckpointTags, CollectiveMark, Hyper, StepSample
 
 
 class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"):
@@ -178,7 +178,7 @@ class HangRow(msgspec.Struct, frozen=True):
     """Where one rank stood when its node's progress deadline passed.
 
     process_state: letter of /proc/PID/stat. waits: whether its stack is inside a collective, None
-    when no stack was to be had.
+    when no stack was to be had. marks: where it stands in its collectives, where it could say.
     """
 
     rank: int
@@ -187,6 +187,7 @@ class HangRow(msgspec.Struct, frozen=True):
     age_s: float
     process_state: str
     waits: bool | None = None
+    marks: tuple[CollectiveMark, ...] = ()
 
 
 class HangSuspected(_Event, frozen=True, tag="hang-suspected"):

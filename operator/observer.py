@@ -285,7 +285,9 @@ def _applied(report: rp.WorkerMessages, seq: int, acks: list[tuple[int, wire.App
 
 
 def _hang_row(row: RankProgress) -> ev.HangRow:
-    return ev.HangRow(row.rank, row.step, row.phase.name, row.age_s, row.state, row.waits)
+    return ev.HangRow(
+        row.rank, row.step, row.phase.name, row.age_s, row.state, row.waits, row.marks
+    )
 
 
 def _workers_started(report: rp.WorkersStarted) -> list[ev.Event]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ...logbook.errors import MidwatchError
-from ...logbook.wire import Command, WorkerStart
+from ...logbook.wire import CollectiveTrace, Command, WorkerStart
 from .batch import MessageBatch
 from .forkclient import Forkserver
 from .forkwire import Born, Gone, Spawn, SpawnFailed
@@ -215,6 +215,9 @@ class LocalAttempt:
                 if messages is None:
                     return
                 for message in messages:
+                    if isinstance(message, CollectiveTrace):
+                        worker.trace = message
+                        continue
                     self._desk.batch.add(self.attempt, worker.rank, message)
         except (ValueError, msgspec.MsgspecError) as error:
             worker.is_readable = False

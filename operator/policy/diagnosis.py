@@ -13,7 +13,7 @@ from itertools import islice
 import msgspec
 
 from ...health.nodes.liveness import GONE_STATES, STOPPED_STATES, RankProgress, blame
-from ...logbook.events import HangSuspected, WorkerExited
+from ...logbook.events import HangRow, HangSuspected, WorkerExited
 from ...logbook.state import AttemptState, RunState
 from ...logbook.wire import Phase
 from ..spec import RunSpec
@@ -150,11 +150,7 @@ def _hang(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | Non
     is_whole = len(reported) == len(attempt.plan.nodes)
     if not is_whole and not _settled(attempt, spec, now_s):
         return None
-    rows = [
-        RankProgress(row.rank, row.step, Phase[row.phase], row.age_s, row.process_state, row.waits)
-        for hang in attempt.hangs
-        for row in hang.rows
-    ]
+    rows = [_progress(row) for hang in attempt.hangs for row in hang.rows]
     rank, why = blame(rows)
     if not is_whole and not any(row.rank == rank and row.state in DEAD_STATES for row in rows):
         # Whoever waits looks late among those that wait; the one waited for has not been heard.
@@ -169,6 +165,18 @@ def _hang(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | Non
         node=attempt.plan.node_of(rank) if rank is not None else None,
         rank=rank,
         evidence=_hang_evidence(attempt.hangs),
+    )
+
+
+def _progress(row: HangRow) -> RankProgress:
+    return RankProgress(
+        row.rank,
+        row.step,
+        Phase[row.phase],
+        row.age_s,
+        row.process_state,
+        row.waits,
+        row.marks,
     )
 
 
