@@ -80,6 +80,16 @@ class NodeLost(_Event, frozen=True, tag="node-lost"):
     reason: str
 
 
+class EnergyUsed(_Event, frozen=True, tag="energy"):
+    """What the GPUs of a node say they have used within span_s, put down to an attempt."""
+
+    attempt: int
+    node: str
+    joules: float
+    span_s: float
+    num_gpus: int
+
+
 # --- preflights ----------------------------------------------------------------------------------
 
 
@@ -339,6 +349,7 @@ Event = (
     | FaultInjected
     | NodeJoined
     | NodeLost
+    | EnergyUsed
     | PreflightAnswered
     | PreflightJudged
     | WorkersStarted

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from . import events as ev
 from . import fold_preflight as pf
 from . import fold_training as tr
+from .energy import AttemptEnergy
 from .findings import Severity
 from .fold_decisions import apply_decision
 from .state import (
@@ -104,6 +105,12 @@ def _without_node(state: RunState, known: NodeState, reason: str, time_s: float)
         return state
     lost = (*running.lost_nodes, (known.node, reason))
     return _with_signal(state, replace(running, lost_nodes=lost), time_s)
+
+
+def _energy_used(state: RunState, e: ev.EnergyUsed, time_s: float) -> RunState:
+    # Whatever attempt it was used for, it was used.
+    more = AttemptEnergy(measured_j=e.joules)
+    return replace(state, energy=state.energy.add(max(e.attempt, 0), more, e.node))
 
 
 # --- attempts ------------------------------------------------------------------------------------
@@ -325,6 +332,7 @@ _HANDLERS: dict[type, _Handler] = {
     ev.FaultInjected: _fault_injected,
     ev.NodeJoined: _node_joined,
     ev.NodeLost: _node_lost,
+    ev.EnergyUsed: _energy_used,
     ev.PreflightAnswered: pf.preflight_answered,
     ev.PreflightJudged: pf.preflight_judged,
     ev.WorkersStarted: _workers_started,

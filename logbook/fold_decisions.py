@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from . import decisions as d
 from . import fold_preflight as pf
+from .energy import AttemptEnergy
 from .events import InterventionRequested
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
 
@@ -126,6 +127,9 @@ def _without_attempt(state: RunState, time_s: float) -> RunState:
     """The current attempt is over, and was barren if it never completed a step."""
     old = state.attempt
     barren = state.barren_attempts + (old is not None and old.num_steps == 0)
+    if old is not None:
+        used = AttemptEnergy(rank_s=old.plan.mesh.world_size * (time_s - old.started_s))
+        state = replace(state, energy=state.energy.add(old.number, used))
     return replace(state, attempt=None, barren_attempts=barren, idle_s=time_s)
 
 

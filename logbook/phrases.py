@@ -12,6 +12,7 @@ import msgspec
 from . import decisions as de
 from . import events as ev
 from .clock import span_text
+from .energy import energy_text
 
 
 def phrase_of(event: msgspec.Struct) -> str | None:
@@ -50,6 +51,11 @@ def _joined(e: ev.NodeJoined) -> str:
 
 def _lost(e: ev.NodeLost) -> str:
     return f"{e.node} is gone: {e.reason}"
+
+
+def _energy(e: ev.EnergyUsed) -> str:
+    used = energy_text(e.joules)
+    return f"{e.num_gpus} GPUs of {e.node} used {used} within {_span(e.span_s)}"
 
 
 def _answered(e: ev.PreflightAnswered) -> str:
@@ -255,6 +261,7 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.FaultInjected: _fault,
     ev.NodeJoined: _joined,
     ev.NodeLost: _lost,
+    ev.EnergyUsed: _energy,
     ev.PreflightAnswered: _answered,
     ev.PreflightJudged: _judged,
     ev.WorkersStarted: _started,

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from .decisions import Decision, IncidentDraft, Observe
+from .energy import Energy
 from .events import (
     FaultInjected,
     FindingSeen,
@@ -258,6 +259,7 @@ class RunState(msgspec.Struct, frozen=True):
     idle_s: float = 0.0
     num_attempts: int = 0
     attempt: AttemptState | None = None
+    energy: Energy = Energy()
     preflight: PreflightState | None = None
     num_preflights: int = 0
     cut_preflights: int = 0

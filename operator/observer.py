@@ -92,6 +92,10 @@ class Observer:
         if isinstance(report, rp.NodeFindings):
             # What is wrong with a node is so in any attempt.
             return self._node_findings(state, report)
+        if isinstance(report, rp.EnergyUsed):
+            use = report.use
+            used = use.joules, use.span_s, use.num_gpus
+            return [ev.EnergyUsed(max(report.attempt, 0), report.node, *used)]
         running = state.running(report.attempt)
         if running is None:
             return _stale(report)

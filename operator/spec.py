@@ -38,6 +38,9 @@ class NodesSpec(Section):
     """What to do when no spare is left: wait for a node, or shrink dp_shard to what fits."""
     watch_gpus: Literal["auto", "on", "off"] = "auto"
     """Watch GPUs through NVML once a second; auto: where an NVIDIA driver is loaded."""
+    gpu_watts: float = Field(default=0.0, ge=0, le=10_000)
+    """Declared power of one GPU (its TDP, 400 for an A100), from which energy is reckoned beside
+    what GPUs measure themselves; 0: not reckoned."""
     kernel_log: str = "auto"
     """Kernel log that agents follow: a path, off, or auto: /dev/kmsg where GPUs are watched."""
     preflight: Literal["off", "quick", "full"] = "quick"

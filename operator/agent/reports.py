@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
+from ...health.nodes.energy import EnergyUse
 from ...health.nodes.liveness import RankProgress
 from ...logbook.findings import Finding
 from ...logbook.wire import Phase, RankSample, StepSample, WorkerMessage
@@ -147,6 +148,12 @@ class NodeFindings(Report, frozen=True, kw_only=True, tag="node-findings"):
     findings: tuple[Finding, ...]
 
 
+class EnergyUsed(Report, frozen=True, kw_only=True, tag="energy-used"):
+    """What this node's GPUs have used since the last such report; one a minute and attempt."""
+
+    use: EnergyUse
+
+
 class AgentStatus(Report, frozen=True, kw_only=True, tag="agent-status"):
     """The agent's heartbeat. A newer one replaces an older one that nobody has read.
 
@@ -192,6 +199,7 @@ AgentReport = (
     | HangSuspected
     | StacksDumped
     | NodeFindings
+    | EnergyUsed
     | AgentStatus
     | AgentNote
 )
@@ -201,4 +209,4 @@ def is_routine(report: AgentReport) -> bool:
     """Return whether a report is one of those that come all the time while nothing happens."""
     if isinstance(report, WorkerMessages):
         return all(isinstance(message, StepSample) for _, message in report.batch)
-    return isinstance(report, (AgentStatus, RankSamples))
+    return isinstance(report, (AgentStatus, RankSamples, EnergyUsed))
