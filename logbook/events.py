@@ -150,6 +150,7 @@ class WorkerExited(_Event, frozen=True, tag="worker-exited"):
     """A worker process ended while its attempt was current. Exactly one of exit_code, signal.
 
     code: stable code of the worker's last words ("" if it left none); log_tail is bounded.
+    label: what its text reads like, whose fault that is, and how surely; "" where nobody knows.
     """
 
     attempt: int
@@ -162,6 +163,7 @@ class WorkerExited(_Event, frozen=True, tag="worker-exited"):
     code: str = ""
     message: str = ""
     log_tail: str = ""
+    label: str = ""
 
 
 class WorkersExited(_Event, frozen=True, tag="workers-exited"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from ..health.nodes.evidence import weigh_signs
 from ..health.nodes.lemons import MachineIdentity
 from ..health.nodes.liveness import RankProgress
 from ..health.nodes.node_judge import Repeats
@@ -16,8 +17,9 @@ from ..logbook.findings import Finding, Severity
 from ..logbook.state import RunState
 from .agent import reports as rp
 from .examinations import Examinations
+from .exit_reading import ExitReader
 from .policy.diagnosis import PEER_CODES
-from .ports import NodeGone, NodeUp, PruneResult, Signal, VerifyResult
+from .ports import NodeGone, NodeSigns, NodeUp, PruneResult, Signal, VerifyResult
 
 Attach = Callable[[str, str], str]
 JudgeMachine = Callable[[MachineIdentity], str]
@@ -25,6 +27,7 @@ JudgeMachine = Callable[[MachineIdentity], str]
 RANK_TIMES_EVERY_STEPS = 10
 REMEMBERED_REPORTS = 16_384
 ECHO_MESSAGE_MAX = 200
+SIGNS_WINDOW_S = 3600.0
 _OF_WORKERS = (
     rp.WorkerMessages,
     rp.WorkerExited,
@@ -49,7 +52,10 @@ class Observer:
         self._seen: dict[str, SeenReports] = {}
         self._start_errors: dict[str, str] = {}
         self._repeats = Repeats()
+        # A condition stands for days and is told again with every look at the node.
+        self._signs_said = Repeats(window_s=SIGNS_WINDOW_S)
         self._examinations = Examinations()
+        self._exits = ExitReader()
 
     def observe(self, state: RunState, signal: Signal) -> list[ev.Event]:
         """Return the events that a signal amounts to for a run in this state."""
@@ -64,7 +70,15 @@ class Observer:
             return [ev.CheckpointVerified(signal.checkpoint, signal.error)]
         if isinstance(signal, PruneResult):
             return [ev.CheckpointsPruned(signal.checkpoints)]
+        if isinstance(signal, NodeSigns):
+            return self._signs(state, signal)
         return self._report(state, signal)
+
+    def _signs(self, state: RunState, signal: NodeSigns) -> list[ev.Event]:
+        """What the cluster says of a node counts once, until it says more or has been silent."""
+        found = weigh_signs(signal.signs, node=signal.node, step=state.step)
+        new = [f for f in found if self._signs_said.is_new(signal.node, f, signal.time_s)]
+        return [ev.FindingSeen("", state.num_attempts, finding) for finding in new]
 
     def _joined(self, signal: NodeUp) -> ev.Event:
         machine = signal.machine
@@ -101,7 +115,7 @@ class Observer:
             return _stale(report)
         handler = _HANDLERS.get(type(report))
         if isinstance(report, rp.WorkerExited):
-            return [self._exited(report, report)]
+            return self._read(state, report)
         if isinstance(report, rp.WorkersExited):
             exits = tuple(_without_echo(self._exited(report, row)) for row in report.rows)
             return [ev.WorkersExited(report.attempt, report.node, exits)]
@@ -162,6 +176,15 @@ class Observer:
             )
             for finding in new
         ]
+
+    def _read(self, state: RunState, report: rp.WorkerExited) -> list[ev.Event]:
+        words = self._last_words.get((report.attempt, report.exit.rank))
+        event = self._exited(report, report)
+        if event.code in PEER_CODES or event.exit_code == 0:
+            return [event]
+        traceback = words.traceback if words is not None else ""
+        read, findings = self._exits.read(event, traceback, state.step)
+        return [read, *findings]
 
     def _exited(self, report: rp.AgentReport, row: rp.ExitRow | rp.WorkerExited) -> ev.WorkerExited:
         words = self._last_words.pop((report.attempt, row.exit.rank), None)

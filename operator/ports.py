@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from ..health.nodes.evidence import Sign
 from ..health.nodes.lemons import Failure, MachineIdentity
 from ..logbook.events import CheckpointCommitted, Event, InterventionRequested
 from ..logbook.plan import AttemptPlan, PreflightPlan
@@ -53,7 +54,18 @@ class PruneResult(msgspec.Struct, frozen=True):
     checkpoints: tuple[str, ...]
 
 
-Signal = AgentReport | NodeUp | NodeGone | VerifyResult | PruneResult
+class NodeSigns(msgspec.Struct, frozen=True):
+    """What the cluster itself says of a node: conditions, taints, health states, metrics.
+
+    Told by whoever can read the cluster, as often as it looks; time_s is when it looked.
+    """
+
+    node: str
+    signs: tuple[Sign, ...]
+    time_s: float
+
+
+Signal = AgentReport | NodeUp | NodeGone | VerifyResult | PruneResult | NodeSigns
 
 
 class Clock(Protocol):

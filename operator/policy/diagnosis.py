@@ -260,6 +260,7 @@ def _exits_evidence(attempt: AttemptState) -> tuple[tuple[str, str], ...]:
     def how(e: WorkerExited) -> str:
         end = _signal_name(e.signal) if e.signal is not None else f"exit {e.exit_code}"
         said = f", {e.code}: {e.message[:200]}" if e.code else ""
+        said += f"; reads like {e.label}" if e.label else ""
         return f"{end} at step {e.step} in {e.phase or 'start-up'}{said}"
 
     return tuple((f"rank {e.rank} on {e.node}", how(e)) for e in attempt.exits[:16])
