@@ -35,7 +35,7 @@ def replace_straggler(state: RunState, spec: RunSpec, now_s: float) -> list[Deci
     slow = _costliest(state, attempt)
     if slow is None or spent_budget(state, spec, now_s) is not None:
         return []
-    spare = _ready_spare(state, spec, attempt)
+    spare = _ready_spare(state, spec, attempt, state.nodes[slow.finding.node or ""].host)
     step_s = statistics.median(sample.step_s for sample in state.samples[-MIN_STEPS:])
     cost_s, lost_s = _restart_cost_s(state, spec, attempt, step_s)
     share = min(slow.finding.cost_s / step_s, 1.0) if step_s > 0 else 0.0
@@ -64,11 +64,15 @@ def _costliest(state: RunState, attempt: AttemptState) -> FindingSeen | None:
     return max(slow, key=lambda m: m.finding.cost_s, default=None)
 
 
-def _ready_spare(state: RunState, spec: RunSpec, attempt: AttemptState) -> NodeState | None:
+def _ready_spare(
+    state: RunState, spec: RunSpec, attempt: AttemptState, slow_host: str
+) -> NodeState | None:
+    """Return a proven spare; one on the straggler's own machine would be no faster."""
     for node in state.nodes.values():
         is_able = node.is_usable and node.slots >= spec.nodes.ranks_per_node
         is_proven = node.drain is None and not wants_preflight(state, spec, node)
-        if is_able and is_proven and node.node not in attempt.plan.nodes:
+        is_elsewhere = node.host != slow_host and node.node not in attempt.plan.nodes
+        if is_able and is_proven and is_elsewhere:
             return node
     return None
 

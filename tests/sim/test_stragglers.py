@@ -10,6 +10,7 @@ from midwatch.logbook import events as ev
 from midwatch.logbook.findings import Finding, Severity
 from midwatch.logbook.state import RunState, Status
 from midwatch.tests.support.builders import make_spec
+from msgspec.structs import replace
 
 from .night import Night
 
@@ -100,3 +101,14 @@ def test_a_controller_lost_meanwhile_restarts_once(calls: int) -> None:
     state = night.run_to_end()
     assert (state.status, state.num_attempts) == (Status.COMPLETED, 2)
     assert victim not in starts(night)[1].action.plan.nodes  # type: ignore[union-attr]
+
+
+def test_a_spare_on_the_same_machine_is_no_remedy() -> None:
+    night = night_of(6)
+    night.run(lambda s: len(night.world.agents) == 3)
+    for agent in night.world.agents.values():
+        agent.identity = replace(agent.identity, host="one-machine")
+    see(night, straggler(0.25))
+    state = night.run_to_end()
+    assert {node.host for node in state.nodes.values()} == {"one-machine"}
+    assert (state.status, state.num_attempts) == (Status.COMPLETED, 1)
