@@ -32,8 +32,8 @@ def wants_preflight(state: RunState, spec: RunSpec, node: NodeState) -> str:
     if node.examined == node.incarnation:
         return ""
     if node.num_losses:
-        return "it came back after it was lost"
-    return "it has not been tried out in this run"
+        return "came back after it was lost"
+    return "not tried out in this run yet"
 
 
 def unproven_nodes(state: RunState, spec: RunSpec) -> tuple[str, ...]:
@@ -59,10 +59,11 @@ def gate_attempt(
     wanting = [node for node in placed if wants_preflight(state, spec, node)]
     if not any(node.node == place.node for node in wanting for place in placements):
         return None
-    why = "; ".join(f"{n.node}: {wants_preflight(state, spec, n)}" for n in wanting[:4])
-    more = f" and {len(wanting) - 4} more" if len(wanting) > 4 else ""
-    plan = _plan(state, spec, [node.node for node in wanting], is_gate=True)
-    text = f"{reason}; first {len(wanting)} nodes are tried out ({why}{more})"
+    whys = dict.fromkeys(wants_preflight(state, spec, node) for node in wanting)
+    names = [node.node for node in wanting]
+    some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    plan = _plan(state, spec, names, is_gate=True)
+    text = f"{reason}; but first {some} must be tried out ({'; '.join(list(whys)[:4])})"
     return make_decision(state, RunPreflight(plan), text, evidence=evidence, about=about)
 
 
