@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from . import events as ev
 from .decisions import EndPreflight, RunPreflight
-from .state import AttemptState, NodeState, PreflightState, RunState
+from .state import AttemptState, NodeAnswers, NodeState, PreflightState, RunState
 
 SDC_DETECTOR = "cross-rank"
 SLOW_DETECTOR = "straggler"
@@ -22,11 +22,15 @@ def preflight_answered(state: RunState, e: ev.PreflightAnswered, time_s: float) 
     current = _running(state, e.preflight)
     if current is None or current.judged is not None:
         return state
-    known = frozenset(d.rank for d in current.done) | frozenset(s.rank for s in current.silent)
+    before = current.answers.get(e.node, NodeAnswers())
+    known = {d.rank for d in before.done} | {s.rank for s in before.silent}
+    done = tuple(d for d in e.done if d.rank not in known)
+    silent = tuple(s for s in e.silent if s.rank not in known)
+    after = NodeAnswers((*before.done, *done), (*before.silent, *silent))
     current = replace(
         current,
-        done=(*current.done, *(d for d in e.done if d.rank not in known)),
-        silent=(*current.silent, *(s for s in e.silent if s.rank not in known)),
+        answers={**current.answers, e.node: after},
+        num_answered=current.num_answered + len(done) + len(silent),
     )
     return replace(state, preflight=current)
 
@@ -37,7 +41,7 @@ def preflight_judged(state: RunState, e: ev.PreflightJudged, time_s: float) -> R
     if current is None:
         return state
     cut = state.cut_preflights + 1 if e.is_cut else 0
-    judged = replace(current, judged=e, done=(), silent=())
+    judged = replace(current, judged=e, answers={})
     return replace(state, preflight=judged, cut_preflights=cut)
 
 

@@ -44,7 +44,9 @@ class Examinations:
 
     def _ended(self, current: PreflightState, end: rp.Exit) -> tuple[SilentRank, ...]:
         words = self._last_words.pop(end.rank, None)
-        if any(done.rank == end.rank for done in current.done):
+        node = current.plan.rank_nodes[end.rank]
+        answers = current.answers.get(node)
+        if answers is not None and any(done.rank == end.rank for done in answers.done):
             return ()
         if words is not None:
             said = f"failed: {words.code}: {words.message[:500]}"

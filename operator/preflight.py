@@ -87,7 +87,7 @@ def judge_when_over(state: RunState, now_s: float) -> tuple[list[Finding], Prefl
     if current.lost_nodes:
         why = f"{', '.join(current.lost_nodes)} was lost meanwhile"
         return [], PreflightJudged(plan.number, 0, error=why, is_cut=True)
-    if not late and len(current.done) + len(current.silent) < plan.world_size:
+    if not late and current.num_answered < plan.world_size:
         return None
     error = _why_nothing_is_proved(current)
     if error:
