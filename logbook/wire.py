@@ -217,7 +217,7 @@ class CollectiveMark(msgspec.Struct, frozen=True):
     """Where a rank stands in the collectives of one process group.
 
     enqueued, completed: number of the last one it has called, and that has come to its end.
-    op: what the last one is, as the backend names it.
+    op: what the last one called is, as the backend names it; "" when it does not say.
     """
 
     group: str

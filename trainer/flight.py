@@ -61,20 +61,19 @@ def read_dump(text: str | bytes) -> tuple[CollectiveMark, ...]:
     if not isinstance(dump, dict) or not isinstance(dump.get("pg_status"), dict):
         raise ValueError("no dump of the flight recorder")
     names: dict[str, str] = {}
-    ops: dict[str, tuple[int, str]] = {}
+    ops: dict[tuple[str, int], str] = {}
     for entry in dump.get("entries", ()):
         group = str(entry["pg_id"])
         name, description = entry["process_group"]
         names[group] = f"{name} ({description})" if description else str(name)
-        seq = int(entry["collective_seq_id"])
-        if not entry.get("is_p2p") and seq >= ops.get(group, (-1, ""))[0]:
-            ops[group] = seq, str(entry["profiling_name"])
+        if not entry.get("is_p2p"):
+            ops[group, int(entry["collective_seq_id"])] = str(entry["profiling_name"])
     marks = [
         CollectiveMark(
             group=names.get(group, group),
             enqueued=int(status["last_enqueued_collective"]),
             completed=int(status["last_completed_collective"]),
-            op=ops.get(group, (0, ""))[1],
+            op=ops.get((group, int(status["last_enqueued_collective"])), ""),
         )
         for group, status in sorted(dump["pg_status"].items(), key=lambda pair: int(pair[0]))
     ]

@@ -208,17 +208,23 @@ def _missing(behind: list[RankProgress], ordered: list[RankProgress]) -> tuple[i
     """
     newest: dict[str, CollectiveMark] = {}
     for mark in (mark for row in ordered for mark in row.marks):
-        if mark.group not in newest or mark.enqueued > newest[mark.group].enqueued:
+        known = newest.get(mark.group)
+        # One that was asked in the very moment of its call may not know the name yet.
+        if known is None or (mark.enqueued, bool(mark.op)) > (known.enqueued, bool(known.op)):
             newest[mark.group] = mark
     found = [(row, mark) for row in behind for mark in row.marks if _is_absent(row, mark, newest)]
     if not found or not all(row.marks for row in behind):
         return None
     row = _oldest([row for row, _ in found])
     wanted = next(newest[mark.group] for other, mark in found if other.rank == row.rank)
-    num_waiting = sum(wanted in other.marks for other in ordered)
+    num_waiting = sum(
+        mark.group == wanted.group and mark.completed < mark.enqueued == wanted.enqueued
+        for other in ordered
+        for mark in other.marks
+    )
     return row.rank, (
-        f"rank {row.rank} has not called {wanted.op} {wanted.enqueued} of group {wanted.group}, "
-        f"in which {num_waiting} ranks wait; it stands {_where(row)}"
+        f"rank {row.rank} has not called {wanted.op or 'collective'} {wanted.enqueued} of group "
+        f"{wanted.group}, in which {num_waiting} ranks wait; it stands {_where(row)}"
     )
 
 
