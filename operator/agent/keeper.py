@@ -325,8 +325,13 @@ class Keeper:
             samples_dropped_total=self._batch.samples_dropped_total,
             reports_dropped_total=self._outbox.dropped_total,
             reports_lost_total=self._outbox.lost_total,
+            serving_port=self._serving_port(),
         )
         self._outbox.push(status)
+
+    def _serving_port(self) -> int:
+        starts = self._watch.attempt.plan.workers if self._watch is not None else ()
+        return next((start.rendezvous_port for start in starts if start.rank == 0), 0)
 
     def _report_failed(self, attempt: int, code: str, message: str) -> None:
         self._outbox.push(StartFailed(attempt=attempt, code=code, message=message))

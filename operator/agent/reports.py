@@ -159,6 +159,7 @@ class AgentStatus(Report, frozen=True, kw_only=True, tag="agent-status"):
 
     forkserver: "starting", "ready", "failed" or "closed"; forkserver_error holds its last words.
     rendezvous_host/port: a socket listening here, kept for a rank 0 of the next attempt.
+    serving_port: at which rank 0 of this attempt was ordered to serve, 0 when it is not here.
     threads: of the forkserver after its preload; more than one makes forking unsafe.
     """
 
@@ -174,6 +175,7 @@ class AgentStatus(Report, frozen=True, kw_only=True, tag="agent-status"):
     samples_dropped_total: int
     reports_dropped_total: int
     reports_lost_total: int
+    serving_port: int = 0
 
 
 class AgentNote(Report, frozen=True, kw_only=True, tag="agent-note"):

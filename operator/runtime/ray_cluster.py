@@ -118,7 +118,7 @@ class RayCluster:
                 del self._created_s[node]
 
     def start(self, plan: AttemptPlan) -> None:
-        host, port = self._fleet.rendezvous(plan.placements[0].node)
+        host, port = self._fleet.rendezvous(plan.placements[0].node, plan.attempt)
         self._plan_node = plan.placements[0].node
         self._sweep(plan.attempt)
         starts = worker_starts(self._spec, self._settings.run_dir, plan, host, port)
@@ -136,7 +136,7 @@ class RayCluster:
             agent.stop.remote(attempt)
 
     def examine(self, plan: PreflightPlan) -> None:
-        host, port = self._fleet.rendezvous(plan.nodes[0])
+        host, port = self._fleet.rendezvous(plan.nodes[0], plan.attempt)
         run_dir = self._settings.run_dir
         order = _encode_json(order_of(plan, self._spec, run_dir)).decode()
         starts = preflight_starts(self._spec, run_dir, plan, host, port)

@@ -68,7 +68,7 @@ class SimCluster:
                 self._world.timeline.later(self._world.times.boot_s, lambda n=node: self._meet(n))
 
     def start(self, plan: AttemptPlan) -> None:
-        self._fleet.rendezvous(plan.placements[0].node)
+        self._fleet.rendezvous(plan.placements[0].node, plan.attempt)
         for agent in self._known.values():
             self._world.wire.order(agent, lambda a=agent: a.start(plan))
 
@@ -77,7 +77,7 @@ class SimCluster:
             self._world.wire.order(agent, lambda a=agent: a.stop(attempt))
 
     def examine(self, plan: PreflightPlan) -> None:
-        self._fleet.rendezvous(plan.nodes[0])
+        self._fleet.rendezvous(plan.nodes[0], plan.attempt)
         for agent in self._known.values():
             self._world.wire.order(agent, lambda a=agent: a.examine(plan))
 
