@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .plan import AttemptPlan
+from .plan import AttemptPlan, PreflightPlan
 from .wire import Command
 
 
@@ -25,6 +25,21 @@ class StartAttempt(msgspec.Struct, frozen=True, tag="start-attempt"):
     rollback_onset: int | None = None
     lr_factor: float = 1.0
     quarantines: tuple[str, ...] = ()
+
+
+class RunPreflight(msgspec.Struct, frozen=True, tag="run-preflight"):
+    """Try these nodes out, in worker processes of their own; a gate ends what is left of attempts.
+
+    A node that carries ranks is never tried out beside them.
+    """
+
+    plan: PreflightPlan
+
+
+class EndPreflight(msgspec.Struct, frozen=True, tag="end-preflight"):
+    """The outcome of a preflight is known: end what is left of it."""
+
+    preflight: int
 
 
 class QuarantineNode(msgspec.Struct, frozen=True, tag="quarantine-node"):
@@ -135,6 +150,8 @@ class Observe(msgspec.Struct, frozen=True, tag="observe"):
 
 Action = (
     StartAttempt
+    | RunPreflight
+    | EndPreflight
     | QuarantineNode
     | ReleaseNode
     | ResumeRun

@@ -11,18 +11,21 @@ from typing import Any
 import msgspec
 
 from .decisions import Decision
+from .events_checkpoints import CheckpointCommitted as CheckpointCommitted
+from .events_checkpoints import CheckpointFailed as CheckpointFailed
+from .events_checkpoints import CheckpointsPruned as CheckpointsPruned
+from .events_checkpoints import CheckpointUploaded as CheckpointUploaded
+from .events_checkpoints import CheckpointVerified as CheckpointVerified
+from .events_checkpoints import EventBase
+from .events_checkpoints import UploadFailed as UploadFailed
 from .findings import Finding
-from .wire import CheckpointTags, Hyper, StepSample
-
-
-class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"):
-    pass
-
+from .preflight import CheckResult, PreflightDone, SilentRank
+from .wire import CollectiveMark, Hyper, StepSample
 
 # --- the run -------------------------------------------------------------------------------------
 
 
-class RunSubmitted(_Event, frozen=True, tag="run-submitted"):
+class RunSubmitted(EventBase, frozen=True, tag="run-submitted"):
     """The first event. spec is the validated run spec as plain data; digest is its SHA-256."""
 
     run: str
@@ -33,7 +36,7 @@ class RunSubmitted(_Event, frozen=True, tag="run-submitted"):
     by: str
 
 
-class ControllerStarted(_Event, frozen=True, tag="controller-started"):
+class ControllerStarted(EventBase, frozen=True, tag="controller-started"):
     """A controller opened the journal and folded what it found."""
 
     epoch: int
@@ -42,7 +45,7 @@ class ControllerStarted(_Event, frozen=True, tag="controller-started"):
     folded_events: int
 
 
-class FaultInjected(_Event, frozen=True, tag="fault-injected"):
+class FaultInjected(EventBase, frozen=True, tag="fault-injected"):
     """A planned fault struck (demonstrations and chaos tests); injected_s is when, exactly."""
 
     fault: str
@@ -54,7 +57,7 @@ class FaultInjected(_Event, frozen=True, tag="fault-injected"):
 # --- nodes ---------------------------------------------------------------------------------------
 
 
-class NodeJoined(_Event, frozen=True, tag="node-joined"):
+class NodeJoined(EventBase, frozen=True, tag="node-joined"):
     """An agent is up with its workers' code preloaded. incarnation names this agent process.
 
     machine, gpus: what it runs on, by its hardware: the machine's UUID ("" where it names nobody)
@@ -71,7 +74,7 @@ class NodeJoined(_Event, frozen=True, tag="node-joined"):
     lemon: str = ""
 
 
-class NodeLost(_Event, frozen=True, tag="node-lost"):
+class NodeLost(EventBase, frozen=True, tag="node-lost"):
     """The agent of a node is gone (its process died) or silent past the heartbeat deadline."""
 
     node: str
@@ -79,10 +82,48 @@ class NodeLost(_Event, frozen=True, tag="node-lost"):
     reason: str
 
 
+class EnergyUsed(EventBase, frozen=True, tag="energy"):
+    """What the GPUs of a node say they have used within span_s, put down to an attempt."""
+
+    attempt: int
+    node: str
+    joules: float
+    span_s: float
+    num_gpus: int
+
+
+# --- preflights ----------------------------------------------------------------------------------
+
+
+class PreflightAnswered(EventBase, frozen=True, tag="preflight-answered"):
+    """What some ranks of one node found, and which of its ranks ended without saying anything."""
+
+    preflight: int
+    node: str
+    done: tuple[PreflightDone, ...] = ()
+    silent: tuple[SilentRank, ...] = ()
+
+
+class PreflightJudged(EventBase, frozen=True, tag="preflight-judged"):
+    """All answers of a preflight are in, or its time is over. What it found stands in findings.
+
+    failed: the checks that did not pass, the first few. error: why it proves nothing, "" when it
+    does. is_cut: a node was lost meanwhile, so the others are to be tried out again.
+    """
+
+    preflight: int
+    checks_total: int
+    failed: tuple[CheckResult, ...] = ()
+    bad_nodes: tuple[str, ...] = ()
+    suspect_nodes: tuple[str, ...] = ()
+    error: str = ""
+    is_cut: bool = False
+
+
 # --- attempts ------------------------------------------------------------------------------------
 
 
-class WorkersStarted(_Event, frozen=True, tag="workers-started"):
+class WorkersStarted(EventBase, frozen=True, tag="workers-started"):
     """The worker processes of one node are born; pids in local rank order."""
 
     attempt: int
@@ -90,7 +131,7 @@ class WorkersStarted(_Event, frozen=True, tag="workers-started"):
     pids: tuple[int, ...]
 
 
-class AttemptResumed(_Event, frozen=True, tag="attempt-resumed"):
+class AttemptResumed(EventBase, frozen=True, tag="attempt-resumed"):
     """Rank 0 holds its state: checkpoint ("" for a fresh start) at step, loaded in load_s.
 
     passed_over: (checkpoint, why) for each better candidate that failed to load.
@@ -107,10 +148,11 @@ class AttemptResumed(_Event, frozen=True, tag="attempt-resumed"):
     differs: tuple[str, ...] = ()
 
 
-class WorkerExited(_Event, frozen=True, tag="worker-exited"):
+class WorkerExited(EventBase, frozen=True, tag="worker-exited"):
     """A worker process ended while its attempt was current. Exactly one of exit_code, signal.
 
     code: stable code of the worker's last words ("" if it left none); log_tail is bounded.
+    label: what its text reads like, whose fault that is, and how surely; "" where nobody knows.
     """
 
     attempt: int
@@ -123,9 +165,21 @@ class WorkerExited(_Event, frozen=True, tag="worker-exited"):
     code: str = ""
     message: str = ""
     log_tail: str = ""
+    label: str = ""
 
 
-class StartFailed(_Event, frozen=True, tag="start-failed"):
+class WorkersExited(EventBase, frozen=True, tag="workers-exited"):
+    """Several workers of one node ended together, after another one had; mostly the echo of that.
+
+    Log tails of those that only lost a peer are left out.
+    """
+
+    attempt: int
+    node: str
+    exits: tuple[WorkerExited, ...]
+
+
+class StartFailed(EventBase, frozen=True, tag="start-failed"):
     """An agent could not start its workers."""
 
     attempt: int
@@ -138,7 +192,7 @@ class HangRow(msgspec.Struct, frozen=True):
     """Where one rank stood when its node's progress deadline passed.
 
     process_state: letter of /proc/PID/stat. waits: whether its stack is inside a collective, None
-    when no stack was to be had.
+    when no stack was to be had. marks: where it stands in its collectives, where it could say.
     """
 
     rank: int
@@ -147,9 +201,10 @@ class HangRow(msgspec.Struct, frozen=True):
     age_s: float
     process_state: str
     waits: bool | None = None
+    marks: tuple[CollectiveMark, ...] = ()
 
 
-class HangSuspected(_Event, frozen=True, tag="hang-suspected"):
+class HangSuspected(EventBase, frozen=True, tag="hang-suspected"):
     """No local rank of node has made progress within deadline_s. stacks: path of the dump file."""
 
     attempt: int
@@ -159,14 +214,14 @@ class HangSuspected(_Event, frozen=True, tag="hang-suspected"):
     stacks: str = ""
 
 
-class RankFinished(_Event, frozen=True, tag="rank-finished"):
+class RankFinished(EventBase, frozen=True, tag="rank-finished"):
     attempt: int
     rank: int
     step: int
     stopped: bool = False
 
 
-class StaleIgnored(_Event, frozen=True, tag="stale-ignored"):
+class StaleIgnored(EventBase, frozen=True, tag="stale-ignored"):
     """Something of an older attempt spoke and was not listened to."""
 
     attempt: int
@@ -177,14 +232,14 @@ class StaleIgnored(_Event, frozen=True, tag="stale-ignored"):
 # --- training ------------------------------------------------------------------------------------
 
 
-class StepDone(_Event, frozen=True, tag="step"):
+class StepDone(EventBase, frozen=True, tag="step"):
     """A completed optimizer update, as all ranks agree on it."""
 
     attempt: int
     sample: StepSample
 
 
-class StepsRecalled(_Event, frozen=True, tag="steps-recalled"):
+class StepsRecalled(EventBase, frozen=True, tag="steps-recalled"):
     """Steps before the state that attempt resumed from, whose reports were lost with an earlier
     attempt. They are part of the lineage like any other; nobody trains them again."""
 
@@ -192,7 +247,7 @@ class StepsRecalled(_Event, frozen=True, tag="steps-recalled"):
     samples: tuple[StepSample, ...]
 
 
-class RankTimes(_Event, frozen=True, tag="rank-times"):
+class RankTimes(EventBase, frozen=True, tag="rank-times"):
     """Where the time of one step went on the ranks of one node, for stragglers and for people.
 
     rows: (rank, step_s, data_s, forward_s, backward_s, comm_s, optimizer_s).
@@ -204,58 +259,7 @@ class RankTimes(_Event, frozen=True, tag="rank-times"):
     rows: tuple[tuple[int, float, float, float, float, float, float], ...]
 
 
-class CheckpointCommitted(_Event, frozen=True, tag="checkpoint-committed"):
-    """The manifest of a checkpoint appeared. blocked_s: how long the training loop stood still."""
-
-    attempt: int
-    checkpoint: str
-    step: int
-    bytes: int
-    blocked_s: float
-    save_s: float
-    tags: CheckpointTags | None = None
-
-
-class CheckpointFailed(_Event, frozen=True, tag="checkpoint-failed"):
-    attempt: int
-    checkpoint: str
-    step: int
-    error: str
-
-
-class CheckpointVerified(_Event, frozen=True, tag="checkpoint-verified"):
-    """Every byte of a committed checkpoint was read back. error "" means it is sound."""
-
-    checkpoint: str
-    error: str = ""
-
-
-class CheckpointUploaded(_Event, frozen=True, tag="checkpoint-uploaded"):
-    """A checkpoint is in the durable store, whole: node wrote its manifest there.
-
-    upload_s: since that node's part lay on its disk.
-    """
-
-    checkpoint: str
-    node: str
-    bytes: int
-    upload_s: float
-
-
-class UploadFailed(_Event, frozen=True, tag="upload-failed"):
-    """The uploads of a node do not get on since since_s; they are tried again all the time."""
-
-    node: str
-    code: str
-    message: str
-    since_s: float
-
-
-class CheckpointsPruned(_Event, frozen=True, tag="checkpoints-pruned"):
-    checkpoints: tuple[str, ...]
-
-
-class FindingSeen(_Event, frozen=True, tag="finding"):
+class FindingSeen(EventBase, frozen=True, tag="finding"):
     """A detector spoke. id is unique in the run."""
 
     id: str
@@ -266,13 +270,13 @@ class FindingSeen(_Event, frozen=True, tag="finding"):
 # --- decisions -----------------------------------------------------------------------------------
 
 
-class DecisionMade(_Event, frozen=True, tag="decision"):
+class DecisionMade(EventBase, frozen=True, tag="decision"):
     """Written, and synced to disk, before anything is done about it."""
 
     decision: Decision
 
 
-class ActionDone(_Event, frozen=True, tag="action-done"):
+class ActionDone(EventBase, frozen=True, tag="action-done"):
     """The outcome of a decision's effect. error "" means it was carried out."""
 
     decision: str
@@ -282,7 +286,7 @@ class ActionDone(_Event, frozen=True, tag="action-done"):
 # --- interventions -------------------------------------------------------------------------------
 
 
-class InterventionRequested(_Event, frozen=True, tag="intervention-requested"):
+class InterventionRequested(EventBase, frozen=True, tag="intervention-requested"):
     """A person asks for a change. action: "lr", "lr-factor", "grad-clip", "checkpoint", "stop",
     "resume", "quarantine", "release", "detector" (target "NAME=MODE"), "pin", "unpin", "verify",
     "quarantine-checkpoint", "release-checkpoint" (target a checkpoint), "prune". value and target
@@ -297,7 +301,7 @@ class InterventionRequested(_Event, frozen=True, tag="intervention-requested"):
     expect_attempt: int | None = None
 
 
-class CommandApplied(_Event, frozen=True, tag="command-applied"):
+class CommandApplied(EventBase, frozen=True, tag="command-applied"):
     """The ranks of one node hold the new values, read back from the live optimizer.
 
     at_step is the first step under them; error "" means it took effect.
@@ -314,7 +318,7 @@ class CommandApplied(_Event, frozen=True, tag="command-applied"):
     hyper: Hyper | None = None
 
 
-class NoteAdded(_Event, frozen=True, tag="note-added"):
+class NoteAdded(EventBase, frozen=True, tag="note-added"):
     """Prose by a person, attached to an incident or, with incident None, to the run."""
 
     by: str
@@ -328,9 +332,13 @@ Event = (
     | FaultInjected
     | NodeJoined
     | NodeLost
+    | EnergyUsed
+    | PreflightAnswered
+    | PreflightJudged
     | WorkersStarted
     | AttemptResumed
     | WorkerExited
+    | WorkersExited
     | StartFailed
     | HangSuspected
     | RankFinished

@@ -30,6 +30,7 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     action:     what a node detector asks for: "ignore", "watch", "drain" (leave the node out at
                 the next restart) or "evict" (now); "" where the policy alone decides.
     shadow:     recorded only; the policy must not act on it.
+    cost_s:     what it costs every step, 0 where that is not known.
     """
 
     detector: str
@@ -45,3 +46,4 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     shadow: bool = False
     device: str = ""
     action: str = ""
+    cost_s: float = 0.0

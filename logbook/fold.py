@@ -13,7 +13,9 @@ from msgspec.structs import replace
 
 from . import events as ev
 from . import fold_checkpoints as cp
+from . import fold_preflight as pf
 from . import fold_training as tr
+from .energy import AttemptEnergy
 from .findings import Severity
 from .fold_decisions import apply_decision
 from .state import (
@@ -28,6 +30,8 @@ from .state import (
 
 NO_USABLE_CHECKPOINT = "no-usable-checkpoint"
 """Last words of a worker that could load none of the candidates it was given."""
+MAX_EXITS_KEPT = 64
+"""Beyond so many only an end of another kind is remembered in the state; the journal has all."""
 
 
 def evolve(state: RunState, event: ev.Event, *, seq: int, time_s: float) -> RunState:
@@ -53,7 +57,7 @@ def _run_submitted(state: RunState, e: ev.RunSubmitted, time_s: float) -> RunSta
 
 
 def _controller_started(state: RunState, e: ev.ControllerStarted, time_s: float) -> RunState:
-    state = replace(state, epoch=e.epoch, controller_pid=e.pid)
+    state = pf.heard_anew(replace(state, epoch=e.epoch, controller_pid=e.pid), time_s)
     if state.attempt is None:
         return state
     # What was said while nobody listened comes now: the silence until here proves nothing.
@@ -80,7 +84,7 @@ def _node_joined(state: RunState, e: ev.NodeJoined, time_s: float) -> RunState:
             pid=e.pid,
             present=True,
         )
-    fresh = replace(fresh, machine=e.machine, gpus=e.gpus, lemon=e.lemon)
+    fresh = replace(fresh, machine=e.machine, gpus=e.gpus, lemon=e.lemon, joined_s=time_s)
     return replace(state, nodes={**state.nodes, e.node: fresh})
 
 
@@ -94,11 +98,18 @@ def _node_lost(state: RunState, e: ev.NodeLost, time_s: float) -> RunState:
 def _without_node(state: RunState, known: NodeState, reason: str, time_s: float) -> RunState:
     gone = replace(known, present=False, num_losses=known.num_losses + 1)
     state = replace(state, nodes={**state.nodes, known.node: gone})
+    state = pf.without_lost_node(state, known.node)
     running = state.attempt
     if running is None or known.node not in running.plan.nodes:
         return state
     lost = (*running.lost_nodes, (known.node, reason))
     return _with_signal(state, replace(running, lost_nodes=lost), time_s)
+
+
+def _energy_used(state: RunState, e: ev.EnergyUsed, time_s: float) -> RunState:
+    # Whatever attempt it was used for, it was used.
+    more = AttemptEnergy(measured_j=e.joules)
+    return replace(state, energy=state.energy.add(max(e.attempt, 0), more, e.node))
 
 
 # --- attempts ------------------------------------------------------------------------------------
@@ -173,10 +184,23 @@ def _worker_exited(state: RunState, e: ev.WorkerExited, time_s: float) -> RunSta
         return state
     if any(known.rank == e.rank for known in running.exits):
         return state
+    if len(running.exits) >= MAX_EXITS_KEPT and any(_same_end(e, k) for k in running.exits):
+        # A death in a large run has thousands of echoes, and one more says nothing new.
+        return state
     if e.code == NO_USABLE_CHECKPOINT:
         # All ranks have agreed that none of their candidates is sound.
         state = cp.doubted(state, running.plan.checkpoints, e.message, time_s)
     return _with_signal(state, replace(running, exits=(*running.exits, e)), time_s)
+
+
+def _same_end(e: ev.WorkerExited, known: ev.WorkerExited) -> bool:
+    return (e.signal is None, e.code) == (known.signal is None, known.code)
+
+
+def _workers_exited(state: RunState, e: ev.WorkersExited, time_s: float) -> RunState:
+    for each in e.exits:
+        state = _worker_exited(state, each, time_s)
+    return state
 
 
 def _start_failed(state: RunState, e: ev.StartFailed, time_s: float) -> RunState:
@@ -233,13 +257,12 @@ def _with_mark(state: RunState, e: ev.FindingSeen) -> RunState:
     node = state.nodes.get(e.finding.node or "")
     if node is None or e.finding.shadow:
         return state
+    marked = pf.with_suspicion(node, e)
     if e.finding.action == "evict" and node.evict is None:
-        node = replace(node, evict=e)
+        marked = replace(marked, evict=e)
     elif e.finding.action == "drain" and node.drain is None:
-        node = replace(node, drain=e)
-    else:
-        return state
-    return replace(state, nodes={**state.nodes, node.node: node})
+        marked = replace(marked, drain=e)
+    return state if marked is node else replace(state, nodes={**state.nodes, node.node: marked})
 
 
 def _decision_made(state: RunState, e: ev.DecisionMade, time_s: float) -> RunState:
@@ -300,9 +323,13 @@ _HANDLERS: dict[type, _Handler] = {
     ev.FaultInjected: _fault_injected,
     ev.NodeJoined: _node_joined,
     ev.NodeLost: _node_lost,
+    ev.EnergyUsed: _energy_used,
+    ev.PreflightAnswered: pf.preflight_answered,
+    ev.PreflightJudged: pf.preflight_judged,
     ev.WorkersStarted: _workers_started,
     ev.AttemptResumed: _attempt_resumed,
     ev.WorkerExited: _worker_exited,
+    ev.WorkersExited: _workers_exited,
     ev.StartFailed: _start_failed,
     ev.HangSuspected: _hang_suspected,
     ev.RankFinished: _rank_finished,

@@ -8,6 +8,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from . import decisions as d
+from . import fold_preflight as pf
+from .energy import AttemptEnergy
 from .events import InterventionRequested
 from .fold_checkpoints import with_failed_restart
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
@@ -57,7 +59,9 @@ def _opened(state: RunState, draft: d.IncidentDraft, time_s: float) -> RunState:
     last = state.last
     blamed = state.nodes.get(draft.node or "")
     if blamed is not None and draft.fault == "hang":
-        blamed = replace(blamed, num_hangs=blamed.num_hangs + 1)
+        hangs = blamed.num_hangs + 1
+        why = f"blamed for {hangs} hangs, last {draft.id}" if hangs > 1 else blamed.suspicion
+        blamed = replace(blamed, num_hangs=hangs, suspicion=why)
         state = replace(state, nodes={**state.nodes, blamed.node: blamed})
     incident = Incident(
         draft=draft,
@@ -88,7 +92,7 @@ def _start_attempt(
     state: RunState, action: d.StartAttempt, decision: d.Decision, time_s: float
 ) -> RunState:
     plan = action.plan
-    state = _without_attempt(state, time_s)
+    state = pf.cut_by_attempt(_without_attempt(state, time_s), plan.nodes)
     restarts = state.restarts_s if not state.num_attempts else (*state.restarts_s, time_s)
     checkpoints = state.checkpoints
     for name in action.quarantines:
@@ -127,6 +131,9 @@ def _without_attempt(state: RunState, time_s: float) -> RunState:
     state = with_failed_restart(state)
     old = state.attempt
     barren = state.barren_attempts + (old is not None and old.num_steps == 0)
+    if old is not None:
+        used = AttemptEnergy(rank_s=old.plan.mesh.world_size * (time_s - old.started_s))
+        state = replace(state, energy=state.energy.add(old.number, used))
     return replace(state, attempt=None, barren_attempts=barren, idle_s=time_s)
 
 
@@ -145,6 +152,20 @@ def _linked_to_incidents(state: RunState, attempt: int) -> RunState:
     for name in state.open_incidents:
         state = fold_incident(state, name, linked)
     return state
+
+
+def _run_preflight(
+    state: RunState, action: d.RunPreflight, decision: d.Decision, time_s: float
+) -> RunState:
+    if action.plan.is_gate:
+        state = _without_attempt(state, time_s)
+    return pf.run_preflight(state, action, time_s)
+
+
+def _end_preflight(
+    state: RunState, action: d.EndPreflight, decision: d.Decision, time_s: float
+) -> RunState:
+    return pf.end_preflight(state, action, time_s)
 
 
 def _quarantine(
@@ -201,7 +222,7 @@ def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: 
 
 def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float) -> RunState:
     end = Status.STOPPED if action.stopped else Status.COMPLETED
-    state = replace(_without_attempt(state, time_s), end=end, ended_s=time_s)
+    state = replace(_without_attempt(state, time_s), end=end, ended_s=time_s, preflight=None)
     for name, known in state.interventions.items():
         if known.request.action == "stop" and known.stage in ("requested", "sent"):
             state = _staged(state, name, "applied", decision.reason)
@@ -301,6 +322,8 @@ def _unchanged(state: RunState, action: Any, decision: d.Decision, time_s: float
 _Apply = Callable[[RunState, Any, d.Decision, float], RunState]
 _APPLY: dict[type, _Apply] = {
     d.StartAttempt: _start_attempt,
+    d.RunPreflight: _run_preflight,
+    d.EndPreflight: _end_preflight,
     d.QuarantineNode: _quarantine,
     d.ReleaseNode: _release,
     d.SetDetector: _set_detector,

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from . import events as ev
 from .fold_checkpoints import followed_by, trained_on
 from .fold_decisions import fold_incident
+from .fold_preflight import tried_by_training
 from .state import RECENT_STEPS, TREND_STEPS, AttemptState, Incident, RunState
 from .wire import StepSample
 
@@ -42,6 +43,8 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
         steps_total=state.steps_total + 1,
         barren_attempts=0,
     )
+    if is_first:
+        state = tried_by_training(state, running)
     if state.trending:
         state = _with_trends(state)
     if is_first:

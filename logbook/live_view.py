@@ -11,6 +11,7 @@ from rich.text import Text
 
 from .clock import span_text
 from .decisions import CloseIncident
+from .energy import energy_text
 from .state import Incident, RunState, Status
 from .summary import RunSummary, summarize
 from .wire import StepSample
@@ -106,6 +107,10 @@ def doing_text(state: RunState) -> str:
         return f"paused ({state.paused}): {state.pause_reason}"
     if status.is_terminal:
         return f"the run is {status} at step {state.step}"
+    preflight = state.preflight
+    if attempt is None and preflight is not None:
+        num_nodes = len(preflight.plan.nodes)
+        return f"trying {num_nodes} nodes out before they train (preflight {preflight.plan.number})"
     if attempt is None:
         ready = sum(1 for n in state.nodes.values() if n.is_usable)
         return f"waiting for nodes: {ready} ready"
@@ -165,6 +170,10 @@ def render_summary(summary: RunSummary, extra: list[tuple[str, str]]) -> Rendera
         ("steps", f"{summary.steps_trained} trained, {summary.steps_lost} of them again"),
         ("MTTD / MTTR", f"{span_text(summary.mttd_s)} / {span_text(summary.mttr_s)}"),
     ]
+    energy = summary.energy
+    if energy.measured_j is not None or energy.declared_j is not None:
+        measured, declared = energy_text(energy.measured_j), energy_text(energy.declared_j)
+        rows.append(("energy", f"{measured} measured, {declared} by declared power"))
     for name, value in rows:
         table.add_row(name, value)
     if not summary.incidents:

@@ -12,6 +12,7 @@ import msgspec
 from . import decisions as de
 from . import events as ev
 from .clock import span_text
+from .energy import energy_text
 
 
 def phrase_of(event: msgspec.Struct) -> str | None:
@@ -52,6 +53,27 @@ def _lost(e: ev.NodeLost) -> str:
     return f"{e.node} is gone: {e.reason}"
 
 
+def _energy(e: ev.EnergyUsed) -> str:
+    used = energy_text(e.joules)
+    return f"{e.num_gpus} GPUs of {e.node} used {used} within {_span(e.span_s)}"
+
+
+def _answered(e: ev.PreflightAnswered) -> str:
+    said = [f"{len(e.done)} ranks of {e.node} answered preflight {e.preflight}"] if e.done else []
+    said += [f"rank {s.rank} on {e.node}: {s.message}" for s in e.silent[:4]]
+    return "; ".join(said)
+
+
+def _judged(e: ev.PreflightJudged) -> str:
+    if e.error:
+        return f"preflight {e.preflight} proves nothing: {e.error}"
+    if not e.failed:
+        return f"preflight {e.preflight}: all {e.checks_total} checks passed"
+    failed = _some([f"{r.name} on {r.node}" for r in e.failed])
+    bad = f"; to blame: {_some(e.bad_nodes)}" if e.bad_nodes else ""
+    return f"preflight {e.preflight}: failed {failed} of {e.checks_total} checks{bad}"
+
+
 def _started(e: ev.WorkersStarted) -> str:
     return f"{len(e.pids)} workers born on {e.node}"
 
@@ -72,6 +94,12 @@ def _exited(e: ev.WorkerExited) -> str:
     words = f": [{e.code}] {e.message}" if e.code else f": {e.message}" if e.message else ""
     where = f" ({e.phase})" if e.phase else ""
     return f"rank {e.rank} on {e.node} {how} after step {e.step}{where}{words}"
+
+
+def _exited_together(e: ev.WorkersExited) -> str:
+    ranks = _some([str(each.rank) for each in e.exits], 8)
+    codes = _some(list(dict.fromkeys(each.code or f"exit {each.exit_code}" for each in e.exits)))
+    return f"ranks {ranks} on {e.node} ended too: {codes}"
 
 
 def _start_failed(e: ev.StartFailed) -> str:
@@ -201,6 +229,11 @@ def action_text(action: de.Action) -> str:
             lr = f", LR x{factor:.3g}" if factor != 1.0 else ""
             avoid = f", never again {_some(quarantines)}" if quarantines else ""
             return f"start attempt {plan.attempt} on {_some(plan.nodes)} {start}{lr}{avoid}"
+        case de.RunPreflight(plan):
+            gate = "before they train" if plan.is_gate else "while training goes on"
+            return f"try out {_some(plan.nodes)} ({plan.thoroughness}) {gate}"
+        case de.EndPreflight(number):
+            return f"end preflight {number}"
         case de.QuarantineNode(node):
             return f"quarantine {node}"
         case de.ReleaseNode(node):
@@ -253,9 +286,13 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.FaultInjected: _fault,
     ev.NodeJoined: _joined,
     ev.NodeLost: _lost,
+    ev.EnergyUsed: _energy,
+    ev.PreflightAnswered: _answered,
+    ev.PreflightJudged: _judged,
     ev.WorkersStarted: _started,
     ev.AttemptResumed: _resumed,
     ev.WorkerExited: _exited,
+    ev.WorkersExited: _exited_together,
     ev.StartFailed: _start_failed,
     ev.HangSuspected: _hang,
     ev.RankFinished: _finished,

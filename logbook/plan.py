@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from .preflight import Thoroughness
 from .wire import Hyper, Mesh
 
 
@@ -45,3 +46,35 @@ class AttemptPlan(msgspec.Struct, frozen=True):
             if placement.first_rank <= rank < placement.first_rank + placement.num_ranks:
                 return placement.node
         return None
+
+
+class PreflightPlan(msgspec.Struct, frozen=True):
+    """Which nodes one preflight tries out together.
+
+    number:  1 onward in a run; a newer one ends what is left of an older one.
+    nodes:   in rank order; each carries ranks_per_node ranks.
+    is_gate: the next attempt waits for its outcome; otherwise training goes on meanwhile.
+    """
+
+    number: int
+    nodes: tuple[str, ...]
+    ranks_per_node: int
+    thoroughness: Thoroughness
+    is_gate: bool
+
+    @property
+    def attempt(self) -> int:
+        """What stands in the place of an attempt number in orders and reports of this preflight.
+
+        Below zero, so that no attempt is ever taken for a preflight or the other way round.
+        """
+        return -self.number
+
+    @property
+    def world_size(self) -> int:
+        return len(self.nodes) * self.ranks_per_node
+
+    @property
+    def rank_nodes(self) -> tuple[str, ...]:
+        """The node of every rank, by rank."""
+        return tuple(node for node in self.nodes for _ in range(self.ranks_per_node))

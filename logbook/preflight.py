@@ -106,7 +106,7 @@ class PreflightOrder(msgspec.Struct, frozen=True, kw_only=True):
         return [rank for unit in units for rank in range(unit * size, (unit + 1) * size)]
 
 
-class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
+class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one check found.
 
     rank:     None when it is about the whole node.
@@ -125,7 +125,7 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
+class GroupResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one rank saw of the collectives of one group.
 
     wrong_from: ranks whose contribution to an all-gather arrived altered.
@@ -167,3 +167,11 @@ class PreflightDone(msgspec.Struct, frozen=True, kw_only=True, tag="preflight"):
     clock_offset_s: float | None = None
     clock_error_s: float = 0.0
     wall_s: float = 0.0
+
+
+class SilentRank(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A rank of a preflight that ended without a report. is_own: by no fault of another rank."""
+
+    rank: int
+    message: str
+    is_own: bool = True

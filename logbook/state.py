@@ -12,17 +12,20 @@ from typing import Any
 import msgspec
 
 from .decisions import Decision, IncidentDraft, Observe
+from .energy import Energy
 from .events import (
     FaultInjected,
     FindingSeen,
     HangSuspected,
     InterventionRequested,
+    PreflightJudged,
     StartFailed,
     UploadFailed,
     WorkerExited,
 )
 from .findings import Severity
-from .plan import AttemptPlan
+from .plan import AttemptPlan, PreflightPlan
+from .preflight import PreflightDone, SilentRank
 from .quantile import RunningMedian
 from .trend import Trend
 from .wire import CheckpointTags, Hyper, StepSample
@@ -56,6 +59,9 @@ class NodeState(msgspec.Struct, frozen=True):
 
     machine, gpus, lemon: as in events.NodeJoined.
     evict, drain: the finding that wants it replaced now, or at the next restart.
+    examined: incarnation that a preflight, or training itself, has tried out last.
+    joined_s: when its agent of the moment joined.
+    suspicion: why it must be tried out again, "" when there is no reason to.
     """
 
     node: str
@@ -72,10 +78,43 @@ class NodeState(msgspec.Struct, frozen=True):
     lemon: str = ""
     evict: FindingSeen | None = None
     drain: FindingSeen | None = None
+    examined: str = ""
+    suspicion: str = ""
+    joined_s: float = 0.0
 
     @property
     def is_usable(self) -> bool:
         return self.present and not self.quarantined
+
+
+class NodeAnswers(msgspec.Struct, frozen=True):
+    """What the ranks of one node have said in a preflight."""
+
+    done: tuple[PreflightDone, ...] = ()
+    silent: tuple[SilentRank, ...] = ()
+
+
+class PreflightState(msgspec.Struct, frozen=True):
+    """The preflight under way. heard_s: since when its silence counts against it.
+
+    answers: by node. num_answered: ranks that have answered, or ended without.
+    lost_nodes: those of its nodes that were lost meanwhile. judged: its outcome, once it has one.
+    """
+
+    plan: PreflightPlan
+    heard_s: float
+    answers: dict[str, NodeAnswers] = {}
+    num_answered: int = 0
+    lost_nodes: tuple[str, ...] = ()
+    judged: PreflightJudged | None = None
+
+    @property
+    def done(self) -> list[PreflightDone]:
+        return [done for node in self.answers.values() for done in node.done]
+
+    @property
+    def silent(self) -> list[SilentRank]:
+        return [silent for node in self.answers.values() for silent in node.silent]
 
 
 class AttemptState(msgspec.Struct, frozen=True):
@@ -253,6 +292,7 @@ class RunState(msgspec.Struct, frozen=True):
     idle_s: since when no attempt has been current, where none is.
     lineage: (attempt, step it resumed from), both rising: what an earlier attempt made beyond that
         step was left behind.
+    cut_preflights: how many in a row came to nothing because a node was lost.
     detectors: modes of detectors that people have switched, by name.
     places: the nodes of the last attempt in the order of their ranks: each may hold their state.
     pruned: the checkpoints deleted last, so that late news of one does not bring it back.
@@ -282,6 +322,10 @@ class RunState(msgspec.Struct, frozen=True):
     num_attempts: int = 0
     attempt: AttemptState | None = None
     places: tuple[str, ...] = ()
+    energy: Energy = Energy()
+    preflight: PreflightState | None = None
+    num_preflights: int = 0
+    cut_preflights: int = 0
     nodes: dict[str, NodeState] = {}
     step: int = 0
     last: StepSample | None = None

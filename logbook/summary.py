@@ -6,6 +6,7 @@ import statistics
 
 import msgspec
 
+from .energy import AttemptEnergy, EnergySummary, summarize_energy
 from .events import FaultInjected
 from .state import Incident, RunState
 
@@ -40,6 +41,7 @@ class RunSummary(msgspec.Struct, frozen=True):
 
     ettr_frac: productive time over wall time, where productive time is the steps that survive in
         the lineage times their median healthy step time, and the wall runs from submission.
+    energy: measured by GPUs, and what their declared power amounts to.
     """
 
     run: str
@@ -56,6 +58,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     mttr_s: float | None
     mtbf_s: float | None
     incidents: tuple[IncidentRow, ...]
+    energy: EnergySummary = EnergySummary()
 
 
 def summarize(state: RunState, now_s: float) -> RunSummary:
@@ -84,7 +87,18 @@ def summarize(state: RunState, now_s: float) -> RunSummary:
         mttr_s=statistics.fmean(recover) if recover else None,
         mtbf_s=wall_s / len(failures) if failures else None,
         incidents=rows,
+        energy=_energy(state, end_s),
     )
+
+
+def _energy(state: RunState, end_s: float) -> EnergySummary:
+    energy, running = state.energy, state.attempt
+    if running is not None:
+        span_s = max(end_s - running.started_s, 0.0)
+        so_far = AttemptEnergy(rank_s=running.plan.mesh.world_size * span_s)
+        energy = energy.add(running.number, so_far)
+    nodes = state.spec.get("nodes") or {}
+    return summarize_energy(energy, float(nodes.get("gpu_watts") or 0.0))
 
 
 def _steps_lost(state: RunState) -> int:

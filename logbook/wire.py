@@ -225,6 +225,27 @@ class WorkerFailed(msgspec.Struct, frozen=True, tag="failed"):
     traceback: str = ""
 
 
+class CollectiveMark(msgspec.Struct, frozen=True):
+    """Where a rank stands in the collectives of one process group.
+
+    enqueued, completed: number of the last one it has called, and that has come to its end.
+    op: what the last one called is, as the backend names it; "" when it does not say.
+    """
+
+    group: str
+    enqueued: int
+    completed: int
+    op: str = ""
+
+
+class CollectiveTrace(msgspec.Struct, frozen=True, tag="collectives"):
+    """Answer to the command "trace". error: why there are no marks, "" when there are."""
+
+    rank: int
+    marks: tuple[CollectiveMark, ...] = ()
+    error: str = ""
+
+
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The rank has completed the run (or was told to stop, when stopped is set)."""
 
@@ -241,10 +262,14 @@ WorkerMessage = (
     | Applied
     | WorkerFailed
     | Finished
+    | CollectiveTrace
     | PreflightDone
 )
 
 # --- agent -> worker ----------------------------------------------------------------------------
+
+ASIDE = 0
+"""seq of an order that is no step of the run."""
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -260,6 +285,9 @@ class Command(msgspec.Struct, frozen=True):
         "save-interval"  save after every step that value, a whole number, divides
         "checkpoint"  save now; value unused
         "stop"        finish the current step, save, exit 0; value unused
+    An agent's own order stands outside that sequence, has seq ASIDE and is answered at once, by a
+    thread, also while the rank waits in a collective:
+        "trace"       say where the rank stands in its collectives (CollectiveTrace)
     """
 
     seq: int

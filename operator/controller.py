@@ -20,7 +20,7 @@ from ..logbook import events as ev
 from ..logbook.errors import Fatal, MidwatchError, Retryable
 from ..logbook.findings import Finding
 from ..logbook.fold import evolve
-from ..logbook.plan import AttemptPlan
+from ..logbook.plan import AttemptPlan, PreflightPlan
 from ..logbook.record import Record
 from ..logbook.state import Incident, RunState
 from ..logbook.wire import StepSample
@@ -31,6 +31,7 @@ from .policy.detectors import NODE_DETECTORS
 from .policy.nodes import failure_of, machine_of
 from .policy.upkeep import note_takeover
 from .ports import Ports
+from .preflight import judge_when_over
 from .rank_watch import RankWatch
 from .spec import RunSpec
 
@@ -50,6 +51,7 @@ class Controller:
         self._undone: dict[str, d.Decision] = {}
         self._unheard_start: AttemptPlan | None = None
         self._unsaid: list[Finding] = []
+        self._half_ordered: list[str] = []
         self._noted: dict[str, Incident] = {}
         self._listed = 0
 
@@ -61,6 +63,11 @@ class Controller:
             self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
         self._undone = dict(self.state.pending)
         self._unheard_start = _unheard_start(self.state)
+        self._half_ordered = [
+            name
+            for name, decision in self._undone.items()
+            if isinstance(decision.action, d.RunPreflight)
+        ]
         for detector, mode in self.state.detectors.items():
             self._switch(detector, mode)
         resumed_step = self.state.attempt.resumed_step if self.state.attempt is not None else None
@@ -96,6 +103,7 @@ class Controller:
         # before anything is placed on them.
         self._ports.cluster.maintain(self.state)
         self._say_unsaid()
+        self._give_up_half_ordered()
         self._take_in()
         self._redo()
         made = self._decide_and_act()
@@ -117,6 +125,7 @@ class Controller:
             if isinstance(signal, RankSamples):
                 for finding in self._ranks.take(self.state, signal):
                     self._found(signal.attempt, finding)
+        self._judge_preflight()
         self.record(*self._ports.desk.requests())
         self._ports.desk.settled()
         self._ports.cluster.acknowledge()
@@ -127,6 +136,18 @@ class Controller:
             self._listed = attempt.number
             known = tuple(self.state.checkpoints)
             self.record(*self._ports.checkpoints.unknown(known))
+
+    def _judge_preflight(self) -> None:
+        outcome = judge_when_over(self.state, self._ports.clock.now_s())
+        if outcome is None:
+            return
+        findings, judged = outcome
+        said = [(seen.finding.kind, seen.finding.node) for seen in self.state.findings]
+        for finding in findings:
+            # Said already where the last controller died between these lines.
+            if (finding.kind, finding.node) not in said[-len(findings) :]:
+                self._found(self.state.num_attempts, finding)
+        self.record(judged)
 
     def _take(self, event: ev.Event) -> None:
         if isinstance(event, ev.FindingSeen):
@@ -160,6 +181,16 @@ class Controller:
             if self._noted.get(name) is not incident:
                 self._ports.desk.write_note(self.state, incident)
         self._noted = self.state.incidents
+
+    def _give_up_half_ordered(self) -> None:
+        """A preflight that some nodes were told of and others not: its ranks never meet."""
+        names, self._half_ordered = self._half_ordered, []
+        for name in names:
+            why = "the controller was lost while it gave the order"
+            action = self._undone.pop(name).action
+            assert isinstance(action, d.RunPreflight)
+            cut = ev.PreflightJudged(action.plan.number, 0, error=why, is_cut=True)
+            self.record(cut, ev.ActionDone(name, error=why), sync=True)
 
     def _redo(self) -> None:
         undone, self._undone = self._undone, {}
@@ -212,6 +243,10 @@ class Controller:
         if isinstance(action, d.StartAttempt):
             if self.state.running(action.plan.attempt) is not None:
                 cluster.start(action.plan)
+        elif isinstance(action, d.RunPreflight):
+            self._examine(action.plan, attempt)
+        elif isinstance(action, d.EndPreflight):
+            cluster.end_examination(action.preflight)
         elif isinstance(action, (d.PauseRun, d.EndRun, d.AwaitNodes)):
             cluster.stop(attempt)
         elif isinstance(action, d.ReleaseNode):
@@ -224,6 +259,13 @@ class Controller:
             self._ports.checkpoints.verify(action.checkpoint)
         elif isinstance(action, d.PruneCheckpoints):
             self._ports.checkpoints.prune(action.checkpoints)
+
+    def _examine(self, plan: PreflightPlan, attempt: int) -> None:
+        if self.state.preflight is None or self.state.preflight.plan.number != plan.number:
+            return
+        if plan.is_gate:
+            self._ports.cluster.stop(attempt)
+        self._ports.cluster.examine(plan)
 
 
 def _unheard_start(state: RunState) -> AttemptPlan | None:

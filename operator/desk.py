@@ -11,9 +11,11 @@ A request survives whatever the controller is doing, and needs nothing but the f
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -23,6 +25,7 @@ from ..logbook.events import Event, FaultInjected, InterventionRequested, NoteAd
 from ..logbook.notes import render_note
 from ..logbook.state import Incident, RunState
 
+_log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 64 << 10
 
 Request = InterventionRequested | FaultInjected | NoteAdded
@@ -39,6 +42,10 @@ class FileDesk:
         for folder in (self._requests, self._notes, self._evidence):
             folder.mkdir(parents=True, exist_ok=True)
         self._taken: list[Path] = []
+        # Looked up once: thousands of dumps at once would each ask the file system.
+        self._given = {path.name for path in self._evidence.iterdir()}
+        # A hang of a large run brings a dump from every node at once, and its answer is urgent.
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence")
 
     def requests(self) -> Sequence[Event]:
         """Return the requests that lie here, oldest first; unreadable ones are put aside."""
@@ -71,14 +78,23 @@ class FileDesk:
         _write_atomically(path, render_note(state, incident).encode())
 
     def attach(self, name: str, text: str) -> str:
-        """Keep a piece of evidence under a name of its own; return its path."""
-        path = self._evidence / name
+        """Keep a piece of evidence under a name of its own; return its path.
+
+        It is written soon, on a thread of its own.
+        """
+        free, stem, suffix = name, Path(name).stem, Path(name).suffix
         for number in range(2, 1000):
-            if not path.exists():
+            if free not in self._given:
                 break
-            path = self._evidence / f"{Path(name).stem}-{number}{Path(name).suffix}"
-        path.write_text(text, encoding="utf-8")
+            free = f"{stem}-{number}{suffix}"
+        self._given.add(free)
+        path = self._evidence / free
+        self._writer.submit(_write_evidence, path, text)
         return str(path)
+
+    def close(self) -> None:
+        """Wait until all evidence is written."""
+        self._writer.shutdown()
 
 
 def note_path(run_dir: Path, incident: str) -> Path:
@@ -97,6 +113,13 @@ def post_request(run_dir: Path, request: Request, *, time_s: float) -> None:
         )
     name = f"{time_s:017.6f}-{secrets.token_hex(4)}.json"
     _write_atomically(folder / name, msgspec.json.encode(request))
+
+
+def _write_evidence(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _log.warning("evidence is lost: %s cannot be written: %s", path, error)
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

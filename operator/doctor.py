@@ -13,14 +13,22 @@ from pathlib import Path
 
 import msgspec
 
-from ..health.nodes.grouping import plan_groups
 from ..health.nodes.preflight_judge import PreflightVerdict, Silence, judge_preflight
 from ..logbook.errors import Fatal
 from ..logbook.preflight import ORDER_VARIABLE, PreflightDone, PreflightLimits, PreflightOrder
 from ..logbook.wire import PEER_CODES, Mesh, WorkerFailed, WorkerStart
 from .agent.plan import AgentConfig, LocalPlan, Preload
-from .agent.reports import AgentReport, AgentStatus, StartFailed, WorkerExited, WorkerMessages
+from .agent.reports import (
+    AgentReport,
+    AgentStatus,
+    Exit,
+    StartFailed,
+    WorkerExited,
+    WorkerMessages,
+    WorkersExited,
+)
 from .agent.supervisor import Supervisor
+from .preflight import plan_order
 
 ENTRY_POINT = "midwatch.trainer.preflight:main"
 PRELOAD = "midwatch.trainer.preflight:preload"
@@ -60,26 +68,18 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def plan_order(examination: Examination) -> PreflightOrder:
-    """Return the order for the workers: groups of nodes, or of ranks where there is one node."""
-    per_node = examination.ranks_per_node
-    per_unit = per_node if examination.num_nodes > 1 else 1
-    return PreflightOrder(
-        limits=examination.limits,
-        ranks_per_unit=per_unit,
-        rounds=plan_groups(len(examination.nodes) // per_unit, per_unit),
-        clock_ranks=tuple(range(per_node, len(examination.nodes), per_node)),
-        scratch_dir=examination.scratch_dir,
-        store_dir=examination.store_dir,
-    )
-
-
 def examine(examination: Examination) -> PreflightVerdict:
     """Run the preflight and return its verdict; ranks that do not answer are part of it.
 
     Raises: Fatal[preflight-not-started] when no worker could be started at all.
     """
-    order = plan_order(examination)
+    order = plan_order(
+        examination.num_nodes,
+        examination.ranks_per_node,
+        examination.limits,
+        examination.scratch_dir,
+        examination.store_dir,
+    )
     gathered = _Gathered(len(examination.nodes))
     supervisor = Supervisor(_agent_config(examination), gathered.take)
     try:
@@ -134,7 +134,7 @@ class _Gathered:
         self.reports: dict[int, PreflightDone] = {}
         self._world_size = world_size
         self._failed: dict[int, WorkerFailed] = {}
-        self._exits: dict[int, WorkerExited] = {}
+        self._exits: dict[int, Exit] = {}
         self._not_started = ""
         self._changed = threading.Condition()
 
@@ -152,7 +152,9 @@ class _Gathered:
                 elif isinstance(message, WorkerFailed):
                     self._failed[rank] = message
         elif isinstance(report, WorkerExited):
-            self._exits[report.exit.rank] = report
+            self._exits[report.exit.rank] = report.exit
+        elif isinstance(report, WorkersExited):
+            self._exits |= {row.exit.rank: row.exit for row in report.rows}
         elif isinstance(report, StartFailed):
             self._not_started = f"{report.code}: {report.message}"
         elif isinstance(report, AgentStatus) and report.forkserver == "failed":
@@ -191,6 +193,6 @@ class _Gathered:
             is_own = words.code not in PEER_CODES
             return Silence(f"failed: {words.code}: {words.message}", is_own)
         if end is not None:
-            how = f"signal {end.exit.signal}" if end.exit.signal else f"exit {end.exit.exit_code}"
+            how = f"signal {end.signal}" if end.signal else f"exit {end.exit_code}"
             return Silence(f"its process ended without a report ({how})")
         return Silence(f"no report within {limit_s:g} s")

@@ -33,6 +33,7 @@ class _Member(msgspec.Struct):
     is_up: bool = False
     is_gone: bool = False
     rendezvous: tuple[str, int] | None = None
+    serving: tuple[int, str, int] = (0, "", 0)
 
 
 class Fleet:
@@ -62,6 +63,7 @@ class Fleet:
             return None
         if report.rendezvous_port:
             member.rendezvous = (report.rendezvous_host, report.rendezvous_port)
+        member.serving = (report.attempt, report.rendezvous_host, report.serving_port)
         if report.forkserver != "ready" or member.is_up:
             return None
         member.is_up = True
@@ -100,12 +102,17 @@ class Fleet:
         member = self._members.get(node)
         return member is not None and not member.is_gone
 
-    def rendezvous(self, node: str) -> tuple[str, int]:
+    def rendezvous(self, node: str, attempt: int) -> tuple[str, int]:
         """Return the address at which a rank 0 on node can be met; used up by the caller.
+
+        Where that rank of this attempt serves already, ordered by a controller that was lost before
+        it had told all nodes, the others must meet it there.
 
         Raises: Retryable[no-rendezvous] until the node's next heartbeat has named a fresh one.
         """
         member = self._members.get(node)
+        if member is not None and member.serving[0] == attempt and member.serving[2]:
+            return member.serving[1:]
         if member is None or member.rendezvous is None:
             raise Retryable("no-rendezvous", f"{node} has not named an address yet", delay_s=0.1)
         address, member.rendezvous = member.rendezvous, None

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from ..health.nodes.evidence import weigh_signs
 from ..health.nodes.lemons import MachineIdentity
 from ..health.nodes.liveness import RankProgress
 from ..health.nodes.node_judge import Repeats
@@ -15,13 +16,24 @@ from ..logbook import wire
 from ..logbook.findings import Finding, Severity
 from ..logbook.state import RunState
 from .agent import reports as rp
-from .ports import CommitFound, NodeGone, NodeUp, PruneResult, Signal, VerifyResult
+from .examinations import Examinations
+from .exit_reading import ExitReader
+from .ports import CommitFound, NodeGone, NodeSigns, NodeUp, PruneResult, Signal, VerifyResult
 
 Attach = Callable[[str, str], str]
 JudgeMachine = Callable[[MachineIdentity], str]
 
 RANK_TIMES_EVERY_STEPS = 10
 REMEMBERED_REPORTS = 16_384
+ECHO_MESSAGE_MAX = 200
+SIGNS_WINDOW_S = 3600.0
+_OF_WORKERS = (
+    rp.WorkerMessages,
+    rp.WorkerExited,
+    rp.WorkersExited,
+    rp.StartFailed,
+    rp.WorkersStarted,
+)
 
 
 class Observer:
@@ -39,6 +51,10 @@ class Observer:
         self._seen: dict[str, SeenReports] = {}
         self._start_errors: dict[str, str] = {}
         self._repeats = Repeats()
+        # A condition stands for days and is told again with every look at the node.
+        self._signs_said = Repeats(window_s=SIGNS_WINDOW_S)
+        self._examinations = Examinations()
+        self._exits = ExitReader()
 
     def observe(self, state: RunState, signal: Signal) -> list[ev.Event]:
         """Return the events that a signal amounts to for a run in this state."""
@@ -57,7 +73,15 @@ class Observer:
             name = signal.commit.checkpoint
             is_news = name not in state.checkpoints and name not in state.pruned
             return [signal.commit] if is_news else []
+        if isinstance(signal, NodeSigns):
+            return self._signs(state, signal)
         return self._report(state, signal)
+
+    def _signs(self, state: RunState, signal: NodeSigns) -> list[ev.Event]:
+        """What the cluster says of a node counts once, until it says more or has been silent."""
+        found = weigh_signs(signal.signs, node=signal.node, step=state.step)
+        new = [f for f in found if self._signs_said.is_new(signal.node, f, signal.time_s)]
+        return [ev.FindingSeen("", state.num_attempts, finding) for finding in new]
 
     def _joined(self, signal: NodeUp) -> ev.Event:
         machine = signal.machine
@@ -78,6 +102,8 @@ class Observer:
         if not self._seen.setdefault(report.agent, SeenReports()).is_new(report.seq):
             # Sent again because our acknowledgement was lost.
             return []
+        if isinstance(report, _OF_WORKERS) and report.attempt < 0:
+            return self._examinations.observe(state, report)
         if isinstance(report, rp.WorkerMessages):
             return self._messages(state, report)
         if isinstance(report, (rp.CheckpointStored, rp.UploadTrouble)):
@@ -88,12 +114,19 @@ class Observer:
         if isinstance(report, rp.NodeFindings):
             # What is wrong with a node is so in any attempt.
             return self._node_findings(state, report)
+        if isinstance(report, rp.EnergyUsed):
+            use = report.use
+            used = use.joules, use.span_s, use.num_gpus
+            return [ev.EnergyUsed(max(report.attempt, 0), report.node, *used)]
         running = state.running(report.attempt)
         if running is None:
             return _stale(report)
         handler = _HANDLERS.get(type(report))
         if isinstance(report, rp.WorkerExited):
-            return [self._exited(report)]
+            return self._read(state, report)
+        if isinstance(report, rp.WorkersExited):
+            exits = tuple(_without_echo(self._exited(report, row)) for row in report.rows)
+            return [ev.WorkersExited(report.attempt, report.node, exits)]
         if isinstance(report, rp.HangSuspected):
             return [self._hang(report)]
         return handler(report) if handler is not None else []
@@ -152,20 +185,29 @@ class Observer:
             for finding in new
         ]
 
-    def _exited(self, report: rp.WorkerExited) -> ev.Event:
-        words = self._last_words.pop((report.attempt, report.exit.rank), None)
-        code = report.exit.exit_code
+    def _read(self, state: RunState, report: rp.WorkerExited) -> list[ev.Event]:
+        words = self._last_words.get((report.attempt, report.exit.rank))
+        event = self._exited(report, report)
+        if event.code in wire.PEER_CODES or event.exit_code == 0:
+            return [event]
+        traceback = words.traceback if words is not None else ""
+        read, findings = self._exits.read(event, traceback, state.step)
+        return [read, *findings]
+
+    def _exited(self, report: rp.AgentReport, row: rp.ExitRow | rp.WorkerExited) -> ev.WorkerExited:
+        words = self._last_words.pop((report.attempt, row.exit.rank), None)
+        code = row.exit.exit_code
         return ev.WorkerExited(
             attempt=report.attempt,
-            rank=report.exit.rank,
+            rank=row.exit.rank,
             node=report.node,
-            exit_code=code if code is not None or report.exit.signal is not None else -1,
-            signal=report.exit.signal,
-            step=report.step,
-            phase=report.phase.name,
+            exit_code=code if code is not None or row.exit.signal is not None else -1,
+            signal=row.exit.signal,
+            step=row.step,
+            phase=row.phase.name,
             code=words.code if words is not None else "",
-            message=words.message[:2000] if words is not None else report.cause,
-            log_tail=report.log_tail[-2000:],
+            message=words.message[:2000] if words is not None else row.cause,
+            log_tail=row.log_tail[-2000:],
         )
 
     def _hang(self, report: rp.HangSuspected) -> ev.Event:
@@ -180,6 +222,13 @@ class Observer:
             rows=tuple(_hang_row(row) for row in report.rows),
             stacks=path,
         )
+
+
+def _without_echo(event: ev.WorkerExited) -> ev.WorkerExited:
+    """What a rank says that only lost a peer is what all others say."""
+    if event.code not in wire.PEER_CODES:
+        return event
+    return replace(event, message=event.message[:ECHO_MESSAGE_MAX], log_tail="")
 
 
 class SeenReports:
@@ -280,7 +329,9 @@ def _applied(report: rp.WorkerMessages, seq: int, acks: list[tuple[int, wire.App
 
 
 def _hang_row(row: RankProgress) -> ev.HangRow:
-    return ev.HangRow(row.rank, row.step, row.phase.name, row.age_s, row.state, row.waits)
+    return ev.HangRow(
+        row.rank, row.step, row.phase.name, row.age_s, row.state, row.waits, row.marks
+    )
 
 
 def _workers_started(report: rp.WorkersStarted) -> list[ev.Event]:

@@ -12,9 +12,10 @@ from typing import Protocol
 
 import msgspec
 
+from ..health.nodes.evidence import Sign
 from ..health.nodes.lemons import Failure, MachineIdentity
 from ..logbook.events import CheckpointCommitted, Event, InterventionRequested
-from ..logbook.plan import AttemptPlan
+from ..logbook.plan import AttemptPlan, PreflightPlan
 from ..logbook.record import Record
 from ..logbook.state import Incident, RunState
 from ..logbook.wire import Command
@@ -59,7 +60,18 @@ class CommitFound(msgspec.Struct, frozen=True):
     commit: CheckpointCommitted
 
 
-Signal = AgentReport | NodeUp | NodeGone | VerifyResult | PruneResult | CommitFound
+class NodeSigns(msgspec.Struct, frozen=True):
+    """What the cluster itself says of a node: conditions, taints, health states, metrics.
+
+    Told by whoever can read the cluster, as often as it looks; time_s is when it looked.
+    """
+
+    node: str
+    signs: tuple[Sign, ...]
+    time_s: float
+
+
+Signal = AgentReport | NodeUp | NodeGone | VerifyResult | PruneResult | CommitFound | NodeSigns
 
 
 class Clock(Protocol):
@@ -91,6 +103,17 @@ class Cluster(Protocol):
 
     def stop(self, attempt: int) -> None:
         """Kill the workers of this and every older attempt on every node."""
+        ...
+
+    def examine(self, plan: PreflightPlan) -> None:
+        """Run a preflight on its nodes; what is left of older ones is ended everywhere.
+
+        Idempotent by number. Raises Retryable when a rendezvous address is not known yet.
+        """
+        ...
+
+    def end_examination(self, number: int) -> None:
+        """Kill the workers of this and every older preflight on every node."""
         ...
 
     def send(self, attempt: int, command: Command) -> None:

@@ -38,8 +38,16 @@ class NodesSpec(Section):
     """What to do when no spare is left: wait for a node, or shrink dp_shard to what fits."""
     watch_gpus: Literal["auto", "on", "off"] = "auto"
     """Watch GPUs through NVML once a second; auto: where an NVIDIA driver is loaded."""
+    gpu_watts: float = Field(default=0.0, ge=0, le=10_000)
+    """Declared power of one GPU (its TDP, 400 for an A100), from which energy is reckoned beside
+    what GPUs measure themselves; 0: not reckoned."""
     kernel_log: str = "auto"
     """Kernel log that agents follow: a path, off, or auto: /dev/kmsg where GPUs are watched."""
+    preflight: Literal["off", "quick", "full"] = "quick"
+    """Try nodes out before they first carry ranks, and when they are suspected: arithmetic, memory,
+    disk, clocks, network. quick: seconds; full: minutes."""
+    preflight_scratch: str = "/tmp"
+    """Folder on each node's own disk that a preflight writes to; empty leaves the disk out."""
 
 
 class EntryPoints(Section):
@@ -51,6 +59,8 @@ class EntryPoints(Section):
     """Called once per node, before any worker is forked, with the trainer section."""
     config: str = "midwatch.trainer.config:TrainConfig"
     """Pydantic model that validates the trainer section."""
+    preflight: str = "midwatch.trainer.preflight:main"
+    """Called in each worker process of a preflight with its WorkerStart."""
     check: str = "midwatch.trainer.inputs:check"
     """Called with the trainer section where the run is submitted; raises if an input is missing."""
     export: str = "midwatch.trainer.export_checkpoint:main"
@@ -77,6 +87,9 @@ class RestartPolicy(Section):
     """Lower bound of the progress deadline."""
     hang_max_s: Seconds = Field(default=1800.0, validate_default=True)
     """Upper bound of the progress deadline."""
+    straggler_payback_s: float = Field(default=3600.0, ge=0, le=30 * 86_400)
+    """A straggler is replaced at once, where a spare is ready, if the restart pays for itself
+    within this time; otherwise it is left out at the next restart. 0: never at once."""
     quarantine_after_hangs: int = Field(default=2, ge=1, le=100)
     """A node blamed for this many hangs is quarantined."""
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ..logbook.errors import ConfigError
-from ..logbook.wire import Command, Hyper, LrChange, command_reader
+from ..logbook.wire import ASIDE, Command, Hyper, LrChange, command_reader
 from .config import TrainConfig
 from .schedule import factor_for_lr
 
@@ -36,11 +36,19 @@ class Mailbox:
 
     first_command: commands with a lower seq are folded into the run already and are ignored.
     on_gone: called on the reading thread when the agent has closed the pipe.
+    on_aside: called on the reading thread with each order that is no step of the run.
     """
 
-    def __init__(self, fd: int | None, first_command: int, on_gone: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        fd: int | None,
+        first_command: int,
+        on_gone: Callable[[], None],
+        on_aside: Callable[[Command], None] | None = None,
+    ) -> None:
         self._fd = fd
         self._on_gone = on_gone
+        self._on_aside = on_aside
         self._lock = threading.Lock()
         self._commands: dict[int, Command] = {}
         self._highest = first_command - 1
@@ -76,7 +84,10 @@ class Mailbox:
         try:
             while data := _read_some(self._fd):
                 for command in reader.feed(data):
-                    self.put(command)
+                    if command.seq != ASIDE:
+                        self.put(command)
+                    elif self._on_aside is not None:
+                        self._on_aside(command)
         except (ValueError, msgspec.MsgspecError):
             # An agent that speaks another language cannot steer this worker: treat it as gone.
             traceback.print_exc()

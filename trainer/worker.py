@@ -10,6 +10,7 @@ import faulthandler
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +25,13 @@ from ..checkpoints.manifest import SaverConfig
 from ..checkpoints.source import Opener, in_run_folder
 from ..checkpoints.tiered import Tiers
 from ..logbook.errors import ConfigError, MidwatchError
-from ..logbook.wire import Finished, Phase, ProgressPage, WorkerFailed, WorkerStart
+from ..logbook.wire import Command, Finished, Phase, ProgressPage, WorkerFailed, WorkerStart
 from .config import TrainConfig, check_mesh
 from .control import Mailbox, die_with_parent, exit_without_agent
 from .data import shards
 from .data.sampler import BatchShape, Sampler
 from .environment import environment_of
+from .flight import enable_recorder, take_trace
 from .inputs import check_vocab
 from .loop import Loop
 from .parts import Parts, Progress
@@ -59,7 +61,14 @@ def main(start: WorkerStart) -> None:
     dump_stacks_on_signal()
     assert start.report_fd is not None
     report = PipeReport(start.report_fd, exit_without_agent)
-    mailbox = Mailbox(start.command_fd, start.first_command, exit_without_agent)
+
+    def answer(order: Command) -> None:
+        if order.kind == "trace":
+            backend = "nccl" if torch.cuda.is_initialized() else "gloo"
+            report.send(take_trace(start.rank, backend))
+
+    enable_recorder(os.path.join(tempfile.gettempdir(), f"midwatch-{os.getpid()}-collectives-"))
+    mailbox = Mailbox(start.command_fd, start.first_command, exit_without_agent, answer)
     page = None if start.progress_fd is None else ProgressPage(start.progress_fd)
     serve(start, None, report, mailbox, Progress(page))
 

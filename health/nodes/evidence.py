@@ -18,7 +18,7 @@ from ...logbook.findings import Finding, Severity
 from .verdicts import Action
 from .xid import explain
 
-_DETECTOR = "cluster"
+DETECTOR = "cluster"
 
 
 class SignSource(StrEnum):
@@ -144,7 +144,7 @@ def _to_finding(sign: Sign, rule: EvidenceRule, node: str | None, step: int) -> 
     takes_node = action in (Action.DRAIN, Action.EVICT)
     tail = f": {sign.message}" if sign.message else ""
     return Finding(
-        detector=_DETECTOR,
+        detector=DETECTOR,
         kind=rule.kind,
         severity=Severity.WARN if takes_node else Severity.OBSERVE,
         step=step,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ...logbook.wire import Phase
+from ...logbook.wire import CollectiveMark, Phase
 
 STOPPED_STATES = "Tt"
 GONE_STATES = "ZX"
@@ -28,6 +28,7 @@ class RankProgress(msgspec.Struct, frozen=True):
     step:  steps completed. age_s: seconds since the rank's last note.
     state: process state letter of /proc/PID/stat; "?" when it was not read.
     waits: whether its stack is inside a collective; None when no stack was taken.
+    marks: where it stands in its collectives, group by group; () when it did not say.
     """
 
     rank: int
@@ -36,6 +37,7 @@ class RankProgress(msgspec.Struct, frozen=True):
     age_s: float
     state: str = "?"
     waits: bool | None = None
+    marks: tuple[CollectiveMark, ...] = ()
 
 
 class HangLimits(msgspec.Struct, frozen=True):
@@ -154,9 +156,10 @@ class ProgressDeadline:
 def blame(rows: Sequence[RankProgress]) -> tuple[int | None, str]:
     """Name the rank that the others wait for, with the evidence.
 
-    Strongest evidence first: a process that is stopped or gone; the lowest (step, phase); among
-    equals, the only ones whose stacks are not inside a collective while all others' are; then the
-    longest silence, since the rank that stopped first left its last note first.
+    Strongest evidence first: a process that is stopped or gone; the lowest (step, phase), and among
+    those the one that has not called a collective in which others wait; among equals, the only
+    ones whose stacks are not inside a collective while all others' are; then the longest silence,
+    since the rank that stopped first left its last note first.
     Returns: (rank, reason), or (None, reason) when nothing tells the ranks apart. The order of
         rows does not matter.
     """
@@ -174,6 +177,9 @@ def blame(rows: Sequence[RankProgress]) -> tuple[int | None, str]:
 def _blame_laggard(ordered: list[RankProgress]) -> tuple[int | None, str]:
     lowest = min((row.step, row.phase) for row in ordered)
     behind = [row for row in ordered if (row.step, row.phase) == lowest]
+    missing = _missing(behind, ordered)
+    if missing is not None:
+        return missing
     if len(behind) < len(ordered):
         first = _oldest(behind)
         ahead = max(ordered, key=lambda row: (row.step, row.phase))
@@ -192,6 +198,40 @@ def _blame_laggard(ordered: list[RankProgress]) -> tuple[int | None, str]:
     if lead_s < _CLEAR_LEAD_S:
         return None, f"all {len(ordered)} ranks stand {_where(first)}; none stands out"
     return first.rank, f"rank {first.rank} fell silent {lead_s:.1f} s before any other rank"
+
+
+def _missing(behind: list[RankProgress], ordered: list[RankProgress]) -> tuple[int, str] | None:
+    """Name the rank that has not called a collective in which others wait, and waits in none.
+
+    A rank that waits in one group's collective is late for another group's through no fault of
+    its own: the chain ends at the one that waits for nobody.
+    """
+    newest: dict[str, CollectiveMark] = {}
+    for mark in (mark for row in ordered for mark in row.marks):
+        known = newest.get(mark.group)
+        # One that was asked in the very moment of its call may not know the name yet.
+        if known is None or (mark.enqueued, bool(mark.op)) > (known.enqueued, bool(known.op)):
+            newest[mark.group] = mark
+    found = [(row, mark) for row in behind for mark in row.marks if _is_absent(row, mark, newest)]
+    if not found or not all(row.marks for row in behind):
+        return None
+    row = _oldest([row for row, _ in found])
+    wanted = next(newest[mark.group] for other, mark in found if other.rank == row.rank)
+    num_waiting = sum(
+        mark.group == wanted.group and mark.completed < mark.enqueued == wanted.enqueued
+        for other in ordered
+        for mark in other.marks
+    )
+    return row.rank, (
+        f"rank {row.rank} has not called {wanted.op or 'collective'} {wanted.enqueued} of group "
+        f"{wanted.group}, in which {num_waiting} ranks wait; it stands {_where(row)}"
+    )
+
+
+def _is_absent(row: RankProgress, mark: CollectiveMark, newest: dict[str, CollectiveMark]) -> bool:
+    wanted = newest[mark.group]
+    is_awaited = wanted.completed < wanted.enqueued and mark.enqueued < wanted.enqueued
+    return is_awaited and all(own.completed >= own.enqueued for own in row.marks)
 
 
 # Notes of ranks in step with each other lie this close together, whatever node they are on.

@@ -45,7 +45,7 @@ class NodeJudge:
 
     def look(self, report: ProbeReport) -> list[Finding]:
         """Take one look of the probe; return what it shows that the one before did not."""
-        report = self._own(report)
+        report = self.own(report)
         findings = judge(self._previous, report, self._rules)
         self._previous = carry(self._previous, report)
         return findings[:FINDINGS_MAX]
@@ -62,7 +62,8 @@ class NodeJudge:
                 findings.append(_finding(event, device))
         return findings
 
-    def _own(self, report: ProbeReport) -> ProbeReport:
+    def own(self, report: ProbeReport) -> ProbeReport:
+        """Return a look without the GPUs that are not this node's."""
         if report.status is not ProbeStatus.OK:
             return report
         for gpu in report.gpus:

@@ -8,6 +8,7 @@ is seen only here, where all reports lie side by side. Pure.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from .grouping import (
     reference_bandwidth,
 )
 
+DETECTOR = "preflight"
 _KINDS = ("all-gather", "all-reduce")
 STORE_CHECK = "store-write"
 _EVICT = "Take it out of service and have it repaired; do not train on it."
@@ -137,9 +139,10 @@ def _agreement_rows(reports: Mapping[int, PreflightDone]) -> Iterable[_Row]:
     for checksums in kinds.values():
         if len(checksums) < 2:
             continue
-        odd, is_certain = odd_ones_out(checksums)
+        odd_ranks, is_certain = odd_ones_out(checksums)
+        odd, counts = frozenset(odd_ranks), Counter(checksums.values())
         for rank, checksum in checksums.items():
-            others = sum(other != checksum for other in checksums.values())
+            others = len(checksums) - counts[checksum]
             is_odd = rank in odd
             said = f"{others} of {len(checksums) - 1} other ranks of its kind have another product"
             result = CheckResult(
@@ -201,7 +204,13 @@ def _group_rows(
     names = [_name_of(order, nodes, unit) for unit in range(num_units)]
     sound = [GroupOutcome(t.units, not t.problem) for t in tried]
     verdict = judge_groups(num_units, sound)
-    rows = [row for unit in range(num_units) for row in _exchange_rows(unit, names, tried, verdict)]
+    of_unit: list[list[_Tried]] = [[] for _ in range(num_units)]
+    for one in tried:
+        for unit in one.units:
+            of_unit[unit].append(one)
+    rows = [
+        row for unit in range(num_units) for row in _exchange_rows(unit, names, of_unit, verdict)
+    ]
     for kind in _KINDS:
         rows += _bandwidth_rows(order, kind, names, tried)
     return rows + [_link_row(names, units, tried) for units in verdict.links]
@@ -259,9 +268,9 @@ def _problem(rank: int, group: GroupResult) -> str:
 
 
 def _exchange_rows(
-    unit: int, names: Sequence[_Name], tried: Sequence[_Tried], verdict: GroupVerdict
+    unit: int, names: Sequence[_Name], of_unit: Sequence[Sequence[_Tried]], verdict: GroupVerdict
 ) -> Iterable[_Row]:
-    mine = [t for t in tried if unit in t.units]
+    mine = of_unit[unit]
     for alone in (t for t in mine if len(t.units) == 1):
         yield _alone_row(names[unit], alone)
     pairs = [t for t in mine if len(t.units) > 1]
@@ -322,11 +331,14 @@ def _bandwidth_rows(
         limit = order.limits.bandwidth_frac_min * reference
         outcomes = [GroupOutcome(units, speed >= limit) for units, speed in speeds.items()]
         verdict = judge_groups(len(names), outcomes)
+        best: dict[int, float] = {}
+        for units, speed in speeds.items():
+            for unit in units:
+                best[unit] = max(speed, best.get(unit, 0.0))
         for unit, name in enumerate(names):
-            mine = [speed for units, speed in speeds.items() if unit in units]
-            if mine:
+            if unit in best:
                 slow = unit in verdict.bad or unit in verdict.suspects
-                result = _bandwidth(label, name, max(mine), limit, slow)
+                result = _bandwidth(label, name, best[unit], limit, slow)
                 yield _Row(result, is_certain=unit in verdict.bad)
 
 

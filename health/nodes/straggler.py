@@ -43,6 +43,7 @@ class _Rank(msgspec.Struct):
     slow: int = 0
     seen: int = 0
     ratio: float = 1.0
+    excess_s: float = 0.0
     is_told: bool = False
 
 
@@ -63,7 +64,8 @@ class StragglerDetector:
     ) -> list[Finding]:
         """Take the time that every rank computed in one step, communication excluded.
 
-        Returns: a finding for each rank that has just become a straggler, slowest first.
+        Returns: a finding for each rank that has just become a straggler, slowest first; then one
+            with action "ignore" for each that has just ceased to be one.
         """
         rules = self._rules
         if len(compute_s) < rules.min_ranks:
@@ -71,14 +73,18 @@ class StragglerDetector:
         median_s = statistics.median(compute_s.values())
         if not (math.isfinite(median_s) and median_s > 0):
             return []
-        found = []
+        found, over = [], []
         for rank in sorted(compute_s):
             known = self._ranks.setdefault(rank, _Rank())
-            if self._note(known, compute_s[rank], median_s):
+            was_told = known.is_told
+            self._note(known, compute_s[rank], median_s)
+            if known.is_told and not was_told:
                 found.append((known.ratio, self._finding(step, rank, known, median_s, nodes)))
-        return [finding for _, finding in sorted(found, key=lambda pair: -pair[0])]
+            elif was_told and not known.is_told:
+                over.append(self._over(step, rank, known, nodes))
+        return [finding for _, finding in sorted(found, key=lambda pair: -pair[0])] + over
 
-    def _note(self, known: _Rank, spent_s: float, median_s: float) -> bool:
+    def _note(self, known: _Rank, spent_s: float, median_s: float) -> None:
         rules = self._rules
         is_slow = spent_s > rules.ratio * median_s and spent_s - median_s > rules.min_excess_s
         known.slow = (known.slow << 1 | is_slow) & self._window
@@ -86,13 +92,30 @@ class StragglerDetector:
         # One wild step must not colour the figure that people read.
         clipped = min(spent_s / median_s, 10.0)
         known.ratio += (clipped - known.ratio) / known.seen
+        known.excess_s += ((clipped - 1.0) * median_s - known.excess_s) / known.seen
         num_slow = known.slow.bit_count()
         if known.is_told:
             known.is_told = num_slow >= rules.slow_frac / 2 * rules.window_steps
-            return False
+            return
         enough = num_slow >= rules.slow_frac * rules.window_steps
         known.is_told = enough and known.seen >= rules.window_steps
-        return known.is_told
+
+    def _over(self, step: int, rank: int, known: _Rank, nodes: Mapping[int, str]) -> Finding:
+        rules = self._rules
+        slow = known.slow.bit_count()
+        return Finding(
+            detector=DETECTOR,
+            kind="straggler",
+            severity=Severity.OBSERVE,
+            step=step,
+            onset_step=step,
+            value=known.ratio,
+            reference=1.0,
+            message=f"rank {rank} keeps pace again: slow in {slow} of {rules.window_steps} steps",
+            node=nodes.get(rank),
+            rank=rank,
+            action=Action.IGNORE.value,
+        )
 
     def _finding(
         self, step: int, rank: int, known: _Rank, median_s: float, nodes: Mapping[int, str]
@@ -111,4 +134,5 @@ class StragglerDetector:
             node=nodes.get(rank),
             rank=rank,
             action=Action.DRAIN.value,
+            cost_s=max(known.excess_s, 0.0),
         )

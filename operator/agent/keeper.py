@@ -25,6 +25,7 @@ from .plan import AgentConfig, LocalPlan, check_plan
 from .process import signal_group
 from .rendezvous import Rendezvous
 from .reports import AgentNote, AgentStatus, AttemptStopped, StartFailed
+from .side_run import SideRun
 from .watch import HangWatch
 
 _PENDING_COMMANDS_MAX = 256
@@ -44,6 +45,7 @@ class Keeper:
         self._batch = MessageBatch(outbox)
         memory = NodeMemory(int(config.memory_frac * available_bytes()))
         self._desk = Desk(config, loop, self._forkserver, rendezvous, outbox, self._batch, memory)
+        self._side = SideRun(self._desk, self._advance)
         self._watch: HangWatch | None = None
         self._dying: dict[int, LocalAttempt] = {}
         self._pending: LocalPlan | None = None
@@ -64,6 +66,9 @@ class Keeper:
 
     def start(self, plan: LocalPlan) -> None:
         """See Supervisor.start."""
+        if plan.attempt < 0:
+            self._start_side(plan)
+            return
         if self._is_closing or plan.attempt == self.newest:
             return
         if plan.attempt < self.newest:
@@ -77,6 +82,8 @@ class Keeper:
             return
         self._supersede(plan.attempt)
         self._retire_current(0.0)
+        if plan.workers:
+            self._side.end()
         for dying in list(self._dying.values()):
             dying.end(0.0)
         self._pending = plan
@@ -86,8 +93,20 @@ class Keeper:
         ]
         self._advance()
 
+    def _start_side(self, plan: LocalPlan) -> None:
+        """A preflight: only where nothing trains and nothing is about to."""
+        trains = self._watch is not None and self._watch.attempt.live_workers()
+        if self._is_closing or trains or (self._pending is not None and self._pending.workers):
+            self._side.refuse(plan, "node-busy", f"attempt {self.newest} has workers here")
+            return
+        self._side.start(plan)
+        self._advance()
+
     def stop(self, attempt: int, grace_s: float) -> None:
         """See Supervisor.stop."""
+        if attempt < 0:
+            self._side.stop(attempt)
+            return
         known = self._find(attempt)
         if attempt >= self.newest:
             self._supersede(attempt)
@@ -125,6 +144,7 @@ class Keeper:
         self._is_closing = True
         self._drop_pending()
         self._retire_current(0.0)
+        self._side.end()
         self._loop.call_later(self._config.kill_deadline_s, self._shut_down)
         self._advance()
 
@@ -165,12 +185,16 @@ class Keeper:
                 self._unanswered_stops.append(attempt)
             else:
                 self._outbox.push(AttemptStopped(attempt=attempt, exits=()))
-        if self._dying:
+        pending = self._pending
+        needs_room = self._is_closing or (pending is not None and bool(pending.workers))
+        if self._dying or (needs_room and self._side.is_live):
             return
         if self._is_closing:
             self._shut_down()
-        elif self._pending is not None:
-            self._begin_pending(self._pending)
+        elif pending is not None:
+            self._begin_pending(pending)
+        elif self._side.advance(self._forkserver.state, self._forkserver.error):
+            self._report_status()
 
     def _begin_pending(self, plan: LocalPlan) -> None:
         if plan.workers and self._forkserver.state == "failed":
@@ -189,10 +213,11 @@ class Keeper:
             self._report_status()
 
     def _on_kill_deadline(self) -> None:
-        if self._pending is not None and self._dying:
+        if self._pending is not None and (self._dying or self._side.is_live):
             plan = self._pending
             self._drop_pending()
-            workers = [worker for old in self._dying.values() for worker in old.live_workers()]
+            old_ones = [*self._dying.values(), *self._side_attempts()]
+            workers = [worker for old in old_ones for worker in old.live_workers()]
             pids = {worker.rank: worker.pid for worker in workers}
             message = f"older workers still live (pid by rank): {pids}"
             self._report_failed(plan.attempt, "old-worker-will-not-die", message)
@@ -251,11 +276,17 @@ class Keeper:
     def _attempts(self) -> list[LocalAttempt]:
         """Return the attempts that have workers here, the current one last."""
         current = [] if self._watch is None else [self._watch.attempt]
-        return [*self._dying.values(), *current]
+        return [*self._dying.values(), *self._side_attempts(), *current]
+
+    def _side_attempts(self) -> list[LocalAttempt]:
+        return [] if self._side.current is None else [self._side.current]
 
     def _find(self, attempt: int) -> LocalAttempt | None:
         if self._watch is not None and self._watch.attempt.attempt == attempt:
             return self._watch.attempt
+        side = self._side.current
+        if side is not None and side.attempt == attempt:
+            return side
         return self._dying.get(attempt)
 
     # --- periodic ---
@@ -297,8 +328,13 @@ class Keeper:
             samples_dropped_total=self._batch.samples_dropped_total,
             reports_dropped_total=self._outbox.dropped_total,
             reports_lost_total=self._outbox.lost_total,
+            serving_port=self._serving_port(),
         )
         self._outbox.push(status)
+
+    def _serving_port(self) -> int:
+        starts = self._watch.attempt.plan.workers if self._watch is not None else ()
+        return next((start.rendezvous_port for start in starts if start.rank == 0), 0)
 
     def _report_failed(self, attempt: int, code: str, message: str) -> None:
         self._outbox.push(StartFailed(attempt=attempt, code=code, message=message))

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ...logbook.errors import MidwatchError
-from ...logbook.wire import Command, WorkerStart
+from ...logbook.wire import CollectiveTrace, Command, WorkerStart
 from .batch import MessageBatch
 from .forkclient import Forkserver
 from .forkwire import Born, Gone, Spawn, SpawnFailed
@@ -24,7 +24,16 @@ from .outbox import Outbox
 from .plan import AgentConfig, LocalPlan
 from .process import process_facts, process_state, signal_group
 from .rendezvous import Rendezvous
-from .reports import AgentNote, AttemptStopped, Exit, StartFailed, WorkerExited, WorkersStarted
+from .reports import (
+    AgentNote,
+    AttemptStopped,
+    Exit,
+    ExitRow,
+    StartFailed,
+    WorkerExited,
+    WorkersExited,
+    WorkersStarted,
+)
 
 # The forkserver's word on the exit status follows the kernel's on the death within a millisecond;
 # when it does not, the death is reported without a status.
@@ -32,6 +41,7 @@ _STATUS_WAIT_S = 0.25
 # Of 256 KiB each: a worker that floods must not keep the others waiting, a dead one adds no more.
 _READS_PER_BEAT = 4
 _LAST_READS = 64
+_ECHO_TAIL_MAX = 1000
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class LocalAttempt:
         self._on_over = on_over
         self._workers: dict[int, LocalWorker] = {}
         self._ended: list[Exit] = []
+        self._echoes: list[ExitRow] = []
         self._is_started = False
         self._deadline: Timer | None = None
 
@@ -200,6 +211,7 @@ class LocalAttempt:
         """
         for worker in self.live_workers():
             self._read(worker, _READS_PER_BEAT)
+        self._report_echoes()
 
     def _read(self, worker: LocalWorker, reads_max: int) -> None:
         try:
@@ -208,6 +220,9 @@ class LocalAttempt:
                 if messages is None:
                     return
                 for message in messages:
+                    if isinstance(message, CollectiveTrace):
+                        worker.trace = message
+                        continue
                     self._desk.batch.add(self.attempt, worker.rank, message)
         except (ValueError, msgspec.MsgspecError) as error:
             worker.is_readable = False
@@ -290,20 +305,28 @@ class LocalAttempt:
         if self.is_ending:
             self._ended.append(ended)
         else:
-            self.has_lost_worker = True
             tail = log_tail(worker.log_path)
-            self._desk.batch.flush()
-            self._desk.outbox.push(
-                WorkerExited(
-                    attempt=self.attempt,
-                    exit=ended,
-                    cause=cause,
-                    step=where.step,
-                    phase=where.phase,
-                    log_tail=tail,
-                )
-            )
+            row = ExitRow(ended, cause, where.step, where.phase, tail)
+            if self.has_lost_worker and ended.exit_code is not None:
+                # Its peers follow whoever ends first; nobody waits to hear of each of them.
+                self._echoes.append(msgspec.structs.replace(row, log_tail=tail[-_ECHO_TAIL_MAX:]))
+            else:
+                self.has_lost_worker = True
+                self._report_exit(row)
         self._check_over()
+
+    def _report_exit(self, row: ExitRow) -> None:
+        self._desk.batch.flush()
+        fields = msgspec.structs.asdict(row)
+        self._desk.outbox.push(WorkerExited(attempt=self.attempt, **fields))
+
+    def _report_echoes(self) -> None:
+        echoes, self._echoes = self._echoes, []
+        if len(echoes) == 1:
+            self._report_exit(echoes[0])
+        elif echoes:
+            self._desk.batch.flush()
+            self._desk.outbox.push(WorkersExited(attempt=self.attempt, rows=tuple(echoes)))
 
     def _discard(self, worker: LocalWorker) -> None:
         for fd in (worker.command_fd, worker.pidfd):
@@ -314,6 +337,7 @@ class LocalAttempt:
         if self.is_ending and not self.is_over and not self.live_workers():
             self.is_over = True
             self._cancel_deadline()
+            self._report_echoes()
             self._desk.batch.flush()
             stopped = AttemptStopped(attempt=self.attempt, exits=tuple(self._ended))
             self._desk.outbox.push(stopped)

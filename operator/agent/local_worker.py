@@ -13,7 +13,9 @@ from pathlib import Path
 
 from ...health.nodes.liveness import RankProgress
 from ...logbook.wire import (
+    ASIDE,
     PROGRESS_BYTES,
+    CollectiveTrace,
     Command,
     Phase,
     ProgressPage,
@@ -58,6 +60,7 @@ class LocalWorker:
 
     pidfd: -1 until it is born. is_dead: the kernel has said so, its exit status is not known yet.
     is_over: its end has been reported and its descriptors are closed.
+    trace: its answer to request_trace, None until there is one.
     """
 
     start: WorkerStart
@@ -72,6 +75,7 @@ class LocalWorker:
     exit: Exit | None = None
     is_dead: bool = False
     is_over: bool = False
+    trace: CollectiveTrace | None = None
 
     def __post_init__(self) -> None:
         self._reader = worker_message_reader()
@@ -153,6 +157,11 @@ class LocalWorker:
         """Ask the worker itself, not its group, to dump its stacks."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
+
+    def request_trace(self) -> None:
+        """Ask where it stands in its collectives; a thread of the worker answers."""
+        self.trace = None
+        self.send(Command(ASIDE, "trace"))
 
     # --- its end ---
 

@@ -64,6 +64,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
 class LocalPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The part of an attempt that runs on one node.
 
+    attempt:     below zero for a preflight (logbook.plan.PreflightPlan.attempt), which runs beside
+                 attempts that have no worker here, and ends when one has.
     workers:     start orders of this node's ranks, without file descriptors. None at all is a
                  valid plan: a spare ends whatever it ran before and waits.
     entry_point: "package.module:function", called in each worker with its WorkerStart; its return

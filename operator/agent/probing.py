@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
+from ...health.nodes.energy import EnergyMeter, EnergyUse
 from ...health.nodes.identity import read_machine_uuid
 from ...health.nodes.kernel_follow import KMSG, KernelLogFollower
 from ...health.nodes.lemons import MachineIdentity
@@ -34,7 +37,7 @@ class ProbeConfig(msgspec.Struct, frozen=True):
 
     gpus:       "auto": through NVML where a driver is loaded; "on": whatever it looks like; "off".
     kernel_log: "auto": /dev/kmsg where GPUs are watched and it may be read; "off"; or a path.
-    period_s:   between two looks.
+    period_s:   between two looks; energy_period_s: between two reports of energy used.
     env:        for the process that asks the driver, on top of the agent's own.
     is_shared_machine: other nodes of the run live on this machine too (local mode), so that its
         hardware UUID names none of them.
@@ -43,20 +46,39 @@ class ProbeConfig(msgspec.Struct, frozen=True):
     gpus: str = "auto"
     kernel_log: str = "auto"
     period_s: float = 1.0
+    energy_period_s: float = 60.0
     env: dict[str, str] = {}
     settings: ProbeSettings = ProbeSettings()
     is_shared_machine: bool = False
 
 
-class NodeProber:
-    """Looks until closed; tell is called, on its thread, with findings that name no node yet."""
+class Listener(Protocol):
+    """Who hears of what was seen; called on the prober's thread."""
 
-    def __init__(
-        self, config: ProbeConfig, node: str, tell: Callable[[Sequence[Finding]], None]
-    ) -> None:
+    @property
+    def attempt(self) -> int:
+        """The attempt that energy used now is put down to."""
+        ...
+
+    def on_findings(self, findings: Sequence[Finding]) -> None:
+        """Take findings that name no node yet."""
+        ...
+
+    def on_energy(self, attempt: int, use: EnergyUse) -> None:
+        """Take what the node's GPUs used while this attempt was the newest."""
+        ...
+
+
+class NodeProber:
+    """Looks until closed, and tells its listener."""
+
+    def __init__(self, config: ProbeConfig, node: str, listener: Listener) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         self._config = config
-        self._tell = tell
+        self._listener = listener
+        self._meter = EnergyMeter()
+        self._metered_attempt = listener.attempt
+        self._metered_s = time.monotonic()
         self._judge = NodeJudge(visible_gpus(visible))
         self._probe: NvmlProbe | None = None
         self._kernel: KernelLogFollower | None = None
@@ -118,6 +140,7 @@ class NodeProber:
                 self._has_looked.set()
                 self._stop.wait(self._config.period_s)
         finally:
+            self._tell_energy(is_last=True)
             if self._probe is not None:
                 self._probe.close()
             if self._kernel is not None:
@@ -130,7 +153,18 @@ class NodeProber:
             _log.warning("a look at the node failed: %s", error)
             return
         if findings:
-            self._tell(findings)
+            self._listener.on_findings(findings)
+
+    def _tell_energy(self, is_last: bool = False) -> None:
+        """Once a period, whenever another attempt begins to use it, and at the end."""
+        attempt, now_s = self._listener.attempt, time.monotonic()
+        is_due = is_last or now_s - self._metered_s >= self._config.energy_period_s
+        if not is_due and attempt == self._metered_attempt:
+            return
+        use = self._meter.take(now_s)
+        if use is not None:
+            self._listener.on_energy(self._metered_attempt, use)
+        self._metered_attempt, self._metered_s = attempt, now_s
 
     def _look_at_gpus(self) -> list[Finding]:
         if self._probe is None:
@@ -144,6 +178,8 @@ class NodeProber:
             # The probe waits before it tries again: its last failure proves nothing a second time.
             return []
         self._last = report
+        self._meter.look(self._judge.own(report), time.monotonic())
+        self._tell_energy()
         return self._judge.look(report)
 
     def _read_kernel_log(self) -> list[Finding]:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
+from ...health.nodes.energy import EnergyUse
 from ...health.nodes.liveness import RankProgress
 from ...logbook.events import CheckpointCommitted
 from ...logbook.findings import Finding
@@ -19,6 +20,7 @@ from ...logbook.wire import Phase, RankSample, StepSample, WorkerMessage
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="report"):
     """Fields of every report. node, agent, seq and time_s are stamped by the agent's outbox.
 
+    attempt: below zero for a preflight, as in plan.LocalPlan.
     agent:  unique id of this life of the agent; seq starts again at 1 with a new one.
     time_s: seconds since the epoch at which the agent knew.
     is_droppable: may be thrown away first when the controller is away for too long.
@@ -81,12 +83,31 @@ class WorkerExited(Report, frozen=True, kw_only=True, tag="worker-exited"):
     log_tail: str
 
 
+class ExitRow(msgspec.Struct, frozen=True):
+    """One worker's end, as in WorkerExited."""
+
+    exit: Exit
+    cause: str
+    step: int
+    phase: Phase
+    log_tail: str
+
+
+class WorkersExited(Report, frozen=True, kw_only=True, tag="workers-exited"):
+    """Several workers ended by themselves within one beat, after another one on this node.
+
+    Mostly the echo of one death: thousands of them at once would delay the answer to it.
+    """
+
+    rows: tuple[ExitRow, ...]
+
+
 class StartFailed(Report, frozen=True, kw_only=True, tag="start-failed"):
     """The attempt could not be started here. code: stable kebab-case identifier.
 
     Codes: "stale-attempt", "bad-plan", "preload-failed", "forkserver-not-ready",
     "forkserver-stuck", "forkserver-lost", "fork-failed", "old-worker-will-not-die",
-    "rendezvous-port-lost", "log-dir-unusable", "no-file-descriptors", "superseded".
+    "rendezvous-port-lost", "log-dir-unusable", "no-file-descriptors", "superseded", "node-busy".
     """
 
     code: str
@@ -128,11 +149,18 @@ class NodeFindings(Report, frozen=True, kw_only=True, tag="node-findings"):
     findings: tuple[Finding, ...]
 
 
+class EnergyUsed(Report, frozen=True, kw_only=True, tag="energy-used"):
+    """What this node's GPUs have used since the last such report; one a minute and attempt."""
+
+    use: EnergyUse
+
+
 class AgentStatus(Report, frozen=True, kw_only=True, tag="agent-status"):
     """The agent's heartbeat. A newer one replaces an older one that nobody has read.
 
     forkserver: "starting", "ready", "failed" or "closed"; forkserver_error holds its last words.
     rendezvous_host/port: a socket listening here, kept for a rank 0 of the next attempt.
+    serving_port: at which rank 0 of this attempt was ordered to serve, 0 when it is not here.
     threads: of the forkserver after its preload; more than one makes forking unsafe.
     """
 
@@ -148,6 +176,7 @@ class AgentStatus(Report, frozen=True, kw_only=True, tag="agent-status"):
     samples_dropped_total: int
     reports_dropped_total: int
     reports_lost_total: int
+    serving_port: int = 0
 
 
 class AgentNote(Report, frozen=True, kw_only=True, tag="agent-note"):
@@ -194,11 +223,13 @@ AgentReport = (
     | WorkerMessages
     | RankSamples
     | WorkerExited
+    | WorkersExited
     | StartFailed
     | AttemptStopped
     | HangSuspected
     | StacksDumped
     | NodeFindings
+    | EnergyUsed
     | AgentStatus
     | AgentNote
     | PartHeld
@@ -211,4 +242,4 @@ def is_routine(report: AgentReport) -> bool:
     """Return whether a report is one of those that come all the time while nothing happens."""
     if isinstance(report, WorkerMessages):
         return all(isinstance(message, StepSample) for _, message in report.batch)
-    return isinstance(report, (AgentStatus, RankSamples, PartHeld))
+    return isinstance(report, (AgentStatus, RankSamples, PartHeld, EnergyUsed))

@@ -13,6 +13,7 @@ from functools import partial
 from logging import getLogger
 from pathlib import Path
 
+from ...health.nodes.energy import EnergyUse
 from ...health.nodes.lemons import MachineIdentity
 from ...logbook.findings import Finding
 from ...logbook.wire import Command
@@ -22,7 +23,7 @@ from .outbox import Deliverer, Outbox
 from .plan import AgentConfig, LocalPlan
 from .probing import NodeProber
 from .rendezvous import Rendezvous
-from .reports import AgentNote, AgentReport, NodeFindings
+from .reports import AgentNote, AgentReport, EnergyUsed, NodeFindings
 from .uploads import Uploads
 
 # Beyond the deadlines of the steps that closing takes.
@@ -48,7 +49,7 @@ class Supervisor:
         self._loop = EventLoop(name, self._on_error)
         self._rendezvous = Rendezvous(config.host)
         self._keeper = Keeper(config, self._loop, self._outbox, self._rendezvous)
-        self._prober = NodeProber(config.probe, config.node, self._on_findings)
+        self._prober = NodeProber(config.probe, config.node, self)
         self._uploads = self._open_uploads()
         self._is_closed = False
         self._deliverer.begin()
@@ -129,8 +130,20 @@ class Supervisor:
             self._config.upload, log_path, self._outbox.push, lambda: self._keeper.newest
         )
 
-    def _on_findings(self, findings: Sequence[Finding]) -> None:
+    # --- what the prober tells ---
+
+    @property
+    def attempt(self) -> int:
+        """The newest attempt that this agent has heard of, -1 before any."""
+        return self._keeper.newest
+
+    def on_findings(self, findings: Sequence[Finding]) -> None:
+        """Report what the prober has found."""
         self._outbox.push(NodeFindings(attempt=self._keeper.newest, findings=tuple(findings)))
+
+    def on_energy(self, attempt: int, use: EnergyUse) -> None:
+        """Report what the GPUs have used."""
+        self._outbox.push(EnergyUsed(attempt=attempt, use=use))
 
     def _on_error(self, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))

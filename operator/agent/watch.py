@@ -14,6 +14,7 @@ from ...health.nodes.liveness import (
     blame,
     is_waiting_stack,
 )
+from ...logbook.wire import CollectiveTrace
 from .local_attempt import Desk, LocalAttempt
 from .reports import HangSuspected, StacksDumped
 from .stacks import StackCollection
@@ -58,11 +59,17 @@ class HangWatch:
     def _collect(self, tell: Callable[[tuple[RankProgress, ...], dict[int, str]], None]) -> None:
         # The rows are those of the moment of suspicion, before anybody is disturbed by a signal.
         rows = self.rows()
+        workers = self.attempt.live_workers()
+        for worker in workers:
+            worker.request_trace()
 
         def on_done(stacks: dict[int, str]) -> None:
-            tell(tuple(_with_stack(row, stacks) for row in rows), stacks)
+            self.attempt.read_reports()
+            traces = {w.rank: w.trace for w in workers if w.trace is not None}
+            texts = {rank: text + _trace_text(traces.get(rank)) for rank, text in stacks.items()}
+            tell(tuple(_with_evidence(row, stacks, traces) for row in rows), texts)
 
-        StackCollection(self._desk.loop, self.attempt.live_workers(), on_done)
+        StackCollection(self._desk.loop, workers, on_done)
 
     def _report_stacks(self, rows: tuple[RankProgress, ...], stacks: dict[int, str]) -> None:
         report = StacksDumped(attempt=self.attempt.attempt, rows=rows, stacks=stacks)
@@ -89,5 +96,19 @@ class HangWatch:
         )
 
 
-def _with_stack(row: RankProgress, stacks: dict[int, str]) -> RankProgress:
-    return msgspec.structs.replace(row, waits=is_waiting_stack(stacks.get(row.rank, "")))
+def _with_evidence(
+    row: RankProgress, stacks: dict[int, str], traces: dict[int, CollectiveTrace]
+) -> RankProgress:
+    trace = traces.get(row.rank)
+    waits = is_waiting_stack(stacks.get(row.rank, ""))
+    return msgspec.structs.replace(row, waits=waits, marks=trace.marks if trace else ())
+
+
+def _trace_text(trace: CollectiveTrace | None) -> str:
+    if trace is None:
+        return "\ncollectives: no answer\n"
+    lines = [
+        f"{mark.group}: {mark.op} {mark.enqueued} called, {mark.completed} completed"
+        for mark in trace.marks
+    ]
+    return "\n".join(["", f"collectives: {trace.error}", *lines, ""])

@@ -126,7 +126,9 @@ def _undisturbed(spec: RunSpec, session: Session) -> RunState:
 
     name = f"{spec.name[:50]}-undisturbed"
     folder = run_dir_of(spec).with_name(name)
-    quiet = spec.model_copy(update={"name": name, "run_dir": str(folder)})
+    # The same nodes are tried out by the run itself; once is enough.
+    nodes = spec.nodes.model_copy(update={"preflight": "off"})
+    quiet = spec.model_copy(update={"name": name, "run_dir": str(folder), "nodes": nodes})
     state = _supervise(quiet, folder, session, None)
     tear_down(quiet)
     return state

@@ -15,26 +15,30 @@ from ..spec import RunSpec
 from .climb import climb_back
 from .interval import choose_interval
 from .nodes import close_unused, evict_sick, quarantine_lemons
+from .preflight import end_preflight, examine_idle
 from .recovery import answer_failure, start
 from .requests import answer_requests, complete_done
 from .storage import prune_checkpoints, verify_checkpoints
+from .stragglers import replace_straggler
 from .suspects import note_load
 from .upkeep import close_incidents, finish, note_findings
 
-POLICY_VERSION = 4
+POLICY_VERSION = 5
 """Raised with every change of behaviour and recorded when a run is submitted."""
 
 _Item = Callable[[RunState, RunSpec, float], list[Decision]]
 
-_ALWAYS: tuple[_Item, ...] = (complete_done, answer_requests, close_incidents)
+_ALWAYS: tuple[_Item, ...] = (complete_done, answer_requests, close_incidents, end_preflight)
 _WHILE_ACTIVE: tuple[_Item, ...] = (
     finish,
     evict_sick,
     quarantine_lemons,
     answer_failure,
     start,
+    replace_straggler,
     close_unused,
     *_ALWAYS,
+    examine_idle,
     note_findings,
     note_load,
     verify_checkpoints,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from ...health.nodes.evidence import DETECTOR as CLUSTER
 from ...health.nodes.node_judge import KERNEL
 from ...health.nodes.nvml_judge import DETECTOR as NVML
+from ...health.nodes.preflight_judge import DETECTOR as PREFLIGHT
 from ...health.nodes.straggler import DETECTOR as STRAGGLER
 from ...health.numerics.panel import Panel
 from ...logbook.state import RunState
 from ..spec import RunSpec
 
 MODES = ("act", "shadow", "off")
-NODE_DETECTORS = (STRAGGLER, NVML, KERNEL)
+FAILURE_TEXT = "failure-text"
+NODE_DETECTORS = (STRAGGLER, NVML, KERNEL, PREFLIGHT, FAILURE_TEXT, CLUSTER)
 """Detectors outside the panel: their findings are marked or dropped where they are journaled."""
 NUMERIC_DETECTORS = tuple(Panel().detectors)
 

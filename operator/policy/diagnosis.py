@@ -8,17 +8,19 @@ for in order of weight, and signs that can only be consequences wait settle_s fo
 from __future__ import annotations
 
 import signal
+from itertools import islice
 
 import msgspec
 
 from ...health.nodes.liveness import GONE_STATES, STOPPED_STATES, RankProgress, blame
-from ...logbook.events import HangSuspected, WorkerExited
+from ...logbook.events import HangRow, HangSuspected, WorkerExited
 from ...logbook.state import AttemptState, RunState
 from ...logbook.wire import PEER_CODES, Phase
 from ..spec import RunSpec
 
 DEAD_STATES = STOPPED_STATES + GONE_STATES
 SILENCE_MULTIPLE = 2.0
+EVIDENCE_MAX = 32
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
@@ -142,15 +144,12 @@ def _hang(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | Non
     if not attempt.hangs:
         return None
     # Every node sees the same stall within one deadline; wait for all of them to name the laggard.
-    reported = [node for node in attempt.plan.nodes if any(h.node == node for h in attempt.hangs)]
+    heard = frozenset(hang.node for hang in attempt.hangs)
+    reported = [node for node in attempt.plan.nodes if node in heard]
     is_whole = len(reported) == len(attempt.plan.nodes)
     if not is_whole and not _settled(attempt, spec, now_s):
         return None
-    rows = [
-        RankProgress(row.rank, row.step, Phase[row.phase], row.age_s, row.process_state, row.waits)
-        for hang in attempt.hangs
-        for row in hang.rows
-    ]
+    rows = [_progress(row) for hang in attempt.hangs for row in hang.rows]
     rank, why = blame(rows)
     if not is_whole and not any(row.rank == rank and row.state in DEAD_STATES for row in rows):
         # Whoever waits looks late among those that wait; the one waited for has not been heard.
@@ -165,6 +164,18 @@ def _hang(attempt: AttemptState, spec: RunSpec, now_s: float) -> Diagnosis | Non
         node=attempt.plan.node_of(rank) if rank is not None else None,
         rank=rank,
         evidence=_hang_evidence(attempt.hangs),
+    )
+
+
+def _progress(row: HangRow) -> RankProgress:
+    return RankProgress(
+        row.rank,
+        row.step,
+        Phase[row.phase],
+        row.age_s,
+        row.process_state,
+        row.waits,
+        row.marks,
     )
 
 
@@ -248,22 +259,23 @@ def _exits_evidence(attempt: AttemptState) -> tuple[tuple[str, str], ...]:
     def how(e: WorkerExited) -> str:
         end = _signal_name(e.signal) if e.signal is not None else f"exit {e.exit_code}"
         said = f", {e.code}: {e.message[:200]}" if e.code else ""
+        said += f"; reads like {e.label}" if e.label else ""
         return f"{end} at step {e.step} in {e.phase or 'start-up'}{said}"
 
     return tuple((f"rank {e.rank} on {e.node}", how(e)) for e in attempt.exits[:16])
 
 
 def _hang_evidence(hangs: tuple[HangSuspected, ...]) -> tuple[tuple[str, str], ...]:
-    rows = [
+    rows = (
         (
             f"rank {row.rank} on {hang.node}",
             f"step {row.step}, {row.phase} for {row.age_s:.1f} s, process {row.process_state}",
         )
         for hang in hangs
         for row in hang.rows
-    ]
-    stacks = [(f"stacks of {hang.node}", hang.stacks) for hang in hangs if hang.stacks]
-    return tuple(rows[:32] + stacks)
+    )
+    stacks = ((f"stacks of {hang.node}", hang.stacks) for hang in hangs if hang.stacks)
+    return (*islice(rows, EVIDENCE_MAX), *islice(stacks, EVIDENCE_MAX))
 
 
 _CAUSES = (

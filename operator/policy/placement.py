@@ -7,6 +7,7 @@ from ...logbook.state import RunState
 from ...logbook.wire import Mesh
 from ..spec import RunSpec
 from .nodes import drained_nodes
+from .preflight import unproven_nodes
 
 
 def plan_placement(
@@ -26,7 +27,11 @@ def plan_placement(
         return None
     wanted = mesh.world_size // per_node
     passed_over = (*avoid, *drained_nodes(state))
+    unproven = unproven_nodes(state, spec)
     others = [node for node in usable if node not in passed_over]
+    # Those to be tried out first come last of the good ones, for a restart is in a hurry.
+    others.sort(key=lambda node: node in unproven)
+    others = others[: max(wanted, sum(node not in unproven for node in others))]
     needed = max(wanted - len(others), 0)
     usable = others + [node for node in usable if node in passed_over][:needed]
     chosen = _keep_places(state.places, usable, wanted)

@@ -18,6 +18,7 @@ from .candidates import memory_since, nothing_to_resume, resume_point
 from .context import About, Pairs, make_decision, next_incident_id
 from .diagnosis import Diagnosis, diagnose, diagnose_numbers
 from .placement import plan_placement
+from .preflight import gate_attempt, is_gated, is_gathering
 from .rollback import alarm_trouble, open_trouble, plan_rollback
 from .suspects import quarantine_suspect
 
@@ -53,12 +54,14 @@ def answer_failure(state: RunState, spec: RunSpec, now_s: float) -> list[Decisio
         return [_pause(state, spent, diagnosis.evidence, about)]
     reason = f"{diagnosis.reason}; training resumes from the newest state that is whole"
     avoid = (diagnosis.node,) if diagnosis.fault == "start-failed" and diagnosis.node else ()
-    return [_restart(state, spec, now_s, reason, diagnosis.evidence, about, avoid)]
+    return [restart(state, spec, now_s, reason, diagnosis.evidence, about, avoid)]
 
 
 def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Start the first attempt, or the next one of a run that waited for nodes or for a human."""
-    if state.attempt is not None or plan_placement(state, spec, now_s) is None:
+    if state.attempt is not None or is_gated(state) or is_gathering(state, spec, now_s):
+        return []
+    if plan_placement(state, spec, now_s) is None:
         return []
     about = next(
         (n for n in reversed(state.open_incidents) if state.incidents[n].recovered_s is None), None
@@ -70,7 +73,7 @@ def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     if trouble is not None:
         return [plan_rollback(state, spec, now_s, *trouble)]
     waited = "enough nodes are ready" if state.num_attempts else "all nodes are ready"
-    return [_restart(state, spec, now_s, waited, (), about)]
+    return [restart(state, spec, now_s, waited, (), about)]
 
 
 def _about(state: RunState, attempt: AttemptState, diagnosis: Diagnosis) -> IncidentDraft | str:
@@ -115,7 +118,7 @@ def _pause(state: RunState, spent: tuple[str, str], evidence: Pairs, about: Abou
     return make_decision(state, PauseRun(code), why, evidence=evidence, about=about)
 
 
-def _restart(
+def restart(
     state: RunState,
     spec: RunSpec,
     now_s: float,
@@ -124,6 +127,7 @@ def _restart(
     about: About,
     avoid: tuple[str, ...] = (),
 ) -> Decision:
+    """Return the next attempt, from the newest state that is whole, or a wait for nodes."""
     placed = plan_placement(state, spec, now_s, avoid)
     if placed is None:
         usable = sum(1 for n in state.nodes.values() if n.is_usable)
@@ -133,6 +137,9 @@ def _restart(
         )
         return make_decision(state, AwaitNodes(), why, evidence=evidence, about=about)
     mesh, placements = placed
+    gate = gate_attempt(state, spec, placements, reason, evidence, about)
+    if gate is not None:
+        return gate
     choice = resume_point(state, spec)
     plan = AttemptPlan(
         attempt=state.num_attempts + 1,

@@ -20,6 +20,7 @@ from .candidates import (
 )
 from .context import About, Pairs, make_decision, next_decision_id
 from .placement import plan_placement
+from .preflight import gate_attempt
 
 SAME_POSITION_STEPS = 2
 MAX_SKIPPED_STEPS = 64
@@ -116,6 +117,9 @@ def plan_rollback(
     if placed is None:
         why = f"{trouble.message}; too few nodes are usable to go back and on"
         return make_decision(state, AwaitNodes(), why, evidence=evidence, about=about)
+    gate = gate_attempt(state, spec, placed[1], trouble.message, evidence, about)
+    if gate is not None:
+        return gate
     step = state.checkpoints[choice.checkpoint].step if choice.checkpoint else 0
     factor = 1.0 if trouble.keeps_rate else spec.numeric.lr_ladder[rung.level]
     hyper, reverts = _lowered(state, spec, step, factor, rung)

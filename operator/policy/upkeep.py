@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...health.nodes.preflight_judge import DETECTOR as PREFLIGHT
 from ...logbook.decisions import CloseIncident, Decision, EndRun, IncidentDraft, Observe
 from ...logbook.findings import Finding, Severity
 from ...logbook.state import Incident, RunState
@@ -97,7 +98,7 @@ def note_findings(state: RunState, spec: RunSpec, now_s: float) -> list[Decision
             onset_step=finding.onset_step,
             node=finding.node,
             rank=finding.rank,
-            is_numeric=finding.node is None,
+            is_numeric=finding.node is None and finding.detector != PREFLIGHT,
             finding=seen.id,
         )
         return [make_decision(state, Observe(), f"{finding.message}; watched", about=draft)]

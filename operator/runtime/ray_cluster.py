@@ -22,16 +22,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ...health.nodes.liveness import HangLimits
 from ...logbook.events import CheckpointCommitted
-from ...logbook.plan import AttemptPlan
+from ...logbook.plan import AttemptPlan, PreflightPlan
+from ...logbook.preflight import ORDER_VARIABLE
 from ...logbook.state import RunState
-from ...logbook.tiers import MemoryOrder
-from ...logbook.wire import Command, Mesh, WorkerStart
+from ...logbook.wire import Command
 from ..agent.plan import AgentConfig, LocalPlan, Preload
 from ..agent.probing import ProbeConfig
 from ..agent.reports import AgentReport, PartHeld, is_routine
 from ..agent.upload_wire import UploadConfig
 from ..fleet import Fleet, Identity
 from ..ports import NodeGone, Signal
+from ..preflight import order_of
 from ..spec import RunSpec
 from ..storage import run_id_of, storage_of
 from .names import NAMESPACE, agent_name, node_names
@@ -44,8 +45,10 @@ from .ray_checkpoints import (
     ignore,
     on_result,
 )
+from .starts import preflight_starts, worker_starts
 
 _encode = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
 _decode_reports = msgspec.msgpack.Decoder(list[AgentReport]).decode
 _log = logging.getLogger(__name__)
 
@@ -129,7 +132,7 @@ class RayCluster:
                 del self._created_s[node]
 
     def start(self, plan: AttemptPlan) -> None:
-        host, port = self._fleet.rendezvous(plan.placements[0].node)
+        host, port = self._fleet.rendezvous(plan.placements[0].node, plan.attempt)
         self._plan_node = plan.placements[0].node
         self._checkpoints.sweep(plan.attempt)
         starts = worker_starts(self._spec, self._settings.run_dir, plan, (host, port), self._run_id)
@@ -146,6 +149,28 @@ class RayCluster:
     def stop(self, attempt: int) -> None:
         for agent in self._agents.values():
             agent.stop.remote(attempt)
+
+    def examine(self, plan: PreflightPlan) -> None:
+        host, port = self._fleet.rendezvous(plan.nodes[0], plan.attempt)
+        run_dir = self._settings.run_dir
+        order = _encode_json(order_of(plan, self._spec, run_dir)).decode()
+        starts = preflight_starts(self._spec, run_dir, plan, host, port)
+        for node, agent in self._agents.items():
+            if node not in starts:
+                if plan.number > 1:
+                    agent.stop.remote(plan.attempt + 1)
+                continue
+            local = LocalPlan(
+                attempt=plan.attempt,
+                workers=tuple(starts[node]),
+                entry_point=self._spec.entry_points.preflight,
+                log_dir=str(Path(run_dir) / "logs" / f"preflight-{plan.number}"),
+                env={ORDER_VARIABLE: order},
+            )
+            agent.start.remote(_encode(local))
+
+    def end_examination(self, number: int) -> None:
+        self.stop(-number)
 
     def send(self, attempt: int, command: Command) -> None:
         for agent in self._agents.values():
@@ -311,50 +336,4 @@ def agent_config(spec: RunSpec, settings: ClusterSettings, node: str, run_id: st
             is_shared_machine=num_sharing > 1,
         ),
         memory_frac=spec.checkpoints.memory.host_frac / num_sharing,
-    )
-
-
-def worker_starts(
-    spec: RunSpec, run_dir: str, plan: AttemptPlan, meeting: tuple[str, int], run_id: str
-) -> dict[str, list[WorkerStart]]:
-    """Return the start orders of an attempt by node. meeting: address of its rendezvous."""
-    mesh = Mesh(plan.mesh.dp_shard, plan.mesh.tp)
-    memory = memory_order(spec, plan)
-    return {
-        place.node: [
-            WorkerStart(
-                run=spec.name,
-                run_dir=run_dir,
-                attempt=plan.attempt,
-                rank=place.first_rank + local_rank,
-                local_rank=local_rank,
-                world_size=mesh.world_size,
-                node=place.node,
-                mesh=mesh,
-                rendezvous_host=meeting[0],
-                rendezvous_port=meeting[1],
-                trainer=spec.trainer,
-                hyper=plan.hyper,
-                checkpoints=plan.checkpoints,
-                first_command=plan.first_command,
-                memory=memory,
-                storage=storage_of(spec, run_dir, run_id, place.node),
-            )
-            for local_rank in range(place.num_ranks)
-        ]
-        for place in plan.placements
-    }
-
-
-def memory_order(spec: RunSpec, plan: AttemptPlan) -> MemoryOrder | None:
-    """Return how the ranks of an attempt use the memory tier, None when the run does without."""
-    memory = spec.checkpoints.memory
-    if memory.mode == "off":
-        return None
-    return MemoryOrder(
-        ranks_per_node=spec.nodes.ranks_per_node,
-        # What a rollback left behind was dropped by the agents; this is the second lock.
-        since=plan.attempt if plan.memory_since is None else plan.memory_since,
-        every_steps=memory.every_steps,
-        cost_frac=memory.cost_frac,
     )

@@ -264,7 +264,11 @@ def _spec(num_nodes: int, run_dir: Path) -> RunSpec:
             "name": f"bench-{num_nodes}",
             "run_dir": str(run_dir),
             "mesh": {"dp_shard": num_nodes, "tp": RANKS_PER_NODE},
-            "nodes": {"ranks_per_node": RANKS_PER_NODE, "spares": SPARES},
+            "nodes": {
+                "ranks_per_node": RANKS_PER_NODE,
+                "spares": SPARES,
+                "preflight": "off",
+            },
             "trainer": {"preset": "175B", "steps": 1_000_000},
             "restart": {"max_restarts_per_hour": 1000, "quarantine_after_hangs": 100},
         }

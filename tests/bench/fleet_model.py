@@ -34,6 +34,8 @@ SAVE_S = 3.0
 PEER_EXIT_S = 0.4
 """When a rank dies its peers die of broken connections within this, if nobody ends them first."""
 ORDER_S = 0.005
+BEAT_S = 0.1
+"""How often an agent gathers what its workers say."""
 STACK = "\n".join(f'  File "torch/distributed/module_{n}.py", line {n} in call' for n in range(40))
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -129,6 +131,8 @@ class Agent:
         self.pids: dict[int, int] = {}
         self.attempt = -1
         self.is_alive = True
+        self.has_lost_rank = False
+        self._echoes: list[tuple[wire.WorkerFailed, rp.ExitRow]] = []
         self.name = f"agent-{node}-{next(fleet.lives)}"
         self._seq = 0
         self._life: Future[Any] = Future()
@@ -151,7 +155,7 @@ class Agent:
 
     def _start(self, encoded: bytes) -> None:
         plan = msgspec.msgpack.decode(encoded, type=LocalPlan)
-        self.attempt = plan.attempt
+        self.attempt, self.has_lost_rank = plan.attempt, False
         self.ranks = tuple(start.rank for start in plan.workers)
         self.pids = {rank: 10_000 * plan.attempt + rank for rank in self.ranks}
         if self.ranks:
@@ -254,19 +258,37 @@ class Agent:
             return
         self.ranks = tuple(other for other in self.ranks if other != rank)
         code = None if signal is not None else 1
-        exited = rp.WorkerExited(
-            attempt=self.attempt,
+        row = rp.ExitRow(
             exit=rp.Exit(rank, self.pids[rank], code, signal),
             cause="exit" if signal is None else "signal",
             step=self.fleet.step,
             phase=wire.Phase.BACKWARD,
-            log_tail="x" * 2000,
+            log_tail="x" * 1000,
         )
+        exited = rp.WorkerExited(attempt=self.attempt, **msgspec.structs.asdict(row))
         if signal is not None:
+            self.has_lost_rank = True
             self.say(exited)
             return
         words = wire.WorkerFailed(rank, "collective-failed", "Connection closed by peer", STACK)
+        if self.has_lost_rank:
+            if not self._echoes:
+                self.fleet.timeline.later(BEAT_S, lambda: self._say_echoes(attempt))
+            self._echoes.append((words, row))
+            return
+        self.has_lost_rank = True
         self.say(rp.WorkerMessages(attempt=self.attempt, batch=((rank, words),)), exited)
+
+    def _say_echoes(self, attempt: int) -> None:
+        echoes, self._echoes = self._echoes, []
+        if attempt != self.attempt:
+            return
+        words = tuple((row.exit.rank, said) for said, row in echoes)
+        rows = tuple(row for _, row in echoes)
+        self.say(
+            rp.WorkerMessages(attempt=attempt, batch=words),
+            rp.WorkersExited(attempt=attempt, rows=rows),
+        )
 
     def hang(self, stopped: int) -> None:
         """The progress deadline passes; one rank is stopped, the others wait for it."""

@@ -68,7 +68,11 @@ def stored_spec(
 ) -> RunSpec:
     credentials: dict[str, str] = {}
     s3_servers.set_credentials(credentials)
-    checkpoints = {"store": {"part_mib": 5, "timeout_s": 10, "retry_max_s": 1} | store}
+    # Memory would be quicker than the store that is to be seen at work here.
+    checkpoints = {
+        "store": {"part_mib": 5, "timeout_s": 10, "retry_max_s": 1} | store,
+        "memory": {"mode": "off"},
+    }
     return nano_spec(name, run_dir, corpus, checkpoints=checkpoints, env=credentials, **changes)
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import msgspec
 from midwatch.health.nodes.lemons import MachineIdentity
 from midwatch.logbook.findings import Finding
-from midwatch.logbook.plan import AttemptPlan
+from midwatch.logbook.plan import AttemptPlan, PreflightPlan
 from midwatch.logbook.wire import Command, WorkerMessage
 from midwatch.operator.agent import reports as rp
 from midwatch.operator.fleet import Identity
 
+from .examining import answers
 from .gang import Gang, Life, Worker
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class SimAgent:
         )
         self.is_alive = True
         self.newest = 0
+        self.examination = 0
         self.outbox: list[rp.AgentReport] = []
         self.quiet_about_hangs = False
         self.lost_commands = 0
@@ -94,6 +96,37 @@ class SimAgent:
             return
         for worker in self._workers():
             worker.mailbox.put(command)
+
+    def examine(self, plan: PreflightPlan) -> None:
+        """Try this node out with others, unless it trains."""
+        if not self.is_alive or plan.number <= self.examination:
+            return
+        self.examination = plan.number
+        if self.node not in plan.nodes:
+            return
+        if self._workers():
+            busy = rp.StartFailed(attempt=plan.attempt, code="node-busy", message="")
+            self._push(busy)
+            return
+        self.world.examined.append((plan.number, self.node))
+        delay_s = self.world.trouble.examination_s(self.node)
+        self.world.timeline.later(delay_s, lambda: self._examined(plan))
+
+    def end_examination(self, number: int) -> None:
+        """End this preflight and every older one."""
+        self.examination = max(self.examination, number)
+
+    def _examined(self, plan: PreflightPlan) -> None:
+        ended = self.examination != plan.number or bool(self._workers())
+        if not self.is_alive or ended or self.node in self.world.trouble.mute:
+            return
+        if self.node in self.world.trouble.no_preflights:
+            for rank, node in enumerate(plan.rank_nodes):
+                if node == self.node:
+                    self._push(_died(plan, rank))
+            return
+        batch = answers(plan, self.node, self.world.trouble.sick)
+        self._push(rp.WorkerMessages(attempt=plan.attempt, batch=batch))
 
     def _end_workers(self, before: int) -> None:
         for worker, gang in self._workers_and_gangs():
@@ -220,3 +253,14 @@ class SimAgent:
         self.is_alive = False
         for worker, gang in self._workers_and_gangs():
             gang.lose(worker.rank)
+
+
+def _died(plan: PreflightPlan, rank: int) -> rp.AgentReport:
+    return rp.WorkerExited(
+        attempt=plan.attempt,
+        exit=rp.Exit(rank, 1, 1, None),
+        cause="exit",
+        step=0,
+        phase=rp.Phase.BORN,
+        log_tail="",
+    )

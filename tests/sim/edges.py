@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from midwatch.logbook.events import CheckpointCommitted, Event
 from midwatch.logbook.notes import render_note
-from midwatch.logbook.plan import AttemptPlan
+from midwatch.logbook.plan import AttemptPlan, PreflightPlan
 from midwatch.logbook.record import Codec, Record
 from midwatch.logbook.state import Incident, RunState
 from midwatch.logbook.wire import Command
@@ -68,13 +68,22 @@ class SimCluster:
                 self._world.timeline.later(self._world.times.boot_s, lambda n=node: self._meet(n))
 
     def start(self, plan: AttemptPlan) -> None:
-        self._fleet.rendezvous(plan.placements[0].node)
+        self._fleet.rendezvous(plan.placements[0].node, plan.attempt)
         for agent in self._known.values():
             self._world.wire.order(agent, lambda a=agent: a.start(plan))
 
     def stop(self, attempt: int) -> None:
         for agent in self._known.values():
             self._world.wire.order(agent, lambda a=agent: a.stop(attempt))
+
+    def examine(self, plan: PreflightPlan) -> None:
+        self._fleet.rendezvous(plan.nodes[0], plan.attempt)
+        for agent in self._known.values():
+            self._world.wire.order(agent, lambda a=agent: a.examine(plan))
+
+    def end_examination(self, number: int) -> None:
+        for agent in self._known.values():
+            self._world.wire.order(agent, lambda a=agent: a.end_examination(number))
 
     def send(self, attempt: int, command: Command) -> None:
         for agent in self._known.values():

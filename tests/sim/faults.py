@@ -54,6 +54,7 @@ def plan_of(seed: int) -> Plan:
             "ranks_per_node": per_node,
             "spares": rng.choice([0, 1, 2]),
             "when_short": rng.choice(["wait", "wait", "shrink"]),
+            "preflight": "quick" if seed % 2 else "off",
         },
         trainer={"steps": rng.randrange(120, 260), "interval_steps": rng.choice([5, 10, 25])},
         restart={

@@ -10,6 +10,7 @@ from midwatch.logbook.state import RunState, Status
 from midwatch.logbook.wire import RankSample
 from midwatch.operator.agent.reports import RankSamples
 from midwatch.operator.rank_watch import PENDING_STEPS_MAX, RankWatch
+from midwatch.tests.support.builders import make_spec
 
 from .night import Night
 
@@ -100,7 +101,7 @@ def test_an_overflow_on_one_shard_is_the_scalers_business() -> None:
 
 
 def test_a_straggler_is_left_out_at_the_next_restart() -> None:
-    night = Night(seed=54)
+    night = Night(make_spec(restart={"straggler_payback_s": 0.0}), seed=54)
     state = night.run_to_step(10)
     victim = node_of(state, 2)
     run_steps(night, 1, 55, odd=2, backward_s=0.6)
@@ -112,6 +113,44 @@ def test_a_straggler_is_left_out_at_the_next_restart() -> None:
     night.world.kill_worker(0)
     state = night.run(lambda s: s.num_attempts == 2 and s.attempt is not None)
     assert victim not in state.attempt.plan.nodes
+
+
+def test_a_straggler_that_costs_enough_is_replaced_as_soon_as_it_is_known() -> None:
+    night = Night(seed=57)
+    victim = node_of(night.run_to_step(10), 2)
+    run_steps(night, 1, 52, odd=2, backward_s=0.6)
+    state = night.run(lambda s: s.num_attempts == 2 and s.attempt is not None)
+    assert state.attempt is not None
+    assert victim not in state.attempt.plan.nodes
+    assert state.step < 80
+
+
+def test_steps_of_many_times_the_median_now_and_then_cause_nothing() -> None:
+    night = Night(seed=58)
+    night.run_to_step(10)
+    for first in range(1, 100, 10):
+        run_steps(night, first, first, odd=2, backward_s=2.0)
+        run_steps(night, first + 1, first + 9)
+    state = night.run_to_end()
+    assert (state.num_attempts, state.findings) == (1, ())
+
+
+def test_one_that_keeps_pace_again_stays_where_it_is() -> None:
+    spec = make_spec(restart={"straggler_payback_s": 0.0}, trainer={"steps": 300})
+    night = Night(spec, seed=59)
+    state = night.run_to_step(10)
+    victim = node_of(state, 2)
+    assert state.attempt is not None
+    before = state.attempt.plan.nodes
+    run_steps(night, 1, 52, odd=2, backward_s=0.6)
+    assert night.state.nodes[victim].drain is not None
+    run_steps(night, 53, 110)
+    assert night.state.nodes[victim].drain is None
+    assert not night.state.nodes[victim].suspicion
+    night.world.kill_worker(0)
+    state = night.run(lambda s: s.num_attempts == 2 and s.attempt is not None)
+    assert state.attempt is not None
+    assert state.attempt.plan.nodes == before
 
 
 def test_steps_that_never_become_whole_are_forgotten() -> None:

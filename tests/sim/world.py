@@ -53,24 +53,33 @@ class Times(msgspec.Struct, frozen=True):
     death_s: float = 3.0
     wire_s: float = 0.02
     verify_s: float = 1.5
+    preflight_s: float = 4.0
 
 
 class Trouble:
     """What faults have prepared for the nodes: starts that fail, take long or cannot be made.
 
     preload_errors: by node, why the workers' code cannot be loaded there.
+    sick: by node, the check of a preflight that fails there. mute: nodes whose preflight never
+        answers. no_preflights: nodes on which its workers die at once.
     """
 
     def __init__(self, times: Times) -> None:
         self.failing_starts: dict[str, int] = {}
         self.slow_starts: dict[str, float] = {}
         self.preload_errors: dict[str, str] = {}
+        self.sick: dict[str, str] = {}
+        self.mute: set[str] = set()
+        self.no_preflights: set[str] = set()
         self._times = times
 
     def start_fails(self, node: str) -> bool:
         left = self.failing_starts.get(node, 0)
         self.failing_starts[node] = max(left - 1, 0)
         return left > 0
+
+    def examination_s(self, node: str) -> float:
+        return self._times.preflight_s
 
     def start_delay_s(self, node: str) -> float:
         return self._times.fork_s + self.slow_starts.pop(node, 0.0)
@@ -180,6 +189,7 @@ class World:
         self.machines: dict[str, MachineIdentity] = {}
         self.gangs: dict[int, Gang] = {}
         self.absent: dict[str, float] = {}
+        self.examined: list[tuple[int, str]] = []
         self.samples: dict[int, StepSample] = {}
         self.trained_total = 0
         self.requests: list[Event] = []

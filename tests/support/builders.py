@@ -21,7 +21,7 @@ def make_spec(**sections: Any) -> RunSpec:
     data: dict[str, Any] = {
         "name": "night",
         "mesh": {"dp_shard": 2, "tp": 2},
-        "nodes": {"ranks_per_node": 2, "spares": 1},
+        "nodes": {"ranks_per_node": 2, "spares": 1, "preflight": "off"},
         "trainer": {"steps": 120, "interval_steps": 10},
         "restart": {},
         "numeric": {"rollback_margin_steps": 5},

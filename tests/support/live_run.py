@@ -50,7 +50,7 @@ def nano_spec(name: str, run_dir: Path, corpus: Path, **changes: Any) -> RunSpec
         "name": name,
         "run_dir": str(run_dir),
         "mesh": {"dp_shard": 2, "tp": 2},
-        "nodes": {"ranks_per_node": 2, "spares": 1},
+        "nodes": {"ranks_per_node": 2, "spares": 1, "preflight": "off"},
         "trainer": trainer,
         "restart": {"hang_min_s": 3.0},
         "numeric": {"rollback_margin_steps": 2},

@@ -11,9 +11,10 @@ import pytest
 from midwatch.health.nodes.probe import ProbeSettings
 from midwatch.logbook.findings import Finding
 from midwatch.operator.agent.probing import DRIVER_SIGNS, ProbeConfig
-from midwatch.operator.agent.reports import NodeFindings
+from midwatch.operator.agent.reports import EnergyUsed, NodeFindings
 from midwatch.tests.support.agents import Site, site, wait_until
 from midwatch.tests.support.nvml_stub import NvmlStub, build, uuid_of
+from msgspec.structs import replace
 
 XID_48 = "[12.5] NVRM: Xid (PCI:0000:01:00): 48, pid=77, An uncorrectable double bit error (DBE)\n"
 PATIENT = ProbeSettings(deadline_s=20.0, first_deadline_s=60.0, retry_delay_s=0.1)
@@ -52,6 +53,24 @@ def test_an_xid_becomes_a_report_of_the_agent(stub: NvmlStub, tmp_path: Path) ->
         stub.send_xid(1, 79)
         finding = wait_finding(agent, "xid", "nvml")
     assert (finding.value, finding.device, finding.action) == (79.0, uuid_of(1), "evict")
+
+
+def test_energy_is_reported_once_a_period_and_put_down_to_its_attempt(
+    stub: NvmlStub, tmp_path: Path
+) -> None:
+    stub.set("0.energy_millijoules 1000000", "1.energy_millijoules 2000000")
+    probe = replace(watching(stub), energy_period_s=3600.0)
+    with site(tmp_path, probe=probe) as agent:
+        agent.supervisor.machine(60.0)
+        agent.supervisor.start(agent.plan(4, ranks=()))
+        # Nothing was used before this attempt began, as far as anybody has looked.
+        before = agent.recorder.wait(EnergyUsed)
+        assert (before.attempt, before.use.joules, before.use.num_gpus) == (-1, 0.0, 2)
+        stub.set("0.energy_millijoules 1500000", "1.energy_millijoules 2250000")
+        agent.supervisor.start(agent.plan(5, ranks=()))
+        used = agent.recorder.wait(EnergyUsed, lambda report: report.attempt == 4)
+    rest = [r.use.joules for r in agent.recorder.all_of(EnergyUsed) if r.attempt == 5]
+    assert used.use.joules + sum(rest) == 750.0
 
 
 def test_an_ecc_error_becomes_a_report_of_the_agent(stub: NvmlStub, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from midwatch.checkpoints.manifest import checkpoint_id
 from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
+from midwatch.logbook.fold import MAX_EXITS_KEPT
 from midwatch.logbook.fold_decisions import MAX_REMEMBERED_RESTARTS
 from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.state import TREND_STEPS, RunState, Status
@@ -297,3 +298,15 @@ def test_places_are_remembered_while_the_run_waits() -> None:
     waiting = fold([decided(state, d.AwaitNodes())], state)
     assert waiting.attempt is None
     assert waiting.places == ("n0", "n1")
+
+
+def test_of_thousands_of_echoes_a_few_are_kept_and_a_cause_among_them_always() -> None:
+    echoes = [
+        ev.WorkerExited(1, rank, "n0", exit_code=1, code="collective-failed")
+        for rank in range(10_000)
+    ]
+    cause = ev.WorkerExited(1, 10_001, "n1", signal=9)
+    state = fold([ev.WorkersExited(1, "n0", (*echoes, cause))], started())
+    assert state.attempt is not None
+    assert len(state.attempt.exits) <= MAX_EXITS_KEPT + 1
+    assert cause in state.attempt.exits

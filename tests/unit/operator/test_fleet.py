@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from midwatch.logbook.errors import Retryable
 from midwatch.operator.agent.reports import AgentReport, AgentStatus, WorkersStarted
@@ -97,9 +98,18 @@ def test_a_death_is_told_once() -> None:
 
 def test_an_address_is_used_up_by_the_attempt_that_takes_it() -> None:
     fleet = watched()
-    assert fleet.rendezvous("node-0") == ("host", 5)
+    assert fleet.rendezvous("node-0", 1) == ("host", 5)
     with pytest.raises(Retryable) as refused:
-        fleet.rendezvous("node-0")
+        fleet.rendezvous("node-0", 1)
     assert refused.value.code == "no-rendezvous"
     fleet.take(beat(port=6), 4.0)
-    assert fleet.rendezvous("node-0") == ("host", 6)
+    assert fleet.rendezvous("node-0", 1) == ("host", 6)
+
+
+def test_an_attempt_whose_rank_0_serves_already_is_met_where_it_serves() -> None:
+    """A controller was lost after it had told this node of attempt 2, and not yet the others."""
+    fleet = watched()
+    serving = msgspec.structs.replace(beat(port=6), attempt=2, serving_port=5)
+    fleet.take(serving, 4.0)
+    assert fleet.rendezvous("node-0", 2) == ("host", 5)
+    assert fleet.rendezvous("node-0", 3) == ("host", 6)

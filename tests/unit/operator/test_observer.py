@@ -6,13 +6,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from midwatch.health.nodes.evidence import Sign, SignSource
 from midwatch.health.nodes.liveness import RankProgress
 from midwatch.logbook import events as ev
 from midwatch.logbook import wire
 from midwatch.logbook.state import RunState
 from midwatch.operator.agent import reports as rp
 from midwatch.operator.observer import REMEMBERED_REPORTS, Observer, SeenReports
-from midwatch.operator.ports import CommitFound, NodeGone
+from midwatch.operator.ports import CommitFound, NodeGone, NodeSigns
 from midwatch.tests.support.builders import fold, make_sample, started
 
 STATE = fold([ev.AttemptResumed(1, 0, "", 0.1)], started())
@@ -203,3 +204,75 @@ def test_a_commit_that_was_found_is_told_once() -> None:
     assert watch.observer.observe(gone, CommitFound(commit)) == []
     held = rp.PartHeld(attempt=1, commit=commit, held=("a",), num_files=2)
     assert watch.see(held) == []
+
+
+# --- what a dead worker's text is about ---
+
+ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+USER = 'Traceback (most recent call last):\n  File "train.py", line 3\nKeyError: "tokens"'
+
+
+def death(watch: Watch, rank: int, text: str, code: str = "worker-raised") -> list[ev.Event]:
+    watch.see(said(rank, wire.WorkerFailed(rank, code, text.splitlines()[-1], text)))
+    report = msgspec.structs.replace(exited(rank), log_tail="")
+    return watch.see(report)
+
+
+def test_a_text_that_blames_the_node_is_a_finding_against_it() -> None:
+    event, found = death(Watch(), 1, ECC)
+    assert isinstance(event, ev.WorkerExited)
+    assert "node" in event.label
+    assert isinstance(found, ev.FindingSeen)
+    finding = found.finding
+    assert (finding.detector, finding.node, finding.rank) == ("failure-text", "n0", 1)
+    assert finding.action in ("drain", "evict")
+    assert "ECC" in finding.message
+
+
+@pytest.mark.parametrize("text", [USER, "AssertionError: loss is wrong", "something else"])
+def test_the_programs_own_failure_never_costs_a_node(text: str) -> None:
+    [event] = death(Watch(), 1, text)
+    assert isinstance(event, ev.WorkerExited)
+
+
+def test_what_peers_say_of_a_broken_connection_is_not_read() -> None:
+    [event] = death(Watch(), 1, ECC, code="collective-failed")
+    assert isinstance(event, ev.WorkerExited)
+    assert event.label == ""
+
+
+def test_one_attempt_costs_one_node_at_most() -> None:
+    watch = Watch()
+    assert len(death(watch, 0, ECC)) == 2
+    assert len(death(watch, 1, ECC)) == 1
+
+
+# --- what the cluster says ---
+
+
+def test_a_standing_condition_of_the_cluster_is_one_finding() -> None:
+    watch = Watch()
+    sign = Sign(SignSource.CONDITION, "KernelDeadlock", "True")
+    found = [watch.observer.observe(STATE, NodeSigns("n0", (sign,), t)) for t in (1.0, 61.0, 121.0)]
+    assert [len(events) for events in found] == [1, 0, 0]
+    [event] = found[0]
+    assert isinstance(event, ev.FindingSeen)
+    assert (event.finding.detector, event.finding.node) == ("cluster", "n0")
+    assert event.finding.action == "drain"
+
+
+def test_ranks_that_ended_together_are_one_event_without_their_echoes() -> None:
+    watch = Watch()
+    for rank in range(3):
+        watch.see(said(rank, wire.WorkerFailed(rank, "collective-failed", "peer gone" * 100)))
+    rows = tuple(
+        rp.ExitRow(rp.Exit(rank, 9, 1, None), "exit", 7, wire.Phase.VOTE, "tail")
+        for rank in range(3)
+    )
+    [event] = watch.see(rp.WorkersExited(attempt=1, rows=rows))
+    assert isinstance(event, ev.WorkersExited)
+    assert [e.rank for e in event.exits] == [0, 1, 2]
+    assert all(e.log_tail == "" and len(e.message) <= 200 for e in event.exits)
+    state = fold([event], STATE)
+    assert state.attempt is not None
+    assert len(state.attempt.exits) == 3

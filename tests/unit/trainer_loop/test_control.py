@@ -7,7 +7,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from midwatch.logbook.wire import Command, Hyper, LrChange, encode_frame
+from midwatch.logbook.wire import ASIDE, Command, Hyper, LrChange, encode_frame
 from midwatch.trainer.config import TrainConfig
 from midwatch.trainer.control import Mailbox, plan_effect
 from midwatch.trainer.schedule import lr_at
@@ -116,3 +116,24 @@ def test_an_unknown_command_changes_nothing() -> None:
     effect = plan_effect(Command(1, "lr-faktor", 0.5), Hyper(), 40, CONFIG)
     assert effect.hyper == Hyper()
     assert effect.error.startswith("unknown-command:")
+
+
+def test_an_order_aside_is_answered_at_once_and_is_no_step_of_the_run() -> None:
+    read_fd, write_fd = os.pipe()
+    asked: list[str] = []
+    answered = threading.Event()
+
+    def on_aside(order: Command) -> None:
+        asked.append(order.kind)
+        answered.set()
+
+    gone = threading.Event()
+    mailbox = Mailbox(read_fd, 1, gone.set, on_aside)
+    os.write(write_fd, encode_frame(Command(ASIDE, "trace")))
+    assert answered.wait(30.0)
+    os.write(write_fd, encode_frame(Command(1, "checkpoint")))
+    os.close(write_fd)
+    assert gone.wait(30.0)
+    assert asked == ["trace"]
+    assert [c.seq for c in mailbox.take(mailbox.highest())] == [1]
+    os.close(read_fd)

@@ -17,7 +17,7 @@ from midwatch.health.nodes.liveness import (
     blame,
     is_waiting_stack,
 )
-from midwatch.logbook.wire import Phase
+from midwatch.logbook.wire import CollectiveMark, Phase
 
 LIMITS = HangLimits(multiple=6.0, min_s=2.0, max_s=100.0, saving_s=50.0, window=16)
 LOOK_S = 0.5
@@ -246,6 +246,40 @@ def test_blame_names_an_observed_rank_and_says_why(rows: list[RankProgress]) -> 
     assert rank is None or rank in {row.rank for row in rows}
     stopped = [row.rank for row in rows if row.state == "T"]
     assert not stopped or rank in stopped
+
+
+# --- collectives ---
+
+
+def at(rank: int, age_s: float = 5.0, **called: tuple[int, int]) -> RankProgress:
+    """A rank in the middle of a step; called: (called, completed) by group."""
+    marks = tuple(CollectiveMark(g, *counts, "all_gather") for g, counts in called.items())
+    return RankProgress(rank, 9, Phase.FORWARD, age_s, "S", True, marks)
+
+
+def test_the_chain_of_waiting_ends_at_the_rank_that_waits_for_nobody() -> None:
+    # 3 is stuck in its own code; 2 waits for it in their pair; 0 and 1 wait for 2 and 3.
+    rows = [
+        at(0, tp0=(8, 8), dp0=(5, 4), dp1=(0, 0)),
+        at(1, tp0=(8, 8), dp1=(5, 4)),
+        at(2, 9.0, tp1=(8, 7), dp0=(4, 4)),
+        at(3, tp1=(7, 7), dp1=(4, 4)),
+    ]
+    rank, why = blame(rows)
+    assert rank == 3
+    assert "has not called all_gather" in why
+
+
+def test_ranks_that_have_all_called_are_told_apart_by_other_signs() -> None:
+    rank, why = blame([at(r, 5.0 + r, world=(5, 4)) for r in range(3)])
+    assert rank == 2
+    assert "fell silent" in why
+
+
+def test_marks_that_some_ranks_lack_prove_nothing() -> None:
+    rows = [at(0, world=(5, 4)), at(1, world=(4, 4)), at(2)]
+    _, why = blame(rows)
+    assert "has not called" not in why
 
 
 # --- stacks ---

@@ -54,7 +54,16 @@ def test_a_rank_that_recovers_may_be_named_again() -> None:
         if step <= 80 or step > 250:
             spent_s[2] *= 2.0
         found += detector.observe(step, spent_s, NODES)
-    assert [f.rank for f in found] == [2, 2]
+    told = [(f.rank, f.action) for f in found]
+    assert told == [(2, "drain"), (2, "ignore"), (2, "drain"), (2, "ignore")][: len(told)]
+    assert told[:3] == [(2, "drain"), (2, "ignore"), (2, "drain")]
+
+
+def test_what_it_costs_a_step_is_what_it_exceeds_the_median_by() -> None:
+    (finding,) = run(50, {5: 1.5})
+    assert 0.4 < finding.cost_s < 0.6
+    (finding,) = run(400, {5: 1.5}, first=100)
+    assert 0.2 < finding.cost_s < 0.6
 
 
 def test_noise_of_milliseconds_is_no_straggler() -> None:
