@@ -5,17 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from msgspec.structs import replace
+
+from ..checkpoints.remote_store import RemoteStore, listing_or_none
 from ..checkpoints.store import CheckpointStore, Listing, LocalStore
 from .spec import RunSpec
+from .storage import RUN_ID_NAME, storage_of
 
-DISK = "disk"
+DISK, STORE = "disk", "store"
+FETCHED = "fetched"
+"""Folder in the run folder for what commands fetch from the store."""
 
 
 def open_store(spec: RunSpec, run_dir: Path) -> CheckpointStore:
-    """Return the store of a run, for reading or for deleting; nothing is created."""
-    return LocalStore(run_dir)
+    """Return the store of a run, for reading or for deleting; nothing is created.
+
+    With a durable store that one, which outlives every node; otherwise the run folder.
+    """
+    return _remote(spec, run_dir) or LocalStore(run_dir)
 
 
-def list_tiers(spec: RunSpec, run_dir: Path) -> Mapping[str, Listing]:
-    """Return what each tier of a run holds, by its name."""
-    return {DISK: LocalStore(run_dir).listing()}
+def list_tiers(spec: RunSpec, run_dir: Path) -> tuple[Mapping[str, Listing], str]:
+    """Return what each tier of a run that can be seen from here holds, and what could not be seen.
+
+    The disks of other machines cannot; a store that does not answer hides nothing else.
+    """
+    remote = _remote(spec, run_dir)
+    if remote is None:
+        return {DISK: LocalStore(run_dir).listing()}, ""
+    parts = [LocalStore(folder).listing() for folder in sorted(run_dir.glob("local/*"))]
+    committed = {m.id: m for part in parts for m in part.committed}
+    broken = {b.id: b for part in parts for b in part.broken}
+    disk = Listing(tuple(committed.values()), tuple(broken.values()))
+    stored, trouble = listing_or_none(remote)
+    return ({DISK: disk} if stored is None else {DISK: disk, STORE: stored}), trouble
+
+
+def _remote(spec: RunSpec, run_dir: Path) -> RemoteStore | None:
+    id_file = run_dir / RUN_ID_NAME
+    run_id = id_file.read_text().strip() if id_file.exists() else ""
+    storage = storage_of(spec, run_dir, run_id, "here")
+    if storage is None:
+        return None
+    return RemoteStore(replace(storage, local_root=str(run_dir / FETCHED)), spec.name)

@@ -28,7 +28,15 @@ from ..checkpoint_view import CheckpointRow, checkpoint_rows, compared_with
 from ..policy.storage import retention_plan
 from ..spec import RunSpec
 from ..store import list_tiers, open_store
-from .output import FAILED, Output, OutputOption, RunArgument, print_json, wide_console
+from .output import (
+    FAILED,
+    Output,
+    OutputOption,
+    RunArgument,
+    err_console,
+    print_json,
+    wide_console,
+)
 from .runs import NotFoundError, find_run, load_state
 from .steer import DryRunOption, ReasonOption, TimeoutOption, make_request, submit
 
@@ -254,7 +262,10 @@ def _ask(
 def _rows(folder: Path) -> list[CheckpointRow]:
     state = load_state(folder)
     spec = RunSpec.model_validate(state.spec)
-    return checkpoint_rows(state, spec, list_tiers(spec, folder), time.time())
+    tiers, trouble = list_tiers(spec, folder)
+    if trouble:
+        err_console.print(f"the store is not shown: {trouble}", markup=False, highlight=False)
+    return checkpoint_rows(state, spec, tiers, time.time())
 
 
 def _row(folder: Path, checkpoint: str) -> CheckpointRow:

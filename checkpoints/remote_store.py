@@ -1,0 +1,84 @@
+"""The durable store of one run as a CheckpointStore: for people and tools, away from any node."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from ..logbook.errors import IntegrityError, MidwatchError
+from ..logbook.tiers import Storage
+from .fetch import Fetcher
+from .manifest import FileEntry, Manifest, checkpoint_dir
+from .store import Broken, Listing
+from .tiered import TieredSource, Tiers
+
+PATIENCE_S = 5.0
+"""A person waits for an answer; a run would rather wait for its store."""
+
+
+class RemoteStore:
+    """What was uploaded. storage.local_root: where fetched files are kept, made when needed."""
+
+    def __init__(self, storage: Storage, run: str) -> None:
+        """Raises: ConfigError for an address that cannot be one."""
+        self._tiers = Tiers(storage, run, patience_s=PATIENCE_S)
+        self._remote = self._tiers.remote
+
+    def listing(self) -> Listing:
+        """Return everything committed. Raises: errors of the store when it does not answer."""
+        committed: list[Manifest] = []
+        broken: list[Broken] = []
+        for name in self._tiers.ask(lambda _: self._remote.committed()):
+            try:
+                committed.append(self.manifest(name))
+            except IntegrityError as error:
+                broken.append(Broken(name, error.code, error.message))
+        committed.sort(key=lambda m: (m.step, m.attempt))
+        return Listing(tuple(committed), tuple(broken))
+
+    def manifest(self, checkpoint: str) -> Manifest:
+        """Return one manifest. Raises: IntegrityError; errors of the store."""
+        found = self._tiers.ask(lambda _: self._remote.manifest(checkpoint))
+        if found is None:
+            raise IntegrityError(
+                "manifest-missing",
+                f"{checkpoint} is not in the store: it was never uploaded whole, or was deleted.",
+                remedy="`midwatch checkpoints list` shows where each checkpoint lies.",
+            )
+        return found
+
+    def verify(self, checkpoint: str, deep: bool = True) -> Manifest:
+        """Read one checkpoint back, file by file, keeping nothing. Raises: as manifest."""
+        manifest = self.manifest(checkpoint)
+        missing = self._tiers.ask(lambda _: self._remote.missing(manifest))
+        if missing:
+            raise IntegrityError(
+                "shard-missing",
+                f"{checkpoint} has no whole {missing[0]} in the store.",
+                remedy="Load another checkpoint.",
+            )
+        for entry in manifest.files if deep else ():
+            self._tiers.ask(partial(self._read_back, checkpoint, entry))
+        return manifest
+
+    def _read_back(self, checkpoint: str, entry: FileEntry, fetcher: Fetcher) -> None:
+        fetcher.to_memory(self._remote.key(checkpoint, entry.name), entry)
+
+    def path(self, checkpoint: str) -> Path:
+        """Fetch a whole checkpoint and return its folder. Raises: as verify."""
+        source = TieredSource(self._tiers, checkpoint)
+        for entry in source.manifest.files:
+            source.read(entry.name)
+        return checkpoint_dir(self._tiers.root, checkpoint)
+
+    def delete(self, checkpoint: str) -> None:
+        """Remove a checkpoint for good. Raises: MidwatchError."""
+        self._remote.delete(checkpoint)
+
+
+def listing_or_none(store: RemoteStore) -> tuple[Listing | None, str]:
+    """Return what a store holds, or why it does not say."""
+    try:
+        return store.listing(), ""
+    except MidwatchError as error:
+        return None, str(error)
