@@ -77,7 +77,7 @@ class _Wish(msgspec.Struct, frozen=True, array_like=True):
 class MemoryTier:
     """One rank's part in the memory tier.
 
-    refusal: why this rank takes no part in copying, "" when it does.
+    refusal, refusal_code: why this rank takes no part in copying, "" when it does.
     newest:  the last generation that all ranks hold whole.
     """
 
@@ -86,7 +86,9 @@ class MemoryTier:
         local_rank = config.rank % order.ranks_per_node
         groups = range(0, len(slots), SLOTS_PER_RANK)
         own = slots[local_rank * SLOTS_PER_RANK : (local_rank + 1) * SLOTS_PER_RANK]
-        self.refusal = "" if len(own) == SLOTS_PER_RANK else "no buffers were given"
+        self.refusal, self.refusal_code = "", ""
+        if len(own) < SLOTS_PER_RANK:
+            self.refuse("memory-not-given", "the agent gave this rank no buffers.")
         self.newest: Generation | None = None
         self._order = order
         self._config = config
@@ -100,6 +102,10 @@ class MemoryTier:
             for slot in slots[first : first + SLOTS_PER_RANK]
         ]
         self._part: tuple[RankPart, bytes] | None = None
+
+    def refuse(self, code: str, why: str) -> None:
+        """Take no part in copying from now on, and so keep all ranks from it."""
+        self.refusal_code, self.refusal = code, why
 
     # --- staging ---
 

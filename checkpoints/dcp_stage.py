@@ -111,7 +111,7 @@ class Stage:
             except ConfigError as error:
                 if error.code != "memory-too-small":
                     raise
-                tier.refusal = str(error)
+                tier.refuse(error.code, f"{error.message} {error.remedy}")
                 at = OWN
         if at == OWN:
             self._images[OWN] = Image(flat, paths, self._name)

@@ -32,6 +32,17 @@ class MemoryOrder(msgspec.Struct, frozen=True):
     fds: tuple[int, ...] = ()
 
 
+class TierRefused(msgspec.Struct, frozen=True, tag="tier-refused"):
+    """A rank cannot take part in the memory tier, and so nobody does; training goes on without.
+
+    code: stable, kebab-case; message names figures and cure.
+    """
+
+    rank: int
+    code: str
+    message: str
+
+
 class Storage(msgspec.Struct, frozen=True, kw_only=True):
     """Where a node keeps its part of each checkpoint, and the store that all parts go to.
 

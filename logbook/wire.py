@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from .preflight import PreflightDone
-from .tiers import MemoryOrder, Storage
+from .tiers import MemoryOrder, Storage, TierRefused
 
 MAX_FRAME_BYTES = 1 << 20
 PEER_CODES = frozenset({"collective-failed", "peer-lost", "rendezvous-failed"})
@@ -264,6 +264,7 @@ WorkerMessage = (
     | Finished
     | CollectiveTrace
     | PreflightDone
+    | TierRefused
 )
 
 # --- agent -> worker ----------------------------------------------------------------------------

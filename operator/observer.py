@@ -15,6 +15,7 @@ from ..logbook import events as ev
 from ..logbook import wire
 from ..logbook.findings import Finding, Severity
 from ..logbook.state import RunState
+from ..logbook.tiers import TierRefused
 from .agent import reports as rp
 from .examinations import Examinations
 from .exit_reading import ExitReader
@@ -49,6 +50,7 @@ class Observer:
         self._judge_machine = judge_machine
         self._last_words: dict[tuple[int, int], wire.WorkerFailed] = {}
         self._seen: dict[str, SeenReports] = {}
+        self._refusals: set[tuple[str, str]] = set()
         self._start_errors: dict[str, str] = {}
         self._repeats = Repeats()
         # A condition stands for days and is told again with every look at the node.
@@ -137,18 +139,9 @@ class Observer:
         if report.forkserver != "failed" or self._start_errors.get(report.agent) == error:
             return []
         self._start_errors[report.agent] = error
-        finding = Finding(
-            detector="forkserver",
-            kind="forkserver-failed",
-            severity=Severity.WARN,
-            step=state.step,
-            onset_step=state.step,
-            value=0.0,
-            reference=0.0,
-            message=f"{report.node} cannot load the workers' code: {error[-500:]}",
-            node=report.node,
-        )
-        return [ev.FindingSeen("", state.num_attempts, finding)]
+        told = f"{report.node} cannot load the workers' code: {error[-500:]}"
+        warning = _warning(state, report.node, "forkserver", "forkserver-failed", told)
+        return [ev.FindingSeen("", state.num_attempts, warning)]
 
     def _messages(self, state: RunState, report: rp.WorkerMessages) -> list[ev.Event]:
         events: list[ev.Event] = []
@@ -162,12 +155,22 @@ class Observer:
                 continue
             elif isinstance(message, wire.WorkerFailed):
                 self._last_words[report.attempt, rank] = message
+            elif isinstance(message, TierRefused):
+                events += self._refused(state, report.node, message)
             elif isinstance(message, wire.Applied):
                 applied.setdefault(message.seq, []).append((rank, message))
             else:
                 events += _worker_message(report.attempt, rank, message, state.step)
         events += [_applied(report, seq, acks) for seq, acks in applied.items()]
         return events + (_stale(report) if stale and not events else [])
+
+    def _refused(self, state: RunState, node: str, message: TierRefused) -> list[ev.Event]:
+        """Said once of a node: every attempt would say it again."""
+        if (node, message.code) in self._refusals:
+            return []
+        self._refusals.add((node, message.code))
+        warning = _warning(state, node, "memory-tier", message.code, message.message)
+        return [ev.FindingSeen("", state.num_attempts, warning)]
 
     def _node_findings(self, state: RunState, report: rp.NodeFindings) -> list[ev.Event]:
         new = [
@@ -249,6 +252,20 @@ class SeenReports:
             floor = self._newest - REMEMBERED_REPORTS
             self._seen = {known for known in self._seen if known > floor}
         return True
+
+
+def _warning(state: RunState, node: str, detector: str, kind: str, message: str) -> Finding:
+    return Finding(
+        detector=detector,
+        kind=kind,
+        severity=Severity.WARN,
+        step=state.step,
+        onset_step=state.step,
+        value=0.0,
+        reference=0.0,
+        message=message,
+        node=node,
+    )
 
 
 def _stale(report: rp.AgentReport) -> list[ev.Event]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..checkpoints.manifest import SaveHeader
 from ..logbook.errors import Fatal
+from ..logbook.tiers import TierRefused
 from ..logbook.wire import (
     Applied,
     CheckpointTags,
@@ -49,6 +50,7 @@ class Loop:
         self._step = position.step
         self._hyper = position.hyper
         self._dp_rank, _ = coordinates(parts.mesh, parts.rank)
+        self._has_told = False
         self._recent: deque[StepSample] = deque(position.recent, maxlen=RECENT_SAMPLES)
 
     def run(self, last_step: int) -> Finished:
@@ -90,7 +92,16 @@ class Loop:
         self._step = parts.progress.step = outcome.step
         parts.progress.note(Phase.TRAINING)
         self._report(outcome, data_step, data_s, step_s)
+        self._tell_refusal()
         return outcome
+
+    def _tell_refusal(self) -> None:
+        """Somebody should know that restarts will come from disk, and why."""
+        memory = self._parts.saver.memory
+        if memory is not None and memory.refusal and not self._has_told:
+            self._has_told = True
+            refused = TierRefused(self._parts.rank, memory.refusal_code, memory.refusal)
+            self._parts.report.send(refused)
 
     def _batches(self, data_step: int) -> list[Tensor]:
         tokens = torch.from_numpy(self._parts.sampler.batch(data_step, self._dp_rank))

@@ -1,8 +1,8 @@
 """What a copy to memory costs the loop, and how long a restore takes from each place.
 
 Four gloo ranks (FSDP2 x TP) on two pretended nodes hold an OPT-like state with float32 master
-weights and Adam moments. Copies go to the own node and over loopback to the other. Every restore is
-of fresh processes: from memory, from memory after one node was lost, and from disk, whose bytes come
+weights and Adam moments. Copies go to the own node and over loopback to the other. A restore is
+of fresh processes: from memory, from memory with one node lost, and from disk, whose bytes come
 from the page cache. Run: python -m tests.bench.memory [--width 256] [--layers 4] [--copies 15]
 """
 

@@ -10,7 +10,9 @@ from midwatch.health.nodes.evidence import Sign, SignSource
 from midwatch.health.nodes.liveness import RankProgress
 from midwatch.logbook import events as ev
 from midwatch.logbook import wire
+from midwatch.logbook.findings import Severity
 from midwatch.logbook.state import RunState
+from midwatch.logbook.tiers import TierRefused
 from midwatch.operator.agent import reports as rp
 from midwatch.operator.observer import REMEMBERED_REPORTS, Observer, SeenReports
 from midwatch.operator.ports import CommitFound, NodeGone, NodeSigns
@@ -276,3 +278,14 @@ def test_ranks_that_ended_together_are_one_event_without_their_echoes() -> None:
     state = fold([event], STATE)
     assert state.attempt is not None
     assert len(state.attempt.exits) == 3
+
+
+def test_a_node_without_memory_for_the_tier_is_told_of_once() -> None:
+    watch = Watch()
+    refused = TierRefused(0, "memory-too-small", "takes 9 MiB, 1 MiB are to be had. Raise it.")
+    (event,) = watch.see(said(0, refused))
+    assert isinstance(event, ev.FindingSeen)
+    assert (event.finding.detector, event.finding.kind) == ("memory-tier", "memory-too-small")
+    assert event.finding.severity is Severity.WARN
+    assert event.finding.node == "n0"
+    assert watch.see(said(1, msgspec.structs.replace(refused, rank=1))) == []

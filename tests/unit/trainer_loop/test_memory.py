@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from midwatch.logbook.tiers import TierRefused
 from midwatch.logbook.wire import Command, Hyper, LrChange, Mesh, Resumed, WorkerStart
 from midwatch.tests.support.crew import Crew, Nursery, starts_for
 from midwatch.tests.support.memory_nodes import Nodes
@@ -110,3 +111,25 @@ def test_a_save_to_disk_refreshes_memory_too(
     seen = {s.memory_step for s in crew.steps()}
     assert seen - {None} <= {4, 8, 12}
     assert max(s or 0 for s in seen) >= 8
+
+
+def test_a_node_without_the_memory_says_so_once_and_trains_on(
+    nursery: Nursery, tmp_path: Path, trainer: dict[str, Any]
+) -> None:
+    nodes = Nodes(tmp_path / "memory", 2)
+    starts = placed(starts_for(tmp_path, trainer, MESH, until_step=8), nodes)
+    # Only node-1 is short of it: its ranks keep all others from it, too.
+    short = [
+        replace(start, memory=replace(start.memory, rank_bytes_max=1 << 16))
+        if start.memory is not None and start.rank >= 2
+        else start
+        for start in starts
+    ]
+    crew = Crew(nursery, short)
+    crew.watch()
+    assert crew.exit_codes() == [0, 0, 0, 0]
+    told = crew.said(TierRefused)
+    assert sorted(refused.rank for refused in told) == [2, 3]
+    assert {refused.code for refused in told} == {"memory-too-small"}
+    assert "host_frac" in told[0].message
+    assert {sample.memory_step for sample in crew.steps()} == {None}
