@@ -40,6 +40,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"),
+        # The usual port of the agent that takes jobs may be another cluster's.
+        f"--dashboard-agent-listen-port={_free_port()}",
     ]
     log = (tmp_path_factory.mktemp("head") / "log").open("wb")
     # A session of its own, so that exactly these processes can be ended.
