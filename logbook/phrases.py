@@ -226,6 +226,8 @@ def action_text(action: de.Action) -> str:
     match action:
         case de.StartAttempt(plan, _, factor, quarantines):
             start = f"from step {plan.resume_step}" if plan.checkpoints else "afresh"
+            if plan.memory_since is not None and plan.attempt > 1:
+                start = f"from memory, or else {start}"
             lr = f", LR x{factor:.3g}" if factor != 1.0 else ""
             avoid = f", never again {_some(quarantines)}" if quarantines else ""
             return f"start attempt {plan.attempt} on {_some(plan.nodes)} {start}{lr}{avoid}"
