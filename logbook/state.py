@@ -30,6 +30,7 @@ from .wire import CheckpointTags, Hyper, StepSample
 RECENT_STEPS = 256
 RECENT_FINDINGS = 64
 RECENT_SAVES = 16
+MAX_REMARKS = 64
 TREND_STEPS = 50
 
 
@@ -172,12 +173,22 @@ class CheckpointState(msgspec.Struct, frozen=True):
     uploaded_s: float | None = None
 
 
+class Remark(msgspec.Struct, frozen=True):
+    """What a person added to the record, and where it stands in the journal."""
+
+    by: str
+    text: str
+    time_s: float
+    seq: int
+
+
 class Incident(msgspec.Struct, frozen=True):
     """Something that went wrong, from the first sign to the outcome.
 
     step_before, lr_before and loss_before are of the last step before the answer, lr_after and
     loss_after of the first step after it; steps_lost counts completed steps to be trained again.
     tier, differs: of the load that answered it, as in events.AttemptResumed.
+    remarks: what people added to its note, oldest first.
     """
 
     draft: IncidentDraft
@@ -199,6 +210,7 @@ class Incident(msgspec.Struct, frozen=True):
     recovered_s: float | None = None
     closed_s: float | None = None
     outcome: str = ""
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def is_watched(self) -> bool:
@@ -263,6 +275,7 @@ class RunState(msgspec.Struct, frozen=True):
     upload_trouble: why uploads do not get on, by node; over once a checkpoint is in the store.
     uploaded_early: when checkpoints were in the store whose commit, told by another node, is yet to
         be heard of.
+    remarks: what people wrote down about the run as a whole, the last of it.
     """
 
     run: str = ""
@@ -317,6 +330,7 @@ class RunState(msgspec.Struct, frozen=True):
     stopping: str = ""
     upload_trouble: dict[str, UploadFailed] = {}
     uploaded_early: dict[str, float] = {}
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def status(self) -> Status:

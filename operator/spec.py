@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from ..health.numerics.config import PanelConfig
 from .spec_base import Seconds, Section, at_least
 from .spec_checkpoints import CheckpointsSpec, Retention
+from .spec_outward import AccountingSpec
 
 
 class MeshSpec(Section):
@@ -38,6 +39,9 @@ class NodesSpec(Section):
     """What to do when no spare is left: wait for a node, or shrink dp_shard to what fits."""
     watch_gpus: Literal["auto", "on", "off"] = "auto"
     """Watch GPUs through NVML once a second; auto: where an NVIDIA driver is loaded."""
+    gpu_watts: float = Field(default=0.0, ge=0, le=10_000)
+    """Declared power of one GPU (its TDP, 400 for an A100), from which energy is reckoned beside
+    what GPUs measure themselves; 0: not reckoned."""
     kernel_log: str = "auto"
     """Kernel log that agents follow: a path, off, or auto: /dev/kmsg where GPUs are watched."""
 
@@ -143,6 +147,8 @@ class RunSpec(Section):
     retention: Retention = Retention()
     detectors: PanelConfig = PanelConfig()
     """Thresholds and mode (act, shadow, off) of every numeric detector."""
+    accounting: AccountingSpec = AccountingSpec()
+    """What GPU time costs, for notes and reports."""
     prepare: tuple[str, ...] = ()
     """Command run once where the run is submitted, before anything starts; "python" is this one."""
     env: dict[str, str] = Field(default={})
