@@ -20,10 +20,10 @@ from ...logbook.errors import Fatal, Retryable
 from ...logbook.journal import Journal, JournalOptions
 from ...logbook.state import Status
 from ..controller import Controller
-from ..desk import FileDesk
 from ..lemon_file import NAME, LemonFile
 from ..policy.decide import POLICY_VERSION
 from ..ports import Ports
+from ..scribe import ScribedDesk
 from ..spec import RunSpec
 from ..spec_file import spec_data, spec_digest
 from .node_agent import log_to_file
@@ -31,6 +31,7 @@ from .ray_cluster import ClusterSettings, RayCluster
 
 TICK_S = 0.1
 LINGER_S = 2.0
+NOTES_WAIT_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -53,12 +54,13 @@ class ControllerActor:
         is_restart = ray.get_runtime_context().was_current_actor_reconstructed
         options = JournalOptions(wait_s=10.0, takeover=is_restart)
         self._journal = _open_journal(run_dir / "journal", options)
+        self._desk = ScribedDesk(run_dir)
         ports = Ports(
             clock=_WallClock(),
             journal=self._journal,
             cluster=self._cluster,
             checkpoints=self._cluster,
-            desk=FileDesk(run_dir),
+            desk=self._desk,
             lemons=LemonFile(run_dir.parent / NAME),
         )
         self._controller = Controller(self._spec, ports)
@@ -134,6 +136,7 @@ class ControllerActor:
 
     def _wind_up(self) -> None:
         self._cluster.close()
+        self._desk.close(NOTES_WAIT_S)
         time.sleep(LINGER_S)
         self._journal.close()
 
