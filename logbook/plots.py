@@ -84,10 +84,10 @@ def plot_incident(incident: Incident, chapter: Chapter) -> str:
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def plot_lr(used: Curve, left: Sequence[Curve], restarts: Sequence[float]) -> str:
+def plot_lr(used: Curve, left: Sequence[Curve]) -> str:
     """Return the learning rate that each step really ran at (OPT-175B, figure 1).
 
-    left: stretches that a restart went back past; restarts: steps from which one went on.
+    left: stretches that a restart went back past.
     """
     lines = [Line(xs, ys, GREY) for xs, ys in left]
     lines.append(Line(*used, BLUE, "as trained"))

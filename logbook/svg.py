@@ -219,10 +219,13 @@ def _x_axis(scale: _Scale, top: float, bottom: float, label: str) -> list[str]:
 
 
 def _label_rows(marks: Sequence[Mark], scale: _Scale) -> list[int]:
-    """Return for each mark the row of its label, so that none covers another."""
+    """Return for each mark the row of its label, so that none covers another; -1 without one."""
     ends: list[float] = []
     rows: list[int] = []
     for mark in marks:
+        if not mark.label:
+            rows.append(-1)
+            continue
         start = _label_start(mark, scale)
         row = next((r for r, end in enumerate(ends) if end < start), len(ends))
         ends[row : row + 1] = [start + 6.0 * len(mark.label) + 10]
@@ -240,13 +243,15 @@ def _marks(
     parts: list[str] = []
     for mark, row in zip(marks, rows, strict=True):
         x = scale.at(mark.x)
-        label_y = 34.0 + 13.0 * row
+        label_y = 34.0 + 13.0 * row if mark.label else top
         dash = ' stroke-dasharray="4 3"' if mark.is_dashed else ""
         parts.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{label_y + 3:.1f}" y2="{bottom:.1f}" '
             f'stroke="{mark.colour}" stroke-width="1.1"{dash}/>'
         )
-        parts.append(text(_label_start(mark, scale), label_y, mark.label, mark.colour, size=10))
+        if mark.label:
+            start = _label_start(mark, scale)
+            parts.append(text(start, label_y, mark.label, mark.colour, size=10))
     return parts
 
 
