@@ -21,6 +21,7 @@ from ...logbook.journal import Journal, JournalOptions
 from ...logbook.state import Status
 from ..controller import Controller
 from ..lemon_file import NAME, LemonFile
+from ..lookouts import Lookouts
 from ..policy.decide import POLICY_VERSION
 from ..ports import Ports
 from ..scribe import ScribedDesk
@@ -32,6 +33,9 @@ from .ray_cluster import ClusterSettings, RayCluster
 TICK_S = 0.1
 LINGER_S = 2.0
 NOTES_WAIT_S = 10.0
+MESSAGES_WAIT_S = 10.0
+STUCK_S = 60.0
+"""A controller whose tick takes longer gives no sign of life any more."""
 _log = logging.getLogger(__name__)
 
 
@@ -66,6 +70,10 @@ class ControllerActor:
         self._controller = Controller(self._spec, ports)
         self._thread = threading.Thread(target=self._turn, name="controller", daemon=True)
         self._open(is_restart)
+        self._turned_s = time.monotonic()
+        self._lookouts = Lookouts(
+            self._spec, run_dir, lambda: self._controller.state, self._is_turning
+        )
         self._thread.start()
 
     def ingest(self, agent: str, payload: bytes) -> tuple[int, int]:
@@ -119,6 +127,7 @@ class ControllerActor:
         try:
             while True:
                 self._controller.tick()
+                self._turned_s = time.monotonic()
                 state = self._controller.state
                 if state.status.is_terminal and state.is_at_rest:
                     break
@@ -128,15 +137,20 @@ class ControllerActor:
         except Fatal as error:
             # Another controller has the run: this one must not act, and must not come back.
             _log.error("standing down: %s", error)
+            self._lookouts.close(0.0)
             self._journal.close()
         except BaseException:
             # State is in the journal: a fresh process is the best answer to a bug of ours, too.
             _log.exception("the controller failed; it starts again from its journal")
             os._exit(1)
 
+    def _is_turning(self) -> bool:
+        return time.monotonic() - self._turned_s < STUCK_S
+
     def _wind_up(self) -> None:
         self._cluster.close()
         self._desk.close(NOTES_WAIT_S)
+        self._lookouts.close(MESSAGES_WAIT_S)
         time.sleep(LINGER_S)
         self._journal.close()
 
