@@ -16,7 +16,7 @@ import msgspec
 
 from . import decisions as d
 from . import events as ev
-from .phrases import phrase_of
+from .phrases import action_text, phrase_of
 from .reader import read
 from .record import Record
 from .state import Incident
@@ -114,9 +114,8 @@ class _Author:
         if isinstance(event, ev.HangSuspected):
             self._hangs.append(event)
         if self._is_told(record):
-            self._moments.append(
-                Moment(record.seq, record.time_s, f"{record.kind}: {phrase_of(event)}")
-            )
+            words = _decision_text(event) or phrase_of(event) or ""
+            self._moments.append(Moment(record.seq, record.time_s, f"{record.kind}: {words}"))
         return True
 
     def _take_step(self, record: Record[Any], event: ev.StepDone) -> bool:
@@ -213,6 +212,16 @@ _TOLD = (
     ev.CommandApplied,
     ev.CheckpointFailed,
 )
+
+
+def _decision_text(event: Any) -> str:
+    """Return a decision in the words of its own note, "" for anything else."""
+    if not isinstance(event, ev.DecisionMade):
+        return ""
+    decision = event.decision
+    if isinstance(decision.action, d.CloseIncident):
+        return f"{decision.id} close: {decision.action.outcome}"
+    return f"{decision.id} {action_text(decision.action)}: {decision.reason}"
 
 
 def _stack_of(dump: str, rank: int | None) -> str:

@@ -11,8 +11,8 @@
 
 The record is cut at events into stretches that follow one another without a gap, so the causes sum
 to wall time times GPUs by construction. The GPUs of a run are those its spec asks for, spares
-included. Times are those of the journal: what was told late, while no controller listened, counts
-where it was told.
+included. Times are those of the journal. Steps come in batches, so a step ends where its worker
+says it did, unless the worker's clock and the journal's are further apart than a batch explains.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from .state import RunState
 from .wire import StepSample
 
 NO_STEP = -1
+LATE_S_MAX = 10.0
+"""Told later than this, a step may have been dated by a clock that is wrong."""
 
 
 class Cause(StrEnum):
@@ -89,7 +91,9 @@ class Ledger:
         self._last = after
         if isinstance(event, ev.StepDone):
             if after.steps_total != before.steps_total:
-                self._cut(before, time_s, Cause.PRODUCTIVE, event.sample.step)
+                late_s = time_s - event.sample.time_s
+                end_s = event.sample.time_s if 0.0 <= late_s <= LATE_S_MAX else time_s
+                self._cut(before, end_s, Cause.PRODUCTIVE, event.sample.step)
         elif isinstance(event, ev.RunSubmitted):
             if self._begin_s is None:
                 self._begin_s = self._until_s = after.submitted_s

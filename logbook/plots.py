@@ -134,9 +134,12 @@ def plot_time_line(stretches: Sequence[Stretch], begin_s: float) -> str:
         for stretch in stretches:
             if stretch.attempt == number:
                 start = x_of(stretch.start_s)
-                width = max(x_of(stretch.end_s) - start, 0.6)
+                width = x_of(stretch.end_s) - start
+                if stretch.cause is not Cause.CHECKPOINT:
+                    # Short trouble must not vanish; hundreds of short saves must not fill the bar.
+                    width = max(width, 0.6)
                 parts.append(
-                    f'<rect x="{start:.1f}" y="{y + 2}" width="{width:.1f}" height="{row - 4}" '
+                    f'<rect x="{start:.1f}" y="{y + 2}" width="{width:.2f}" height="{row - 4}" '
                     f'fill="{COLOURS[stretch.cause]}"/>'
                 )
     label = f"{unit} since submission"

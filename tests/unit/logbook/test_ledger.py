@@ -116,6 +116,25 @@ def test_steps_that_memory_recalls_were_no_time_of_detection() -> None:
     assert Cause.RECOMPUTE not in found
 
 
+def told_at(at_s: float, step: int, made_s: float) -> tuple[float, ev.Event]:
+    return at_s, ev.StepDone(1, make_sample(step, time_s=START_S + made_s))
+
+
+def test_steps_told_in_a_batch_end_where_their_workers_say() -> None:
+    batch = [told_at(18.0, step, made_s=14.5 + step) for step in (1, 2, 3)]
+    story = [*begun(), *batch, *restart(at_s=18.5, died_s=18.0, step=2)]
+    found = rank_seconds(ledger_of(*story), 21.5)
+    assert found[Cause.PRODUCTIVE] == pytest.approx(1.5)
+    assert found[Cause.RECOMPUTE] == pytest.approx(1.0)
+    assert found[Cause.DETECT] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("skew_s", [-3600.0, -11.0, 0.001, 3600.0])
+def test_a_worker_whose_clock_is_wrong_is_not_believed(skew_s: float) -> None:
+    story = [*begun(), *(told_at(15.0 + step, step, 15.0 + step + skew_s) for step in (1, 2, 3))]
+    assert rank_seconds(ledger_of(*story), 18.0)[Cause.PRODUCTIVE] == pytest.approx(3.0)
+
+
 def test_recalled_steps_can_be_lost_like_any_others() -> None:
     told = [*begun(), *steps(1, 10, 15.0), *restart(at_s=31.0, died_s=30.0, step=12)]
     recalled = tuple(make_sample(step, step_s=0.5) for step in (11, 12))
