@@ -81,7 +81,7 @@ class FileDesk:
     def _chapter(self, incident: Incident) -> Chapter:
         try:
             return read_chapter(self._journal, incident)
-        except MidwatchError:
+        except (MidwatchError, OSError):
             # A journal that cannot be read just now is somebody else's to report: what the state
             # holds makes a note all the same.
             return Chapter()

@@ -27,6 +27,7 @@ class ScribedDesk(FileDesk):
         self._changed = threading.Condition()
         self._closing = False
         self._writing = False
+        self._failure = ""
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
         self._thread.start()
 
@@ -67,9 +68,13 @@ class ScribedDesk(FileDesk):
         try:
             super().write_note(state, incident)
         except OSError as error:
-            _log.warning("the note of %s waits: %s", name, error)
+            if str(error) != self._failure:
+                # Said once, not at every try.
+                self._failure = str(error)
+                _log.warning("the note of %s waits: %s", name, error)
             return False
         except Exception:
             # A note that cannot be rendered would fail for ever; the others must not wait for it.
             _log.exception("the note of %s could not be written", name)
+        self._failure = ""
         return True

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..logbook.errors import ConfigError
-from .spec_outward import SecretName
+from .spec_outward import NotifySpec, SecretName
 
 MAX_BYTES = 8192
 
@@ -30,6 +30,13 @@ def read_secret(name: SecretName) -> str:
             "secret-invalid", f"the {where} holds characters that no URL and no token has."
         )
     return value
+
+
+def require_secrets(spec: NotifySpec) -> None:
+    """Read every secret that a spec names and forget it again. Raises: as read_secret."""
+    for name in (spec.webhook, spec.webhook_token, spec.heartbeat):
+        if name is not None:
+            read_secret(name)
 
 
 def _content(path: str, where: str) -> str:

@@ -10,7 +10,6 @@ import typer
 
 from ...logbook import events as ev
 from ...logbook.chronicle import read_chronicle
-from ...logbook.metrics import exposition
 from ...logbook.reader import read
 from ...logbook.tensorboard import write_tensorboard
 from .output import RunArgument
@@ -26,6 +25,9 @@ def metrics(
     """Print a run's metrics as Prometheus reads them, or write its curves for TensorBoard."""
     folder = find_run(run)
     if tensorboard is None:
+        # Here alone: the client takes its time to load, and no other command needs it.
+        from ...logbook.metrics import exposition
+
         print(exposition(load_state(folder), time.time()), end="")
         return
     chronicle = read_chronicle(read(folder / "journal", ev.Event))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from midwatch.logbook import events as ev
+from midwatch.logbook.chronicle import Chronicle
 from midwatch.logbook.costs import (
     Tariff,
     bill_of,
@@ -13,6 +15,8 @@ from midwatch.logbook.costs import (
     measured_j,
     tariff_of,
 )
+from midwatch.logbook.document import to_markdown
+from midwatch.logbook.report import render_report
 from midwatch.logbook.state import RunState
 from midwatch.operator.spec_file import spec_data
 from midwatch.tests.sim.night import Night
@@ -56,6 +60,27 @@ def test_a_run_whose_gpus_measure_nothing_has_no_measured_energy() -> None:
     state = fold([ev.RunSubmitted("night", {}, "", 1, "", "ann")])
     assert measured_j(state) is None
     assert measured_bill(state, 3600.0, Tariff()) is None
+
+
+class Account(msgspec.Struct, frozen=True):
+    measured_j: float = 7.2e6
+
+
+class Metered(RunState, frozen=True):
+    """A state whose fold keeps an account of what GPUs measured."""
+
+    energy: Account = Account()  # type: ignore[assignment,unused-ignore]
+
+
+def test_what_gpus_measured_is_told_beside_what_was_declared() -> None:
+    bill = measured_bill(Metered(run="night"), 3600.0, Tariff(400.0, pue=1.5, grid_g_per_kwh=100))
+    assert bill is not None
+    assert bill.energy_kwh == pytest.approx(2.0 * 1.5)
+    assert bill.co2e_kg == pytest.approx(0.3)
+    chronicle = Chronicle()
+    chronicle.state = Metered(run="night")
+    title, blocks = render_report(chronicle, 0.0)
+    assert "measured by the GPUs" in to_markdown(title, blocks, "figures")
 
 
 def test_an_incident_costs_the_standstill_and_the_steps_trained_again() -> None:

@@ -14,7 +14,7 @@ from midwatch.operator import heartbeat as heartbeat_module
 from midwatch.operator.exporter import Exporter
 from midwatch.operator.heartbeat import Heartbeat
 from midwatch.operator.lookouts import Lookouts
-from midwatch.operator.secret_value import read_secret
+from midwatch.operator.secret_value import read_secret, require_secrets
 from midwatch.operator.spec import RunSpec
 from midwatch.operator.spec_outward import NotifySpec, SecretName
 from midwatch.tests.sim.night import Night
@@ -141,6 +141,19 @@ def test_a_secret_is_read_by_name_and_its_absence_names_the_name(
         read_secret(SecretName(env=ENV))
     with pytest.raises(ConfigError, match="nowhere"):
         read_secret(SecretName(file=str(tmp_path / "nowhere")))
+
+
+def test_a_run_here_is_not_begun_with_a_secret_that_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("x")
+    spec = beating(webhook={"env": "NOBODY_SET_THIS"}, webhook_token={"file": "/nowhere"})
+    monkeypatch.setenv(ENV, "https://example.invalid/")
+    with pytest.raises(ConfigError, match="NOBODY_SET_THIS"):
+        require_secrets(spec)
+    monkeypatch.setenv("NOBODY_SET_THIS", "https://example.invalid/")
+    require_secrets(beating(webhook_token={"file": str(tmp_path / "token")}))
+    require_secrets(NotifySpec())
 
 
 @pytest.mark.parametrize(
