@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def test_it_prints_what_prometheus_reads(
     assert call(monkeypatch, str(run)) == 0
     families = {f.name: f for f in text_string_to_metric_families(capfd.readouterr().out)}
     assert families["midwatch_step"].samples[0].value == 120
+    assert call(monkeypatch, str(run), "-o", "json") == 0
+    samples = json.loads(capfd.readouterr().out)
+    assert {"name": "midwatch_step", "labels": {"run": "night"}, "value": 120} in samples
 
 
 def test_it_writes_event_files_and_refuses_a_folder_in_use(
@@ -41,6 +45,8 @@ def test_it_writes_event_files_and_refuses_a_folder_in_use(
     board = tmp_path / "board"
     assert call(monkeypatch, str(run), "--tensorboard", str(board)) == 0
     assert "120 steps" in capfd.readouterr().out
+    assert call(monkeypatch, str(run), "--tensorboard", str(board), "-o", "json") == 0
+    assert json.loads(capfd.readouterr().out)["steps"] == 120
     assert [path.name.split(".")[2] for path in board.iterdir()] == ["tfevents"]
     assert call(monkeypatch, str(run), "--tensorboard", str(run)) == 2
     assert "export-not-empty" in capfd.readouterr().err

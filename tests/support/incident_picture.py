@@ -1,4 +1,4 @@
-"""Draw docs/incident.svg from a seeded night of the simulator: python docs/incident_picture.py
+"""Draw docs/incident.svg from a seeded night: python -m tests.support.incident_picture
 
 The run diverges, is rolled back and trains past the place where it broke.
 """
@@ -14,7 +14,7 @@ from midwatch.tests.sim.night import Night
 from midwatch.tests.sim.training import Fragility, Physics
 from midwatch.tests.support.builders import make_spec
 
-TARGET = Path(__file__).with_name("incident.svg")
+TARGET = Path(__file__).parents[2] / "docs" / "incident.svg"
 
 
 def main() -> None:
