@@ -57,7 +57,7 @@ def add_remark(
 def _append(folder: Path, state: RunState, note: ev.NoteAdded) -> None:
     """Write to the journal of a run that is over: it has no controller any more to do it."""
     journal: Journal[ev.Event] = Journal(
-        folder / "journal", ev.Event, JournalOptions(wait_s=10.0, takeover=False)
+        folder / "journal", ev.Event, JournalOptions(wait_s=30.0, takeover=False)
     )
     try:
         journal.append([(time.time(), state.num_attempts, note)], sync=True)

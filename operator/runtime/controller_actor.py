@@ -52,6 +52,7 @@ class ControllerActor:
         log_to_file(run_dir, "controller")
         self._spec = RunSpec.model_validate(spec)
         self._woken = threading.Event()
+        self._leaving, self._left = threading.Event(), threading.Event()
         self._cluster = RayCluster(self._spec, settings, self._woken.set)
         # Only a life that Ray started after the last one ended may take the journal from it: two
         # controllers of one run on two clusters must not fence each other in turn.
@@ -83,6 +84,17 @@ class ControllerActor:
     def ping(self) -> tuple[int, str]:
         """Return (pid, status of the run)."""
         return os.getpid(), self._controller.state.status
+
+    def farewell(self) -> bool:
+        """Return once all is written and told of a run at rest, whose actors may then be ended.
+
+        Returns: False, at once, for a run that is not at rest.
+        """
+        if not self._controller.state.is_at_rest:
+            return False
+        self._leaving.set()
+        self._woken.set()
+        return self._left.wait(NOTES_WAIT_S + MESSAGES_WAIT_S)
 
     def snapshot(self) -> bytes:
         """Return the live RunState, encoded: one immutable value, whole whenever it is taken."""
@@ -129,7 +141,8 @@ class ControllerActor:
                 self._controller.tick()
                 self._turned_s = time.monotonic()
                 state = self._controller.state
-                if state.status.is_terminal and state.is_at_rest:
+                may_leave = state.status.is_terminal or self._leaving.is_set()
+                if may_leave and state.is_at_rest:
                     break
                 self._woken.wait(TICK_S)
                 self._woken.clear()
@@ -138,6 +151,7 @@ class ControllerActor:
             # Another controller has the run: this one must not act, and must not come back.
             _log.error("standing down: %s", error)
             self._lookouts.close(0.0)
+            self._left.set()
             self._journal.close()
         except BaseException:
             # State is in the journal: a fresh process is the best answer to a bug of ours, too.
@@ -151,6 +165,7 @@ class ControllerActor:
         self._cluster.close()
         self._desk.close(NOTES_WAIT_S)
         self._lookouts.close(MESSAGES_WAIT_S)
+        self._left.set()
         time.sleep(LINGER_S)
         self._journal.close()
 

@@ -89,11 +89,10 @@ def test_what_happens_to_a_run_is_told_noted_and_counted(session: Session, tmp_p
         with LiveRun(spec, session) as run:
             killed = strike_controller(lambda state: bool(state.incidents) and state.step >= 60)
             state = run.finish(look, strike_worker(1, 25), strike_remark(run), killed)
-            wait_until(
-                lambda: any("is completed" in text for text in hook.texts), "nobody heard the end"
-            )
-            assert len(ports_told(run)) >= 2, "the second controller served no metrics"
-            wait_until(lambda: not _is_served(run), "the series outlived the run")
+        # Its actors are ended as soon as it rests, as `midwatch run` does: no word may be lost.
+        assert any("is completed" in text for text in hook.texts), "nobody heard the end"
+        assert len(ports_told(run)) >= 2, "the second controller served no metrics"
+        wait_until(lambda: not _is_served(run), "the series outlived the run")
         assert state.status is Status.COMPLETED
         assert pulse.requests_total > 3
     assert re.search(r'^midwatch_step\{run="outward"\} [1-9]', scraped[0], re.MULTILINE)
@@ -138,3 +137,34 @@ def _texts(folder: Path) -> list[Path]:
     names = ("journal", "logs", "notes", "evidence")
     found = [path for name in names for path in (folder / name).rglob("*") if path.is_file()]
     return [*found, folder / "notify-told"]
+
+
+def test_a_run_that_pauses_asks_for_a_person_before_its_actors_end(
+    session: Session, tmp_path: Path
+) -> None:
+    with WebHook() as hook:
+        (tmp_path / "webhook").write_text(hook.url)
+        spec = nano_spec(
+            "pausing",
+            tmp_path / "run",
+            build_corpus(tmp_path),
+            trainer={"steps": 4000},
+            restart={"hang_min_s": 3.0, "max_restarts_per_hour": 1},
+            notify={"webhook": {"file": str(tmp_path / "webhook")}},
+        )
+        with LiveRun(spec, session) as run:
+            state = run.finish(strike_worker(1, 10), _strike_again(2))
+        assert state.status is Status.PAUSED
+        assert any("needs a person" in text for text in hook.texts)
+    for name in state.incidents:
+        assert note_path(run.run_dir, name).is_file(), f"{name} has no note"
+    assert "pause-run" in note_path(run.run_dir, list(state.incidents)[-1]).read_text()
+
+
+def _strike_again(attempt: int) -> Strike:
+    """Kill a worker of an attempt once it trains."""
+
+    def strike(state: RunState) -> bool:
+        return state.num_attempts == attempt and strike_worker(0, 0)(state)
+
+    return strike
