@@ -39,6 +39,7 @@ class Messenger:
         self._seen: RunState | None = None
         self._refusals = 0
         self._failure = ""
+        self._is_all_told = False
         self._closing, self._gone = threading.Event(), threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._work, name="messenger", daemon=True)
@@ -62,16 +63,19 @@ class Messenger:
             else:
                 self._closing.wait(delay_s or LOOK_S)
             is_last = self._closing.is_set()
-            waiting = self._waiting()
-            delay_s = self._try(waiting, delay_s) if waiting else 0.0
-            if is_last and not self._waiting():
+            delay_s = self._try(delay_s)
+            if is_last and self._is_all_told:
                 self._done.set()
                 return
 
-    def _try(self, waiting: Sequence[Notice], delay_s: float) -> float:
+    def _try(self, delay_s: float) -> float:
         """Tell some of what waits; return how long to leave them in peace after a failure."""
+        self._is_all_told = False
         try:
-            self._tell(waiting)
+            waiting = self._waiting()
+            self._is_all_told = not waiting
+            if waiting:
+                self._tell(waiting)
         except Retryable as error:
             return self._later(delay_s, error.delay_s, error)
         except MidwatchError as error:

@@ -153,6 +153,19 @@ def test_a_flood_is_cut_to_its_newest(
     assert "is completed" in hook.texts[-1]
 
 
+def test_a_state_that_cannot_be_told_of_ends_no_thread(
+    hook: WebHook, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run()
+    messenger = Messenger(notify(), tmp_path, run)
+    run.hurt()
+    sound, run.state = run.state, None  # type: ignore[assignment]
+    wait_until(lambda: "could not be made" in caplog.text, "nobody complained")
+    run.state = sound
+    wait_until(lambda: len(hook.bodies) == 1, "nobody was told any more")
+    assert messenger.close(30.0)
+
+
 def test_a_server_that_is_stuck_holds_up_no_tick_and_no_end(hook: WebHook, tmp_path: Path) -> None:
     hook.answers += [hook.silent] * 50
     run = Run()
