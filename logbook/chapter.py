@@ -27,6 +27,7 @@ STEPS_BEFORE, STEPS_AFTER = 240, 120
 MOMENTS_MAX, EXITS_MAX, FINDINGS_MAX, SAVES_MAX = 40, 6, 8, 3
 EXCERPT_LINES, EXCERPT_CHARS = 24, 3000
 STACKS_BYTES = 256 << 10
+_FIRST_THREAD = "Thread 0x"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -230,6 +231,9 @@ def _stack_of(dump: str, rank: int | None) -> str:
     wanted = [part for part in parts if part.startswith(f"=== rank {rank}\n")]
     others = [part for part in parts if part.strip()]
     chosen = (wanted or others or [""])[0]
+    # Of all its threads the one that trains says where the rank stood.
+    head, mark, current = chosen.partition("Current thread")
+    chosen = f"{head.partition(_FIRST_THREAD)[0]}{mark}{current}" if mark else chosen
     return _safe("\n".join(chosen.strip().splitlines()[:EXCERPT_LINES])[:EXCERPT_CHARS])
 
 

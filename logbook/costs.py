@@ -121,8 +121,13 @@ def bill_rows(bill: Bill, tariff: Tariff) -> list[tuple[str, str]]:
     if bill.co2e_kg is not None:
         rows.append(("CO2e", f"{bill.co2e_kg:,.4g} kg"))
     if bill.price is not None:
-        rows.append(("money", f"{bill.price:,.2f} {tariff.currency}"))
+        rows.append(("money", f"{money_text(bill.price)} {tariff.currency}"))
     return rows
+
+
+def money_text(price: float) -> str:
+    """Return an amount of money, to the cent, or to two digits where it is less than one."""
+    return f"{price:,.2f}" if price >= 1 or not price else f"{price:.2g}"
 
 
 def _bill(gpu_hours: float, joules: float | None, tariff: Tariff) -> Bill:

@@ -23,7 +23,7 @@ th, td { padding: .22rem .6rem; border-bottom: 1px solid #eaeef2; text-align: le
   vertical-align: top; }
 th { background: #f6f8fa; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-figure { margin: .8rem 0; } figure svg { max-width: 100%; height: auto; }
+figure { margin: .8rem 0; } figure > svg { max-width: 100%; height: auto; }
 p.quiet { color: #57606a; font-size: .86rem; }
 @media print { body { max-width: none; } h2 { break-after: avoid; } }
 @media print { figure { break-inside: avoid; } }

@@ -13,6 +13,7 @@ from .state import Incident, NodeState, RunState
 from .wire import StepSample
 
 NOTHING_READ = Chapter()
+MAX_CELL = 300
 
 
 def render_note(
@@ -278,4 +279,6 @@ def _line(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return _line(text).replace("|", "\\|")[:300]
+    text = _line(text)
+    text = text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 4]} ..."
+    return text.replace("|", "\\|")

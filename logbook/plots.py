@@ -19,6 +19,7 @@ from .svg import (
     Panel,
     document,
     draw,
+    log_if_wide,
     text,
     ticks,
 )
@@ -39,14 +40,17 @@ COLOURS = {
     Cause.IDLE: "#d0d7de",
 }
 ATTEMPTS_SHOWN = 120
+WIDE_RATIO = 12.0
 
 _Value = Callable[[StepSample], float | None]
+_WIDE = 0.0
+"""In place of a base: a log axis where the values are far apart."""
 _SERIES: tuple[tuple[str, float, _Value], ...] = (
-    ("loss (nats/token)", 0.0, lambda s: s.loss),
+    ("loss (nats/token)", _WIDE, lambda s: s.loss),
     ("gradient norm, before clipping", 10.0, lambda s: s.grad_norm),
-    ("activation norm", 0.0, lambda s: s.activation_norm),
+    ("activation norm", _WIDE, lambda s: s.activation_norm),
     ("loss scale", 2.0, lambda s: s.loss_scale),
-    ("learning rate", 0.0, lambda s: s.lr),
+    ("learning rate", _WIDE, lambda s: s.lr),
 )
 
 
@@ -68,7 +72,7 @@ def plot_incident(incident: Incident, chapter: Chapter) -> str:
             label = f"attempt {number}" if len(numbers) > 1 and not panels else ""
             xs, ys = [x for x, _ in points], [y for _, y in points]
             lines.append(Line(xs, ys, BLUE if is_new else GREY, label, 1.5))
-        panels.append(Panel(title, lines, log_base, 92))
+        panels.append(Panel(title, lines, log_base or log_if_wide(lines, WIDE_RATIO), 92))
     marks = [Mark(float(step), AMBER, f"saved {step}", True) for step in chapter.saved_steps]
     if draft.is_numeric and draft.onset_step != draft.step:
         marks.append(Mark(float(draft.onset_step), VIOLET, f"onset {draft.onset_step}", True))
@@ -89,7 +93,7 @@ def plot_lr(used: Curve, left: Sequence[Curve]) -> str:
 
     left: stretches that a restart went back past.
     """
-    lines = [Line(xs, ys, GREY) for xs, ys in left]
+    lines = [Line(xs, ys, GREY, is_aside=True) for xs, ys in left]
     lines.append(Line(*used, BLUE, "as trained"))
     return draw([Panel("learning rate", lines, height=230)], "Learning rate used", "step")
 
@@ -99,7 +103,7 @@ def plot_loss(loss: Curve, left: Sequence[Curve], validation: Curve, at: Sequenc
 
     at: steps of incidents.
     """
-    lines = [Line(xs, ys, GREY, "" if index else "gone back past")
+    lines = [Line(xs, ys, GREY, "" if index else "gone back past", is_aside=True)
              for index, (xs, ys) in enumerate(left)]  # fmt: skip
     lines.append(Line(*loss, BLUE, "as trained"))
     panels = [Panel("training loss (nats/token)", lines, height=230)]

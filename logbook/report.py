@@ -9,7 +9,7 @@ import math
 
 from .chronicle import Chronicle, Curves
 from .clock import clock_text, span_text
-from .costs import HOUR_S, Bill, bill_of, measured_bill, tariff_of
+from .costs import HOUR_S, Bill, bill_of, measured_bill, money_text, tariff_of
 from .document import Block, Figure, Heading, Table, Text
 from .failures import FaultRow, failures_by_fault
 from .ledger import CAUSES, Cause
@@ -108,7 +108,11 @@ def _training(chronicle: Chronicle) -> list[Block]:
     return [
         Heading("Learning rate"),
         Figure("lr", "The learning rate each step ran at", lr),
-        Text("As each step really ran, not as it was planned; grey was gone back past.", True),
+        Text(
+            "As each step really ran, not as it was planned. Grey was gone back past; it may leave "
+            "the picture.",
+            True,
+        ),
         Heading("Loss"),
         Figure("loss", "Training loss over steps", loss),
         Text(_loss_text(curves), True),
@@ -211,7 +215,7 @@ def _bill_cells(bill: Bill) -> tuple[str, ...]:
             f"{value:,.4g}" if value is not None else "-"
             for value in (bill.energy_kwh, bill.co2e_kg)
         ),
-        f"{bill.price:,.2f}" if bill.price is not None else "-",
+        money_text(bill.price) if bill.price is not None else "-",
     )
 
 

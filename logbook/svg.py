@@ -22,13 +22,17 @@ EXTREME = 1e300
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One curve: xs rise; ys may hold NaN. label "" leaves it out of the legend."""
+    """One curve: xs rise; ys may hold NaN. label "" leaves it out of the legend.
+
+    is_aside: it has no say in the scale, and may leave the picture.
+    """
 
     xs: Sequence[float]
     ys: Sequence[float]
     colour: str
     label: str = ""
     width: float = 1.4
+    is_aside: bool = False
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -61,10 +65,11 @@ class _Scale(msgspec.Struct, frozen=True):
     def at(self, value: float) -> float:
         low, high, value = (self._of(v) for v in (self.low, self.high, value))
         part = (value - low) / (high - low) if high > low else 0.5
-        return self.start + min(max(part, 0.0), 1.0) * (self.end - self.start)
+        # What lies far outside is cut off by its panel; an endless number would be no pixel.
+        return self.start + min(max(part, -1.0), 2.0) * (self.end - self.start)
 
     def _of(self, value: float) -> float:
-        return math.log(value) if self.log_base else value
+        return math.log(max(value, 1 / EXTREME)) if self.log_base else value
 
 
 def draw(panels: Sequence[Panel], title: str, x_label: str, marks: Sequence[Mark] = ()) -> str:
@@ -148,7 +153,8 @@ def _is_drawn(value: float) -> bool:
 
 
 def _panel(panel: Panel, x_scale: _Scale, top: float) -> list[str]:
-    values = [v for line in panel.lines for v in _finite(line.ys)]
+    values = [v for line in panel.lines if not line.is_aside for v in _finite(line.ys)]
+    values = values or [v for line in panel.lines for v in _finite(line.ys)]
     low, high = min(values), max(values)
     log_base = panel.log_base if low > 1 / EXTREME else 0.0
     if not log_base:
@@ -168,9 +174,21 @@ def _panel(panel: Panel, x_scale: _Scale, top: float) -> list[str]:
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>'
         )
         parts.append(text(LEFT - 6, y + 4, number(tick), FAINT, "end", 10))
+    box = f"{LEFT} {top:.1f} {WIDTH - LEFT - RIGHT} {panel.height}"
+    parts.append(
+        f'<svg x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{panel.height}" '
+        f'viewBox="{box}" overflow="hidden">'
+    )
     for line in panel.lines:
         parts += _curve(line, x_scale, scale)
-    return parts + _legend(panel, top)
+    return [*parts, "</svg>", *_legend(panel, top)]
+
+
+def log_if_wide(lines: Sequence[Line], ratio: float) -> float:
+    """Return 10 for curves whose values are more than ratio apart, 0 for others."""
+    values = [v for line in lines for v in _finite(line.ys)]
+    is_wide = bool(values) and min(values) > 0 and max(values) > ratio * min(values)
+    return 10.0 if is_wide else 0.0
 
 
 def _legend(panel: Panel, top: float) -> list[str]:

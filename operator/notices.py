@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from ..logbook.clock import span_text
-from ..logbook.decisions import CloseIncident, Observe
+from ..logbook.decisions import CloseIncident, Decision, Observe
 from ..logbook.phrases import action_text
 from ..logbook.state import Incident, RunState
 
@@ -58,10 +58,14 @@ def _of_incident(state: RunState, incident: Incident) -> _Timed:
     opened = f"{head} {draft.fault}: {draft.title} (step {draft.step})"
     answers = [d for d in incident.decisions if not isinstance(d.action, CloseIncident)]
     if answers:
-        first = answers[-1]
-        what = "watched" if isinstance(first.action, Observe) else action_text(first.action)
-        opened = f"{opened}\nDecided: {what}: {first.reason}."
+        opened = f"{opened}\nDecided: {_answer(answers[0])}."
     yield incident.opened_s, _notice(draft.id, "opened", opened)
+    if answers and isinstance(answers[0].action, Observe):
+        # Watched at first, then something was done after all: that is news of its own.
+        done = next((d for d in answers if not isinstance(d.action, Observe)), None)
+        if done is not None:
+            text = f"{head} {draft.fault} is answered: {_answer(done)}."
+            yield incident.opened_s, _notice(draft.id, "answered", text)
     if incident.recovered_s is not None:
         took = span_text(incident.recovered_s - draft.seen_s)
         text = f"{head} {draft.fault}: training again after {took}"
@@ -69,6 +73,11 @@ def _of_incident(state: RunState, incident: Incident) -> _Timed:
     if incident.closed_s is not None:
         text = f"{head} {draft.fault} closed: {incident.outcome}"
         yield incident.closed_s, _notice(draft.id, "closed", text)
+
+
+def _answer(decision: Decision) -> str:
+    is_watched = isinstance(decision.action, Observe)
+    return f"{'watched' if is_watched else action_text(decision.action)}: {decision.reason}"
 
 
 def _of_run(state: RunState) -> _Timed:

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from .spec_base import Seconds, Section
 
-Topic = Literal["opened", "recovered", "closed", "paused", "resumed", "ended"]
+Topic = Literal["opened", "answered", "recovered", "closed", "paused", "resumed", "ended"]
 
 
 class AccountingSpec(Section):
@@ -63,8 +63,9 @@ class NotifySpec(Section):
     """URL that takes `{"text": ...}` by POST, as Slack, Mattermost and others do."""
     webhook_token: SecretName | None = None
     """Sent as a bearer token with each message, where the webhook wants one."""
-    topics: tuple[Topic, ...] = ("opened", "closed", "paused", "resumed", "ended")
-    """What is told: an incident opened, recovered or closed; the run paused, resumed or ended."""
+    topics: tuple[Topic, ...] = ("opened", "answered", "closed", "paused", "resumed", "ended")
+    """What is told: an incident opened, answered (after it was only watched), recovered or closed;
+    the run paused, resumed or ended."""
     heartbeat: SecretName | None = None
     """URL asked for as long as the controller turns: a dead-man switch that raises the alarm when
     nothing is heard any more."""

@@ -158,7 +158,7 @@ def test_the_command_writes_html_markdown_and_figures(
     linked = re.findall(r"\((figures/[^)]+)\)", markdown)
     assert {"figures/lr.svg", "figures/loss.svg", "figures/attempts.svg"} <= set(linked)
     assert all((out / name).is_file() for name in linked)
-    assert Path(told["html"]).read_text().count("<svg") == len(linked)
+    assert Path(told["html"]).read_text().count("<figure") == len(linked)
 
 
 def test_a_folder_that_cannot_be_written_is_said_so(

@@ -67,6 +67,15 @@ def test_a_long_curve_is_thinned_and_keeps_its_spike() -> None:
     assert [x for x, _ in kept] == sorted(x for x, _ in kept)
 
 
+def test_a_curve_aside_may_leave_the_picture_and_flattens_no_other() -> None:
+    main = Line([0, 1, 2], [1.0, 2.0, 3.0], "#000")
+    aside = Line([0, 1, 2], [1.0, 500.0, 1e9], "#999", is_aside=True)
+    alone = points_of(draw([Panel("p", [main])], "t", "step"))
+    both = points_of(draw([Panel("p", [main, aside])], "t", "step"))
+    assert both[:3] == alone
+    assert all(math.isfinite(y) and abs(y) < 1000 for _, y in both)
+
+
 def test_labels_of_marks_at_one_place_do_not_cover_each_other() -> None:
     marks = [Mark(5.0, "#000", f"a mark {n}") for n in range(4)]
     svg = draw([Panel("p", [Line([0, 9], [1, 2], "#000")])], "t", "step", marks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from midwatch.operator.notices import MAX_CHARS, Notice, notices_of, slack_text
 from midwatch.tests.sim.night import Night
+from midwatch.tests.sim.training import Fragility, Physics
 from midwatch.tests.support.builders import make_spec
 
 
@@ -23,6 +24,15 @@ def test_an_incident_is_opened_recovered_and_closed_and_the_run_ends() -> None:
     assert keys(found)[:3] == ["inc-0001/opened", "inc-0001/recovered", "inc-0001/closed"]
     assert found[-1].topic == "ended"
     assert "completed at step 120" in found[-1].text
+
+
+def test_a_divergence_is_watched_first_and_its_rollback_is_news() -> None:
+    spec = make_spec(trainer={"steps": 200})
+    state = Night(spec, physics=Physics(fragile=(Fragility(80, 150, 0.95),))).run_to_end()
+    told = [n for n in notices_of(state) if n.key.startswith("inc-0001/")]
+    assert [n.topic for n in told] == ["opened", "answered", "recovered", "closed"]
+    assert "Decided: watched" in told[0].text
+    assert "LR x0.9" in told[1].text
 
 
 def test_keys_never_change_once_given() -> None:
