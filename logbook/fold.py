@@ -17,14 +17,16 @@ from . import fold_preflight as pf
 from . import fold_training as tr
 from .energy import AttemptEnergy
 from .findings import Severity
-from .fold_decisions import apply_decision
+from .fold_decisions import apply_decision, fold_incident
 from .state import (
+    MAX_REMARKS,
     RECENT_FINDINGS,
     RECENT_STEPS,
     TREND_STEPS,
     AttemptState,
     Intervention,
     NodeState,
+    Remark,
     RunState,
 )
 
@@ -313,7 +315,17 @@ def _command_applied(state: RunState, e: ev.CommandApplied, time_s: float) -> Ru
 
 
 def _note_added(state: RunState, e: ev.NoteAdded, time_s: float) -> RunState:
-    return state
+    known = state.incidents.get(e.incident or "")
+    if e.incident is not None and known is None:
+        return state
+    remarks = known.remarks if known is not None else state.remarks
+    if any((remark.by, remark.text) == (e.by, e.text) for remark in remarks):
+        # The desk hands a request in again when a controller died before it was settled.
+        return state
+    remarks = (*remarks, Remark(e.by, e.text, time_s, state.seq + 1))[-MAX_REMARKS:]
+    if known is None:
+        return replace(state, remarks=remarks)
+    return fold_incident(state, known.draft.id, lambda i: replace(i, remarks=remarks))
 
 
 _Handler = Callable[[RunState, Any, float], RunState]

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
+from .chapter import Chapter
 from .clock import clock_text, span_text
+from .costs import bill_of, bill_rows, incident_gpu_s, tariff_of
 from .decisions import Decision, StartAttempt
-from .state import Incident, RunState
+from .state import Incident, NodeState, RunState
+from .wire import StepSample
+
+NOTHING_READ = Chapter()
+MAX_CELL = 300
 
 
-def render_note(state: RunState, incident: Incident) -> str:
-    """Return the Markdown note of an incident: seen, decided and why, before and after, outcome."""
+def render_note(
+    state: RunState, incident: Incident, chapter: Chapter = NOTHING_READ, picture: str = ""
+) -> str:
+    """Return the Markdown note of an incident: seen, decided and why, before and after, outcome.
+
+    chapter: what the journal holds around it; without, the note has what the state remembers.
+    picture: address of the plot of its numbers, "" when there is none.
+    """
     draft = incident.draft
     where = f"Run `{state.run}`, attempt {incident.attempt_before}, step {draft.step}."
+    shown = [f"![The numbers around {draft.id}]({picture})", ""] if picture else []
+    sections = [
+        ("Times", _times(state, incident, chapter)),
+        ("What was seen", _seen(state, incident, chapter)),
+        ("What was decided, and why", _decided(incident)),
+        ("Before and after", _before_after(incident, chapter)),
+        ("What it cost", _cost(state, incident)),
+        ("What to watch next", [_watch(state, incident)]),
+        ("Outcome", _outcome(state, incident)),
+        ("Added by people", _remarks(state, incident)),
+    ]
     lines = [
         f"# {draft.id}: {_line(draft.title)}",
         "",
         f"{where} Fault: **{draft.fault}**. {_status(incident)}",
         "",
-        "## Times",
-        "",
-        *_times(state, incident),
-        "",
-        "## What was seen",
-        "",
-        *_seen(incident),
-        "",
-        "## What was decided, and why",
-        "",
-        *_decided(incident),
-        "",
-        "## Before and after",
-        "",
-        *_before_after(incident),
-        "",
-        "## What to watch next",
-        "",
-        _watch(incident),
-        "",
+        *shown,
     ]
+    for title, body in sections:
+        lines += [f"## {title}", "", *body, ""]
     return "\n".join(lines)
 
 
@@ -47,7 +56,10 @@ def _status(incident: Incident) -> str:
     return f"Closed: {incident.outcome}."
 
 
-def _times(state: RunState, incident: Incident) -> list[str]:
+# --- what happened -------------------------------------------------------------------------------
+
+
+def _times(state: RunState, incident: Incident, chapter: Chapter) -> list[str]:
     draft = incident.draft
     rows = [
         ("first sign", draft.seen_s),
@@ -59,21 +71,55 @@ def _times(state: RunState, incident: Incident) -> list[str]:
     for what, when_s in rows:
         if when_s is not None:
             lines.append(f"| {what} | {clock_text(when_s)} | {span_text(when_s - draft.seen_s)} |")
-    lines += ["", f"Journal: from event {incident.opened_seq} on (`midwatch journal {state.run}`)."]
+    if chapter.moments:
+        lines += ["", "| journal | time (UTC) | what happened |", "|---:|---|---|"]
+        lines += [
+            f"| #{moment.seq} | {clock_text(moment.time_s)[11:]} | {_cell(moment.text)} |"
+            for moment in chapter.moments
+        ]
+    look = f"`midwatch journal {state.run} --since {incident.opened_seq}`"
+    lines += ["", f"Journal: from event {incident.opened_seq} on ({look})."]
     return lines
 
 
-def _seen(incident: Incident) -> list[str]:
+def _seen(state: RunState, incident: Incident, chapter: Chapter) -> list[str]:
     draft = incident.draft
     whom = [f"node {draft.node}"] if draft.node else []
     whom += [f"rank {draft.rank}"] if draft.rank is not None else []
     lines = [f"Blamed on: {', '.join(whom)}." if whom else "Blamed on nobody in particular.", ""]
+    node = state.nodes.get(draft.node or "")
+    if node is not None:
+        lines += [_identity(node), ""]
     found = (pair for decision in incident.decisions for pair in decision.evidence)
     evidence = list(dict.fromkeys(found))
-    if not evidence:
-        return [*lines, "No further values."]
-    lines += ["| what | value |", "|---|---|"]
-    return lines + [f"| {_cell(what)} | {_cell(value)} |" for what, value in evidence]
+    if evidence:
+        lines += ["| what | value |", "|---|---|"]
+        lines += [f"| {_cell(what)} | {_cell(value)} |" for what, value in evidence]
+    else:
+        lines.append("No further values.")
+    for excerpt in chapter.excerpts:
+        lines += ["", f"{_line(excerpt.source)}:", "", *_fenced(excerpt.text)]
+    return lines
+
+
+def _identity(node: NodeState) -> str:
+    """Return by what a node's machine is known, so that it is known again under another name."""
+    parts = [f"Node {node.node} is host {node.host}"]
+    parts += [f"machine `{_line(node.machine)}`"] if node.machine else []
+    gpus = ", ".join(f"`{uuid}`" + (f" ({serial})" if serial else "") for uuid, serial in node.gpus)
+    parts += [f"GPUs {_line(gpus)}"] if gpus else []
+    parts.append(f"agent {node.incarnation}, {node.slots} slots")
+    past = [f"lost {node.num_losses} times"] if node.num_losses else []
+    past += [f"blamed for {node.num_hangs} hangs"] if node.num_hangs else []
+    past += [f"quarantined: {_line(node.quarantined)}"] if node.quarantined else []
+    return "; ".join([*parts, *past]) + "."
+
+
+def _fenced(text: str) -> list[str]:
+    # The fence is longer than any run of backticks inside, so nothing inside can end it.
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}text", *text.splitlines(), fence]
 
 
 def _decided(incident: Incident) -> list[str]:
@@ -92,12 +138,25 @@ def _verb(decision: Decision) -> str:
     return f"{name} {action.plan.attempt}" if isinstance(action, StartAttempt) else name
 
 
-def _before_after(incident: Incident) -> list[str]:
+# --- what it came to -----------------------------------------------------------------------------
+
+
+def _before_after(incident: Incident, chapter: Chapter) -> list[str]:
     tags = incident.checkpoint_tags
-    rows = [
+    old, new = _samples_around(incident, chapter.samples)
+    rows: list[tuple[str, object, object]] = [
         ("attempt", incident.attempt_before, incident.attempt_after),
         ("learning rate", _number(incident.lr_before), _number(incident.lr_after)),
         ("loss (nats/token)", _number(incident.loss_before), _number(incident.loss_after)),
+    ]
+    if old is not None or new is not None:
+        rows += [
+            ("gradient norm", _of(old, "grad_norm"), _of(new, "grad_norm")),
+            ("activation norm", _of(old, "activation_norm"), _of(new, "activation_norm")),
+            ("loss scale", _of(old, "loss_scale"), _of(new, "loss_scale")),
+            ("tokens/s", _of(old, "tokens_per_s"), _of(new, "tokens_per_s")),
+        ]
+    rows += [
         ("resumed from", "", _source(incident)),
         ("loss at the checkpoint", "", _number(tags.loss if tags else None)),
         ("loss scale at the checkpoint", "", _number(tags.loss_scale if tags else None)),
@@ -106,6 +165,21 @@ def _before_after(incident: Incident) -> list[str]:
     ]
     lines = ["| | before | after |", "|---|---|---|"]
     return lines + [f"| {what} | {before} | {after} |" for what, before, after in rows]
+
+
+def _samples_around(
+    incident: Incident, samples: Sequence[tuple[int, StepSample]]
+) -> tuple[StepSample | None, StepSample | None]:
+    """Return the last step before the answer and the first of the attempt that answered."""
+    after = incident.attempt_after
+    old = [s for attempt, s in samples if attempt <= incident.attempt_before]
+    new = [s for attempt, s in samples if after is not None and attempt >= after]
+    before = [s for s in old if s.step <= max(incident.step_before, incident.draft.step)]
+    return (before[-1] if before else None), (new[0] if new else None)
+
+
+def _of(sample: StepSample | None, field: str) -> str:
+    return _number(getattr(sample, field) if sample is not None else None)
 
 
 def _source(incident: Incident) -> str:
@@ -117,7 +191,36 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
 
-def _watch(incident: Incident) -> str:
+def _cost(state: RunState, incident: Incident) -> list[str]:
+    gpu_s = incident_gpu_s(state, incident)
+    if gpu_s <= 0.0:
+        return ["Nothing: training went on."]
+    tariff = tariff_of(state.spec)
+    bill = bill_of(gpu_s, 0.0, tariff)
+    lines = ["| what | amount |", "|---|---|"]
+    lines += [f"| {what} | {amount} |" for what, amount in bill_rows(bill, tariff)]
+    so_far = "" if incident.recovered_s is not None else " So far: it is not over."
+    basis = "From the first sign to the first new step, and the steps to train again."
+    energy = f" Energy by the declared {tariff.gpu_watts:g} W a GPU." if bill.energy_kwh else ""
+    return [*lines, "", f"{basis}{energy}{_shared(state, incident)}{so_far}"]
+
+
+def _shared(state: RunState, incident: Incident) -> str:
+    after = incident.attempt_after
+    others = [
+        name
+        for name, other in state.incidents.items()
+        if name != incident.draft.id and after is not None and other.attempt_after == after
+    ]
+    together = f" One restart answered this and {', '.join(others)}: the cost is theirs together."
+    return together if others else ""
+
+
+def _watch(state: RunState, incident: Incident) -> str:
+    return " ".join(filter(None, (_next(incident), _earlier(state, incident))))
+
+
+def _next(incident: Incident) -> str:
     draft = incident.draft
     if draft.is_numeric:
         return (
@@ -129,10 +232,53 @@ def _watch(incident: Incident) -> str:
     return "Whether it comes back at the same step or on the same node."
 
 
+def _earlier(state: RunState, incident: Incident) -> str:
+    """Return which incidents before it were like this one."""
+    draft = incident.draft
+    alike: list[str] = []
+    for name, other in state.incidents.items():
+        if name == draft.id:
+            break
+        same_node = draft.node is not None and other.draft.node == draft.node
+        if other.draft.fault == draft.fault or same_node:
+            alike.append(name)
+    if not alike:
+        return ""
+    more = f" and {len(alike) - 5} before" if len(alike) > 5 else ""
+    return f"It is not the first of its kind: {', '.join(alike[-5:])}{more}."
+
+
+def _outcome(state: RunState, incident: Incident) -> list[str]:
+    if incident.is_open:
+        if incident.recovered_s is None:
+            return ["Not known yet."]
+        took = span_text(incident.recovered_s - incident.draft.seen_s)
+        return [f"Training again {took} after the first sign; watched until it proves healthy."]
+    assert incident.closed_s is not None
+    return [f"{_line(incident.outcome)}, closed {clock_text(incident.closed_s)}."]
+
+
+def _remarks(state: RunState, incident: Incident) -> list[str]:
+    name = incident.draft.id
+    lines: list[str] = []
+    for remark in incident.remarks:
+        lines += [f"**{_line(remark.by)}**, {clock_text(remark.time_s)}, event #{remark.seq}:", ""]
+        lines += [f"> {_quotable(line)}" for line in remark.text.splitlines()]
+        lines.append("")
+    how = f'`midwatch notes {state.run} --incident {name} --add "..."`'
+    return [*lines, f"To add something: {how}."]
+
+
+def _quotable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _line(text: str) -> str:
     # What workers and kernels say may span lines, and a line may look like a heading.
     return " ".join(text.split())
 
 
 def _cell(text: str) -> str:
-    return _line(text).replace("|", "\\|")[:300]
+    text = _line(text)
+    text = text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 4]} ..."
+    return text.replace("|", "\\|")

@@ -23,16 +23,18 @@ from .events import (
     UploadFailed,
     WorkerExited,
 )
-from .findings import Severity
 from .plan import AttemptPlan, PreflightPlan
 from .preflight import PreflightDone, SilentRank
 from .quantile import RunningMedian
-from .trend import Trend
+from .state_checkpoints import CheckpointState as CheckpointState
+from .state_checkpoints import FindingMark as FindingMark
+from .state_checkpoints import SaveCost as SaveCost
 from .wire import CheckpointTags, Hyper, StepSample
 
 RECENT_STEPS = 256
 RECENT_FINDINGS = 64
 RECENT_SAVES = 16
+MAX_REMARKS = 64
 TREND_STEPS = 50
 
 
@@ -159,56 +161,13 @@ class AttemptState(msgspec.Struct, frozen=True):
         return len(self.finished) >= self.plan.mesh.world_size
 
 
-class FindingMark(msgspec.Struct, frozen=True):
-    """A finding near a checkpoint; steps: how many lie between the two."""
+class Remark(msgspec.Struct, frozen=True):
+    """What a person added to the record, and where it stands in the journal."""
 
-    kind: str
-    severity: Severity
-    steps: int
-
-
-class SaveCost(msgspec.Struct, frozen=True):
-    """What one save cost: how long the loop stood still, and how long until the commit."""
-
-    step: int
-    blocked_s: float
-    save_s: float
-
-
-class CheckpointState(msgspec.Struct, frozen=True):
-    """One committed checkpoint and what became of the run after it.
-
-    verified: None until its bytes were read back. abandoned: it belongs to a lineage that a
-    rollback left behind. quarantined holds the reason, "" when it may be used.
-    before, after: the last finding about the run's numbers before it, the first after it.
-    num_resumed: attempts that trained on from it. num_failed: restarts from it in a row that made
-        no step, where nothing else was to blame. num_passed_over: loads that could not use it.
-    doubted_s: since when it is not verified any more; a reading asked for later may clear it.
-    uploaded_s: when it was whole in the durable store, None while it is not, or there is none.
-    """
-
-    checkpoint: str
-    step: int
-    attempt: int
-    bytes: int
+    by: str
+    text: str
     time_s: float
-    save_s: float
-    blocked_s: float
-    tags: CheckpointTags | None
-    verify_asked_s: float | None = None
-    verified: bool | None = None
-    error: str = ""
-    abandoned: bool = False
-    quarantined: str = ""
-    activation_trend: Trend = Trend()
-    grad_trend: Trend = Trend()
-    before: FindingMark | None = None
-    after: FindingMark | None = None
-    num_resumed: int = 0
-    num_failed: int = 0
-    num_passed_over: int = 0
-    doubted_s: float | None = None
-    uploaded_s: float | None = None
+    seq: int
 
 
 class Incident(msgspec.Struct, frozen=True):
@@ -217,6 +176,7 @@ class Incident(msgspec.Struct, frozen=True):
     step_before, lr_before and loss_before are of the last step before the answer, lr_after and
     loss_after of the first step after it; steps_lost counts completed steps to be trained again.
     tier, differs: of the load that answered it, as in events.AttemptResumed.
+    remarks: what people added to its note, oldest first.
     """
 
     draft: IncidentDraft
@@ -238,6 +198,7 @@ class Incident(msgspec.Struct, frozen=True):
     recovered_s: float | None = None
     closed_s: float | None = None
     outcome: str = ""
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def is_watched(self) -> bool:
@@ -303,6 +264,7 @@ class RunState(msgspec.Struct, frozen=True):
     upload_trouble: why uploads do not get on, by node; over once a checkpoint is in the store.
     uploaded_early: when checkpoints were in the store whose commit, told by another node, is yet to
         be heard of.
+    remarks: what people wrote down about the run as a whole, the last of it.
     """
 
     run: str = ""
@@ -361,6 +323,7 @@ class RunState(msgspec.Struct, frozen=True):
     stopping: str = ""
     upload_trouble: dict[str, UploadFailed] = {}
     uploaded_early: dict[str, float] = {}
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def status(self) -> Status:

@@ -2,7 +2,7 @@
 
     <run_dir>/journal/    the write-ahead log
               requests/   one JSON file per request, written by the CLI, removed once journaled
-              notes/      one Markdown note per incident
+              notes/      one Markdown note per incident, and the plot of its numbers
               evidence/   stack dumps
               logs/       output of controller, agents and workers
               checkpoints/
@@ -20,9 +20,11 @@ from pathlib import Path
 
 import msgspec
 
-from ..logbook.errors import ConfigError
+from ..logbook.chapter import Chapter, read_chapter
+from ..logbook.errors import ConfigError, MidwatchError
 from ..logbook.events import Event, FaultInjected, InterventionRequested, NoteAdded
 from ..logbook.notes import render_note
+from ..logbook.plots import plot_incident
 from ..logbook.state import Incident, RunState
 
 _log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class FileDesk:
     """The desk of one run, in its folder."""
 
     def __init__(self, run_dir: Path) -> None:
+        self._journal = run_dir / "journal"
         self._requests = run_dir / "requests"
         self._notes = run_dir / "notes"
         self._evidence = run_dir / "evidence"
@@ -73,9 +76,22 @@ class FileDesk:
         self._taken.clear()
 
     def write_note(self, state: RunState, incident: Incident) -> None:
-        """Write or rewrite the note of an incident, atomically."""
+        """Write or rewrite the note of an incident and its plot, each atomically."""
         path = note_path(self._notes.parent, incident.draft.id)
-        _write_atomically(path, render_note(state, incident).encode())
+        chapter = self._chapter(incident)
+        plot = path.with_suffix(".svg")
+        if chapter.samples:
+            _write_atomically(plot, plot_incident(incident, chapter).encode())
+        picture = plot.name if chapter.samples else ""
+        _write_atomically(path, render_note(state, incident, chapter, picture).encode())
+
+    def _chapter(self, incident: Incident) -> Chapter:
+        try:
+            return read_chapter(self._journal, incident)
+        except (MidwatchError, OSError):
+            # A journal that cannot be read just now is somebody else's to report: what the state
+            # holds makes a note all the same.
+            return Chapter()
 
     def attach(self, name: str, text: str) -> str:
         """Keep a piece of evidence under a name of its own; return its path.

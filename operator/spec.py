@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from ..health.numerics.config import PanelConfig
 from .spec_base import Seconds, Section, at_least
 from .spec_checkpoints import CheckpointsSpec, Retention
+from .spec_outward import AccountingSpec, NotifySpec, ObserveSpec
 
 
 class MeshSpec(Section):
@@ -156,6 +157,12 @@ class RunSpec(Section):
     retention: Retention = Retention()
     detectors: PanelConfig = PanelConfig()
     """Thresholds and mode (act, shadow, off) of every numeric detector."""
+    accounting: AccountingSpec = AccountingSpec()
+    """What GPU time costs, for notes and reports."""
+    observe: ObserveSpec = ObserveSpec()
+    """What the controller shows to monitoring."""
+    notify: NotifySpec = NotifySpec()
+    """Whom the controller tells."""
     prepare: tuple[str, ...] = ()
     """Command run once where the run is submitted, before anything starts; "python" is this one."""
     env: dict[str, str] = Field(default={})

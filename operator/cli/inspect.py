@@ -17,6 +17,7 @@ from ...logbook.render_text import Filters, known_kinds, line_of
 from ...logbook.summary import summarize
 from ..desk import note_path
 from .output import Output, OutputOption, RunArgument, console, print_json
+from .remarks import TimeoutOption, add_remark
 from .runs import NotFoundError, find_run, load_state
 
 FOLLOW_POLL_S = 0.2
@@ -71,10 +72,17 @@ def notes(
     incident: Annotated[
         str | None, typer.Option(help="Print the whole note of one incident.")
     ] = None,
+    add: Annotated[
+        str | None, typer.Option(help="Add this to the incident's note, or to the run's record.")
+    ] = None,
+    timeout_s: TimeoutOption = 30.0,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """List the incidents of a run with the paths of their notes, or print one note."""
+    """List the incidents of a run with the paths of their notes, print one note, or add to it."""
     folder = find_run(run)
+    if add is not None:
+        add_remark(folder, add, incident, timeout_s, output)
+        return
     if incident is not None:
         _print_note(folder, incident, output)
         return

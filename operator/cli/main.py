@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from ... import __version__
-from . import checkpoints, data, detectors, doctor, health, inspect, steer
+from . import checkpoints, data, detectors, doctor, health, inspect, metrics, report, steer
 from .output import USAGE, one_clear_error
 
 app = typer.Typer(
@@ -47,6 +47,8 @@ def _run_lazily() -> Callable[..., Any]:
 app.command()(inspect.status)
 app.command()(inspect.journal)
 app.command()(inspect.notes)
+app.command()(report.report)
+app.command()(metrics.metrics)
 app.command()(doctor.doctor)
 app.command()(steer.lr)
 app.command()(steer.stop)

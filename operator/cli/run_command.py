@@ -26,6 +26,7 @@ from ...logbook.summary import summarize
 from ..desk import note_path, post_request
 from ..faults import Injector, load_faults
 from ..runtime.local_ray import is_local, set_local_environment
+from ..secret_value import require_secrets
 from ..spec import RunSpec
 from ..spec_file import load_object, load_spec
 from .output import FAILED, OK, Output, OutputOption, console, err_console, print_json
@@ -70,6 +71,8 @@ def run(
     run_dir = run_dir_of(spec)
     injector = Injector(run_dir, plan) if plan is not None else None
     if is_local(address):
+        # The controller will run here: what it cannot find, nobody would miss until the night.
+        require_secrets(spec.notify)
         set_local_environment()
     # Only now: ray reads the environment when it is imported.
     from ..runtime.session import ray_session, submit, tear_down

@@ -20,10 +20,11 @@ from ...logbook.errors import Fatal, Retryable
 from ...logbook.journal import Journal, JournalOptions
 from ...logbook.state import Status
 from ..controller import Controller
-from ..desk import FileDesk
 from ..lemon_file import NAME, LemonFile
+from ..lookouts import Lookouts
 from ..policy.decide import POLICY_VERSION
 from ..ports import Ports
+from ..scribe import ScribedDesk
 from ..spec import RunSpec
 from ..spec_file import spec_data, spec_digest
 from .node_agent import log_to_file
@@ -31,6 +32,10 @@ from .ray_cluster import ClusterSettings, RayCluster
 
 TICK_S = 0.1
 LINGER_S = 2.0
+NOTES_WAIT_S = 10.0
+MESSAGES_WAIT_S = 10.0
+STUCK_S = 60.0
+"""A controller whose tick takes longer gives no sign of life any more."""
 _log = logging.getLogger(__name__)
 
 
@@ -47,23 +52,29 @@ class ControllerActor:
         log_to_file(run_dir, "controller")
         self._spec = RunSpec.model_validate(spec)
         self._woken = threading.Event()
+        self._leaving, self._left = threading.Event(), threading.Event()
         self._cluster = RayCluster(self._spec, settings, self._woken.set)
         # Only a life that Ray started after the last one ended may take the journal from it: two
         # controllers of one run on two clusters must not fence each other in turn.
         is_restart = ray.get_runtime_context().was_current_actor_reconstructed
         options = JournalOptions(wait_s=10.0, takeover=is_restart)
         self._journal = _open_journal(run_dir / "journal", options)
+        self._desk = ScribedDesk(run_dir)
         ports = Ports(
             clock=_WallClock(),
             journal=self._journal,
             cluster=self._cluster,
             checkpoints=self._cluster,
-            desk=FileDesk(run_dir),
+            desk=self._desk,
             lemons=LemonFile(run_dir.parent / NAME),
         )
         self._controller = Controller(self._spec, ports)
         self._thread = threading.Thread(target=self._turn, name="controller", daemon=True)
         self._open(is_restart)
+        self._turned_s = time.monotonic()
+        self._lookouts = Lookouts(
+            self._spec, run_dir, lambda: self._controller.state, self._is_turning
+        )
         self._thread.start()
 
     def ingest(self, agent: str, payload: bytes) -> tuple[int, int]:
@@ -73,6 +84,17 @@ class ControllerActor:
     def ping(self) -> tuple[int, str]:
         """Return (pid, status of the run)."""
         return os.getpid(), self._controller.state.status
+
+    def farewell(self) -> bool:
+        """Return once all is written and told of a run at rest, whose actors may then be ended.
+
+        Returns: False, at once, for a run that is not at rest.
+        """
+        if not self._controller.state.is_at_rest:
+            return False
+        self._leaving.set()
+        self._woken.set()
+        return self._left.wait(NOTES_WAIT_S + MESSAGES_WAIT_S)
 
     def snapshot(self) -> bytes:
         """Return the live RunState, encoded: one immutable value, whole whenever it is taken."""
@@ -117,8 +139,10 @@ class ControllerActor:
         try:
             while True:
                 self._controller.tick()
+                self._turned_s = time.monotonic()
                 state = self._controller.state
-                if state.status.is_terminal and state.is_at_rest:
+                may_leave = state.status.is_terminal or self._leaving.is_set()
+                if may_leave and state.is_at_rest:
                     break
                 self._woken.wait(TICK_S)
                 self._woken.clear()
@@ -126,14 +150,22 @@ class ControllerActor:
         except Fatal as error:
             # Another controller has the run: this one must not act, and must not come back.
             _log.error("standing down: %s", error)
+            self._lookouts.close(0.0)
+            self._left.set()
             self._journal.close()
         except BaseException:
             # State is in the journal: a fresh process is the best answer to a bug of ours, too.
             _log.exception("the controller failed; it starts again from its journal")
             os._exit(1)
 
+    def _is_turning(self) -> bool:
+        return time.monotonic() - self._turned_s < STUCK_S
+
     def _wind_up(self) -> None:
         self._cluster.close()
+        self._desk.finish(NOTES_WAIT_S)
+        self._lookouts.close(MESSAGES_WAIT_S)
+        self._left.set()
         time.sleep(LINGER_S)
         self._journal.close()
 

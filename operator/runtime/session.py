@@ -25,6 +25,7 @@ from .ray_cluster import ClusterSettings
 PLACEMENT_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
+FAREWELL_TIMEOUT_S = 25.0
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -124,6 +125,10 @@ def submit(spec: RunSpec, run_dir: Path, session: Session) -> Any:
 
 def tear_down(spec: RunSpec) -> None:
     """End the actors of a run that has ended; harmless when repeated."""
+    with contextlib.suppress(ValueError, RayError):
+        # What it has yet to write and to tell would be lost with it.
+        controller = ray.get_actor(controller_name(spec.name), namespace=NAMESPACE)
+        ray.get(controller.farewell.remote(), timeout=FAREWELL_TIMEOUT_S)
     names = [agent_name(spec.name, node) for node in _nodes(spec)]
     for name in [controller_name(spec.name), *names]:
         with contextlib.suppress(ValueError, RayError):

@@ -27,6 +27,8 @@ FENCED = {
     "boto3": ("checkpoints/",),
     "botocore": ("checkpoints/",),
     "pynvml": ("health/nodes/",),
+    "prometheus_client": ("logbook/metrics.py", "operator/exporter.py"),
+    "tensorboardX": ("logbook/tensorboard.py",),
 }
 PURE = ("logbook/fold", "logbook/state.py", "operator/policy/", "health/numerics/")
 IMPURE = frozenset({"time", "random", "os", "datetime", "secrets", "socket", "subprocess"})

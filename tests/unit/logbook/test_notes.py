@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from midwatch.logbook.costs import incident_gpu_s
+from midwatch.logbook.events import NoteAdded
 from midwatch.logbook.notes import render_note
 from midwatch.logbook.state import RunState
 from midwatch.operator.desk import FileDesk, note_path
 from midwatch.tests.sim.night import Night
 from midwatch.tests.sim.training import Fragility, Physics
-from midwatch.tests.support.builders import make_spec
+from midwatch.tests.support.builders import fold, make_spec
+from msgspec.structs import replace
 
 
 def note(state: RunState, number: int = 0) -> str:
@@ -92,3 +95,62 @@ def test_the_desk_writes_what_is_rendered(tmp_path: Path, rolled_back: RunState)
     desk.write_note(rolled_back, incident)
     path = note_path(tmp_path, incident.draft.id)
     assert path.read_text(encoding="utf-8") == render_note(rolled_back, incident)
+
+
+def test_a_note_says_what_it_cost_in_what_the_spec_declares() -> None:
+    accounting = {"price_per_gpu_hour": 3600.0, "currency": "EUR", "grid_g_per_kwh": 100.0}
+    night = Night(make_spec(nodes={"gpu_watts": 400.0}, accounting=accounting))
+    night.run_to_step(43)
+    night.world.kill_worker(1)
+    state = night.run_to_end()
+    gpu_s = incident_gpu_s(state, state.incidents["inc-0001"])
+    text = note(state)
+    assert f"| money | {gpu_s:,.2f} EUR |" in text
+    assert "| energy |" in text
+    assert "| CO2e |" in text
+    assert "declared 400 W" in text
+
+
+def test_a_note_knows_the_machine_by_its_hardware_and_the_earlier_of_its_kind() -> None:
+    night = Night()
+    for number, step in enumerate((23, 43), 1):
+        night.run_to_step(step)
+        night.world.kill_worker(1)
+        night.run(lambda s, n=number: len(s.incidents) == n and not s.open_incidents)
+    state = night.state
+    known = {
+        name: replace(node, machine="uuid-7", gpus=(("GPU-1", "serial-9"),))
+        for name, node in state.nodes.items()
+    }
+    text = note(replace(state, nodes=known), 1)
+    assert "machine `uuid-7`" in text
+    assert "GPUs `GPU-1` (serial-9)" in text
+    assert "not the first of its kind: inc-0001." in text
+
+
+def test_what_a_person_adds_stays_when_the_note_is_written_again() -> None:
+    night = Night()
+    night.run_to_step(43)
+    night.world.kill_worker(1)
+    night.run(lambda s: bool(s.incidents))
+    night.world.ask(NoteAdded("ann", "swapped the cable\n# of port 3", "inc-0001"))
+    night.run(lambda s: bool(s.incidents["inc-0001"].remarks))
+    assert "> swapped the cable" in night.world.notes["inc-0001"]
+    night.run_to_end()
+    final = night.world.notes["inc-0001"]
+    assert "**ann**" in final
+    assert "> # of port 3" in final
+    assert "recovered in" in final.partition("## Outcome")[2]
+
+
+def test_the_same_addition_told_twice_is_one_and_one_for_nobody_changes_nothing() -> None:
+    night = Night()
+    night.run_to_step(43)
+    night.world.kill_worker(1)
+    state = night.run_to_end()
+    added = NoteAdded("ann", "looked at it", "inc-0001")
+    twice = fold([added, added, NoteAdded("ann", "?", "inc-9999")], state)
+    assert len(twice.incidents["inc-0001"].remarks) == 1
+    on_run = fold([NoteAdded("ann", "night shift over"), added], state)
+    assert [remark.text for remark in on_run.remarks] == ["night shift over"]
+    assert on_run.incidents["inc-0001"].remarks[0].seq == state.seq + 2
