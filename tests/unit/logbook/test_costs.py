@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 from midwatch.logbook import events as ev
 from midwatch.logbook.chronicle import Chronicle
@@ -16,6 +15,7 @@ from midwatch.logbook.costs import (
     tariff_of,
 )
 from midwatch.logbook.document import to_markdown
+from midwatch.logbook.energy import AttemptEnergy, Energy
 from midwatch.logbook.report import render_report
 from midwatch.logbook.state import RunState
 from midwatch.operator.spec_file import spec_data
@@ -62,23 +62,16 @@ def test_a_run_whose_gpus_measure_nothing_has_no_measured_energy() -> None:
     assert measured_bill(state, 3600.0, Tariff()) is None
 
 
-class Account(msgspec.Struct, frozen=True):
-    measured_j: float = 7.2e6
-
-
-class Metered(RunState, frozen=True):
-    """A state whose fold keeps an account of what GPUs measured."""
-
-    energy: Account = Account()  # type: ignore[assignment,unused-ignore]
+MEASURED = RunState(run="night", energy=Energy().add(1, AttemptEnergy(10.0, 7.2e6), "n0"))
 
 
 def test_what_gpus_measured_is_told_beside_what_was_declared() -> None:
-    bill = measured_bill(Metered(run="night"), 3600.0, Tariff(400.0, pue=1.5, grid_g_per_kwh=100))
+    bill = measured_bill(MEASURED, 3600.0, Tariff(400.0, pue=1.5, grid_g_per_kwh=100))
     assert bill is not None
     assert bill.energy_kwh == pytest.approx(2.0 * 1.5)
     assert bill.co2e_kg == pytest.approx(0.3)
     chronicle = Chronicle()
-    chronicle.state = Metered(run="night")
+    chronicle.state = MEASURED
     title, blocks = render_report(chronicle, 0.0)
     assert "measured by the GPUs" in to_markdown(title, blocks, "figures")
 
