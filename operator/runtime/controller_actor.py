@@ -16,9 +16,10 @@ import ray
 
 from ... import __version__
 from ...logbook import events as ev
-from ...logbook.errors import Fatal, Retryable
+from ...logbook.errors import Fatal, MidwatchError, Retryable
 from ...logbook.journal import Journal, JournalOptions
-from ...logbook.state import Status
+from ...logbook.state import RunState, Status
+from ...logbook.state_file import EVERY_EVENTS, save_state
 from ..controller import Controller
 from ..desk import FileDesk
 from ..lemon_file import NAME, LemonFile
@@ -62,6 +63,7 @@ class ControllerActor:
             lemons=LemonFile(run_dir.parent / NAME),
         )
         self._controller = Controller(self._spec, ports)
+        self._saved_seq = 0
         self._thread = threading.Thread(target=self._turn, name="controller", daemon=True)
         self._open(is_restart)
         self._thread.start()
@@ -118,6 +120,7 @@ class ControllerActor:
             while True:
                 self._controller.tick()
                 state = self._controller.state
+                self._save_state(state)
                 if state.status.is_terminal and state.is_at_rest:
                     break
                 self._woken.wait(TICK_S)
@@ -131,6 +134,18 @@ class ControllerActor:
             # State is in the journal: a fresh process is the best answer to a bug of ours, too.
             _log.exception("the controller failed; it starts again from its journal")
             os._exit(1)
+
+    def _save_state(self, state: RunState) -> None:
+        """Lay the folded state beside the journal now and again, for readers of a long one."""
+        if state.seq - self._saved_seq < EVERY_EVENTS:
+            return
+        self._saved_seq = state.seq
+        self._journal.sync()
+        try:
+            save_state(self._journal.directory, state)
+        except MidwatchError as error:
+            # A shortcut for readers: the journal has everything.
+            _log.warning("the state was not saved: %s", error)
 
     def _wind_up(self) -> None:
         self._cluster.close()
