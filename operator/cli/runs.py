@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...logbook import events as ev
 from ...logbook.errors import MidwatchError
@@ -12,7 +13,9 @@ from ...logbook.reader import Follower, Rewound, last_seq
 from ...logbook.record import Record
 from ...logbook.state import RunState
 from ...logbook.state_file import load_saved_state
-from ..spec import RunSpec
+
+if TYPE_CHECKING:
+    from ..spec import RunSpec
 
 RUNS = "runs"
 
