@@ -16,8 +16,8 @@ import msgspec
 from .snapshot import latest_snapshot, write_snapshot
 from .state import RunState
 
-EVERY_EVENTS = 20_000
-"""Folding so many takes a tenth of a second."""
+EVERY_EVENTS = 5_000
+"""Reading and folding so many takes a few hundredths of a second."""
 
 _decode = msgspec.msgpack.Decoder(RunState).decode
 

@@ -96,7 +96,7 @@ class WatchApp(App[None]):
         self.console.push_theme(Theme(NOTE_STYLES))
         self.pane.show()
         self.pane.take_focus()
-        self.call_after_refresh(self.run_worker, self._follow(), exit_on_error=True)
+        self.call_after_refresh(self._begin)
 
     @property
     def pane(self) -> Pane:
@@ -109,6 +109,9 @@ class WatchApp(App[None]):
         self.push_screen(TextScreen(f"event {record.seq}", text))
 
     # --- following -------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self.run_worker(self._follow())
 
     async def _follow(self) -> None:
         """Take in what is new for ever; paint when something has changed, and not too often."""

@@ -68,10 +68,8 @@ class Book:
         before = (self.state, self.is_whole, self.read_frac, self.trouble, self.generation)
         self.state, self.is_whole = update.state, update.is_whole
         self.read_frac, self.trouble = update.read_frac, ""
-        for attempt, sample in update.past_steps:
-            self.series.add_past(attempt, sample)
-        for attempt, sample in update.steps:
-            self.series.add(attempt, sample)
+        self.series.add_past(update.past_steps)
+        self.series.add(update.steps)
         self.past += update.past
         self.tail += update.records
         self._trim()

@@ -16,7 +16,7 @@ from .colours import GREEN, GREY, RED
 from .plot import Cell, Drawing, Frame, Scale, draw
 from .span import Span
 
-POINTS_PER_CELL = 4
+POINTS_PER_CELL = 8
 STYLES = {"curve": GREEN, "left": GREY, "mark": RED, "bad": f"bold {RED}", "": ""}
 
 

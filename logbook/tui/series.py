@@ -1,8 +1,9 @@
 """The figures of every step ever told, compact enough to keep and quick enough to draw.
 
-A million steps fit in memory as plain columns of doubles. Drawing them all at once would take a
-second, so every block of BLOCK steps also keeps its least and greatest value: a chart reads
-single steps where it is zoomed in, and blocks where it is not. A spike of one step is in both.
+A million steps fit in memory as plain columns of doubles. Drawing them all at once would take
+seconds, so every FANOUT values also keep their least and greatest, and so do every FANOUT of those,
+and so on: a chart reads single steps where it is zoomed in, and ever longer stretches where it is
+not. A spike of one step is in all of them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 import msgspec
 
 from ..wire import StepSample
 
-BLOCK = 32
+StepOf = tuple[int, StepSample]
+"""The attempt of a step, and the step."""
+
+FANOUT = 4
 COLUMNS = ("loss", "grad_norm", "activation_norm", "loss_scale", "lr")
 
 
@@ -34,19 +39,36 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Column:
-    """The values of one figure in step order, and the range of every full block of them."""
+    """The values of one figure in step order, NaN where one is not finite, and their ranges.
+
+    lows[k], highs[k]: of every whole stretch of FANOUT ** k values; k = 0 are the values.
+    """
 
     def __init__(self) -> None:
-        self.values = array("d")
-        self.lows = array("d")
-        self.highs = array("d")
+        values = array("d")
+        self.lows, self.highs = [values], [values]
 
-    def append(self, value: float) -> None:
-        self.values.append(value)
-        if len(self.values) % BLOCK == 0:
-            low, high = extent(self.values[-BLOCK:])
-            self.lows.append(low)
-            self.highs.append(high)
+    def extend(self, values: Iterable[float]) -> None:
+        self.lows[0].extend(v if -math.inf < v < math.inf else math.nan for v in values)
+        level = 0
+        while len(self.lows[level]) >= FANOUT:
+            if len(self.lows) == level + 1:
+                self.lows.append(array("d"))
+                self.highs.append(array("d"))
+            self._sum_up(level)
+            level += 1
+
+    def _sum_up(self, level: int) -> None:
+        """Bring the ranges of the level above up to date."""
+        lows, highs = self.lows[level], self.highs[level]
+        above, below = self.highs[level + 1], self.lows[level + 1]
+        for at in range(len(below) * FANOUT, len(lows) - FANOUT + 1, FANOUT):
+            low, high = lows[at : at + FANOUT], highs[at : at + FANOUT]
+            total = sum(low)
+            if total != total:
+                low, high = _finite(low), _finite(high)
+            below.append(min(low))
+            above.append(max(high))
 
 
 class Lane:
@@ -57,34 +79,31 @@ class Lane:
         self.steps = array("q")
         self.columns = {name: Column() for name in COLUMNS}
 
-    def append(self, sample: StepSample) -> None:
-        self.steps.append(sample.step)
+    def extend(self, samples: Sequence[StepSample]) -> None:
+        self.steps.extend(sample.step for sample in samples)
         for name, column in self.columns.items():
-            value = getattr(sample, name)
-            column.append(value if value is not None else math.nan)
+            values = (getattr(sample, name) for sample in samples)
+            column.extend(math.nan if value is None else value for value in values)
 
-    def points(self, name: str, first: int, last: int, most: int) -> Iterator[Point]:
-        """Yield the points of steps first to last, single ones where those are at most most."""
+    def count(self, first: int, last: int) -> int:
+        """Return how many steps there are from step first to step last."""
+        return bisect_left(self.steps, last + 1) - bisect_left(self.steps, first)
+
+    def points(self, name: str, first: int, last: int, level: int) -> Iterator[Point]:
+        """Yield steps first to last in stretches of FANOUT ** level, what is left in shorter ones.
+
+        The first stretch may begin before first.
+        """
         begin, end = bisect_left(self.steps, first), bisect_left(self.steps, last + 1)
         column, steps = self.columns[name], self.steps
-        at = begin
-        if end - begin > most:
-            whole = -(-begin // BLOCK)
-            stop = min(end // BLOCK, len(column.lows))
-            if whole < stop:
-                yield from self._single(column, begin, whole * BLOCK)
-                for block in range(whole, stop):
-                    start = block * BLOCK
-                    low, high = column.lows[block], column.highs[block]
-                    yield Point(steps[start], steps[start + BLOCK - 1], low, high)
-                at = stop * BLOCK
-        yield from self._single(column, at, end)
-
-    def _single(self, column: Column, begin: int, end: int) -> Iterator[Point]:
-        for index in range(begin, end):
-            step, value = self.steps[index], column.values[index]
-            finite = value if math.isfinite(value) else math.nan
-            yield Point(step, step, finite, finite)
+        level = min(level, len(column.lows) - 1)
+        at = begin - begin % FANOUT**level
+        while at < end:
+            size, lows, highs = FANOUT**level, column.lows[level], column.highs[level]
+            for index in range(at // size, min(end // size, len(lows))):
+                at += size
+                yield Point(steps[at - size], steps[at - 1], lows[index], highs[index])
+            level -= 1
 
 
 class Series:
@@ -109,44 +128,57 @@ class Series:
         """The least step known, 1 before any is."""
         return min((lane.steps[0] for lane in self.lanes), default=1)
 
-    def add(self, attempt: int, sample: StepSample) -> None:
-        """Take a step that is newer than all others."""
-        _append(self._tail, attempt, sample)
+    def add(self, steps: Sequence[StepOf]) -> None:
+        """Take steps that are newer than all others."""
+        _extend(self._tail, steps)
 
-    def add_past(self, attempt: int, sample: StepSample) -> None:
-        """Take the next step of the history."""
-        _append(self._past, attempt, sample)
+    def add_past(self, steps: Sequence[StepOf]) -> None:
+        """Take the next steps of the history."""
+        _extend(self._past, steps)
 
     def points(self, name: str, first: int, last: int, most: int) -> list[Point]:
-        """Return the points of a figure from step first to step last, oldest lane first."""
+        """Return a figure from step first to step last in about most points, oldest lane first."""
         lanes = self.lanes
+        total, level = sum(lane.count(first, last) for lane in lanes), 0
+        while total > most:
+            total //= FANOUT
+            level += 1
+        found: list[list[Point]] = []
         # A lane was left behind from where a later one begins.
-        found: list[Point] = []
-        left_from = math.inf
+        left_from: float = math.inf
         for lane in reversed(lanes):
-            mine = [
-                msgspec.structs.replace(point, is_abandoned=True)
-                if point.last >= left_from
-                else point
-                for point in lane.points(name, first, last, most)
-            ]
-            found[:0] = mine
+            points = lane.points(name, first, last, level)
+            found.append([_left(p) if p.last >= left_from else p for p in points])
             left_from = min(left_from, lane.steps[0])
-        return found
+        return [point for points in reversed(found) for point in points]
 
 
-def _append(lanes: list[Lane], attempt: int, sample: StepSample) -> None:
-    lane = lanes[-1] if lanes else None
-    if lane is None or lane.attempt != attempt or sample.step <= lane.steps[-1]:
-        lane = Lane(attempt)
-        lanes.append(lane)
-    lane.append(sample)
+def _left(point: Point) -> Point:
+    return Point(point.first, point.last, point.low, point.high, True)
 
 
-def extent(values: array[float]) -> tuple[float, float]:
-    """Return the least and the greatest finite value, NaN twice where there is none."""
-    low, high = min(values), max(values)
-    if math.isfinite(low) and math.isfinite(high) and not any(map(math.isnan, values)):
-        return low, high
-    finite = [value for value in values if math.isfinite(value)]
-    return (min(finite), max(finite)) if finite else (math.nan, math.nan)
+def _extend(lanes: list[Lane], steps: Sequence[StepOf]) -> None:
+    for attempt, group in groupby(steps, key=lambda step: step[0]):
+        rising: list[StepSample] = []
+        before = lanes[-1].steps[-1] if lanes and lanes[-1].attempt == attempt else -1
+        for _, sample in group:
+            if sample.step <= before:
+                _put(lanes, attempt, rising)
+                rising = []
+                lanes.append(Lane(attempt))
+            rising.append(sample)
+            before = sample.step
+        _put(lanes, attempt, rising)
+
+
+def _put(lanes: list[Lane], attempt: int, rising: list[StepSample]) -> None:
+    if not rising:
+        return
+    if not lanes or lanes[-1].attempt != attempt:
+        lanes.append(Lane(attempt))
+    lanes[-1].extend(rising)
+
+
+def _finite(values: array[float]) -> list[float]:
+    """Return the values that are numbers, one NaN where there is none."""
+    return [value for value in values if value == value] or [math.nan]

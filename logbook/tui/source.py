@@ -22,13 +22,12 @@ from ..reader import Follower, Rewound, last_seq, read
 from ..record import Record
 from ..state import RECENT_STEPS, RunState
 from ..state_file import load_saved_state
-from ..wire import StepSample
+from .series import StepOf
 
-TAIL_RECORDS = 3000
+TAIL_RECORDS = 2000
 DENSE_KINDS = frozenset({"step", "rank-times"})
 """Kinds with a record every step: of the history only their figures are kept."""
 
-StepOf = tuple[int, StepSample]
 Records = tuple[Record[ev.Event], ...]
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 from midwatch.logbook.tui.plot import Frame, Scale, draw
-from midwatch.logbook.tui.series import BLOCK, Point, Series
+from midwatch.logbook.tui.series import FANOUT, Point, Series
 from midwatch.logbook.tui.span import Span
 from midwatch.tests.support.builders import make_sample
 
@@ -14,8 +14,7 @@ from midwatch.tests.support.builders import make_sample
 def series_of(count: int, **at: float) -> Series:
     """Steps 1 to count with loss 2, other losses by step as s7=9.0."""
     series = Series()
-    for step in range(1, count + 1):
-        series.add(1, make_sample(step, loss=at.get(f"s{step}", 2.0)))
+    series.add([(1, make_sample(s, loss=at.get(f"s{s}", 2.0))) for s in range(1, count + 1)])
     return series
 
 
@@ -24,10 +23,11 @@ def test_every_step_is_covered_once_and_a_spike_is_kept(most: int) -> None:
     series = series_of(1000, s517=9.0)
     points = series.points("loss", 3, 990, most)
     covered = [step for p in points for step in range(p.first, p.last + 1)]
-    assert covered == list(range(3, 991))
+    assert covered == list(range(covered[0], 991))
+    assert covered[0] <= 3 < covered[0] + 988 * FANOUT // most + FANOUT
     assert max(p.high for p in points) == 9.0
     if most < 988:
-        assert len(points) <= 988 / BLOCK + 2 * BLOCK
+        assert len(points) <= most + 4 * FANOUT
 
 
 def test_values_that_are_not_finite_are_told_apart() -> None:
@@ -39,14 +39,14 @@ def test_values_that_are_not_finite_are_told_apart() -> None:
 
 
 def test_a_block_with_a_value_that_is_not_finite_keeps_the_range_of_the_others() -> None:
-    series = series_of(BLOCK, s3=math.nan, s4=9.0)
-    assert series.points("loss", 1, BLOCK, 1) == [Point(1, BLOCK, 2.0, 9.0)]
+    count = FANOUT**3
+    series = series_of(count, s3=math.nan, s4=9.0)
+    assert series.points("loss", 1, count, 1) == [Point(1, count, 2.0, 9.0)]
 
 
 def test_what_a_rollback_left_behind_is_marked() -> None:
     series = series_of(20)
-    for step in range(11, 16):
-        series.add(2, make_sample(step))
+    series.add([(2, make_sample(step)) for step in range(11, 16)])
     points = series.points("loss", 1, 20, 100)
     assert [p.first for p in points if p.is_abandoned] == list(range(11, 21))
     assert series.last_step == 15
@@ -54,8 +54,8 @@ def test_what_a_rollback_left_behind_is_marked() -> None:
 
 def test_the_history_goes_before_the_end() -> None:
     series = Series()
-    series.add(1, make_sample(11))
-    series.add_past(1, make_sample(10))
+    series.add([(1, make_sample(11))])
+    series.add_past([(1, make_sample(10))])
     assert [p.first for p in series.points("loss", 1, 20, 100)] == [10, 11]
     assert (series.first_step, series.last_step) == (10, 11)
 
@@ -103,3 +103,16 @@ def test_a_span_zooms_around_its_middle_and_moves_within_the_run() -> None:
 def test_a_held_span_stays_where_it_is_and_a_following_one_moves_on() -> None:
     assert Span(100, 500).bounds(1, 2000) == Span(100, 500).bounds(1, 1000)
     assert Span(100).bounds(1, 2000) == (1901, 2000)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64, 1000])
+def test_it_does_not_matter_in_what_portions_steps_come(batch: int) -> None:
+    steps = [(1, make_sample(s, loss=float(s % 7))) for s in range(1, 301)]
+    steps += [(2, make_sample(s, loss=9.0)) for s in range(250, 400)]
+    whole, portions = Series(), Series()
+    whole.add(steps)
+    for at in range(0, len(steps), batch):
+        portions.add(steps[at : at + batch])
+    for most in (5, 50, 5000):
+        assert portions.points("loss", 1, 400, most) == whole.points("loss", 1, 400, most)
+    assert len(whole.points("loss", 1, 400, 5000)) == len(steps)
