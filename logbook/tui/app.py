@@ -5,37 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
-from rich.text import Text
 from rich.theme import Theme
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import ContentSwitcher, Footer
 
 from ..interventions import FORMS
-from ..render_text import line_of
-from .book import Book, details_of
-from .charts_pane import ChartsPane
-from .checkpoints_pane import CheckpointsPane
+from .book import Book
 from .colours import NOTE_STYLES
 from .controls import Controls
-from .fleet_pane import FleetPane
-from .form_screen import FormScreen
 from .head import head_of
 from .head_panel import HeadPanel
-from .incidents_pane import IncidentsPane
 from .palette import Commands
 from .pane import Pane
+from .panes import make_pane
 from .source import Source
 from .tab_strip import VIEWS, TabStrip
-from .text_screen import TextScreen
-from .timeline_list import TimelineList
-from .timeline_pane import TimelinePane
+
+if TYPE_CHECKING:
+    from .timeline_list import TimelineList
 
 SETTLED = frozenset({"applied", "rejected", "failed", "reverted"})
-_KEYS = {form.key: form for form in FORMS}
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -65,7 +58,7 @@ class WatchApp(App[None]):
         Binding("q", "leave", "Quit"),
     ]
     CSS = """
-    Screen { layout: vertical; }
+    Screen { layout: vertical; overflow: hidden; }
     ContentSwitcher { height: 1fr; }
     """
 
@@ -82,8 +75,8 @@ class WatchApp(App[None]):
         self.book.take(source.advance(self._pace.slice_s))
         self._head = HeadPanel(head_of(self.book, self._pace.clock()))
         self._strip = TabStrip()
-        kinds = (ChartsPane, FleetPane, TimelinePane, IncidentsPane, CheckpointsPane)
-        self._panes: dict[str, Pane] = dict(zip(VIEWS, [k(self.book) for k in kinds], strict=True))
+        # The other views are made when somebody wants to see them.
+        self._panes: dict[str, Pane] = {VIEWS[0]: make_pane(VIEWS[0], self.book)}
 
     def compose(self) -> ComposeResult:
         yield self._head
@@ -104,6 +97,10 @@ class WatchApp(App[None]):
         return self._panes[self._strip.active]
 
     def on_timeline_list_opened(self, message: TimelineList.Opened) -> None:
+        from ..render_text import line_of
+        from .book import details_of
+        from .text_screen import TextScreen
+
         record = message.record
         text = f"{line_of(record)}\n\n{details_of(record)}"
         self.push_screen(TextScreen(f"event {record.seq}", text))
@@ -153,15 +150,22 @@ class WatchApp(App[None]):
 
     # --- actions ---------------------------------------------------------------------------------
 
-    def action_view(self, view: str) -> None:
+    async def action_view(self, view: str) -> None:
         """Put a view on the screen."""
+        switcher = self.screen_stack[0].query_one(ContentSwitcher)
+        if view not in self._panes:
+            pane = make_pane(view, self.book)
+            await switcher.add_content(pane)
+            self._panes[view] = pane
         self._strip.active = view
-        self.query_one(ContentSwitcher).current = view
+        switcher.current = view
         self.pane.show()
         self.pane.take_focus()
 
     def action_intervene(self, action: str) -> None:
         """Open the form of an intervention, filled in with what the cursor is on."""
+        from .form_screen import FormScreen
+
         form = next(each for each in FORMS if each.action == action)
         if self.controls is None:
             self.notify("This screen only watches.", severity="warning")
@@ -173,6 +177,9 @@ class WatchApp(App[None]):
         self.push_screen(screen, self._requested)
 
     def action_keys(self) -> None:
+        from .keys import keys_text
+        from .text_screen import TextScreen
+
         self.push_screen(TextScreen("keys", keys_text()))
 
     def action_leave(self) -> None:
@@ -183,34 +190,3 @@ class WatchApp(App[None]):
         if name is not None:
             self._awaited.add(name)
             self.notify(f"{name} requested", markup=False)
-
-
-def keys_text() -> Text:
-    """Return every key of the screen, view by view."""
-    sections = (
-        ("everywhere", (("1 .. 5", "views"), (":", "command palette"), ("q", "quit"))),
-        ("charts", (*_pairs(ChartsPane.BINDINGS), ("enter", "one chart alone, or all"))),
-        ("fleet", (("arrows, home, end", "choose a node"), ("n", "next node in trouble"))),
-        ("timeline", _pairs(TimelinePane.BINDINGS) + _pairs(TimelineList.BINDINGS)),
-        ("incidents", (("up, down", "choose"), ("enter", "scroll the note"))),
-        ("checkpoints", (("up, down", "choose"),)),
-        ("interventions", tuple((key, form.title) for key, form in _KEYS.items())),
-    )
-    text = Text()
-    for title, pairs in sections:
-        text.append(f"{title}\n", "bold")
-        for key, what in pairs:
-            text.append(f"  {key:<20} {what}\n")
-    return text
-
-
-def _pairs(bindings: list[BindingType]) -> tuple[tuple[str, str], ...]:
-    names = {
-        "plus,equals_sign": "+",
-        "minus": "-",
-        "left_square_bracket": "[",
-        "right_square_bracket": "]",
-        "slash": "/",
-    }
-    found = (b for b in bindings if isinstance(b, tuple) and len(b) == 3 and b[2])
-    return tuple((names.get(b[0], b[0]), b[2].lower()) for b in found)

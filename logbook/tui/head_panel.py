@@ -10,8 +10,8 @@ from .head import Figure, Head
 
 TONES = {"good": GREEN, "watch": YELLOW, "bad": RED, "": CYAN}
 GAP = 2
-LOW = 32
-"""On a screen of fewer lines only the most important figures are shown."""
+LOW, TINY = 32, 16
+"""On a screen of fewer lines only the most important figures are shown, or but a line of them."""
 
 
 class HeadPanel(Widget):
@@ -42,7 +42,8 @@ class HeadPanel(Widget):
         lines = [title, Text.assemble(("now  ", "dim"), head.now)]
         if head.why:
             lines.append(Text.assemble(("why  ", "dim"), head.why))
-        most = 2 if self.app.size.height < LOW else len(head.figures)
+        height = self.app.size.height
+        most = 1 if height < TINY else 2 if height < LOW else len(head.figures)
         lines += figure_lines(head.figures, width)[:most]
         for line in lines:
             line.truncate(width, overflow="ellipsis")

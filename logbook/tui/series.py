@@ -63,7 +63,8 @@ class Column:
         lows, highs = self.lows[level], self.highs[level]
         above, below = self.highs[level + 1], self.lows[level + 1]
         for at in range(len(below) * FANOUT, len(lows) - FANOUT + 1, FANOUT):
-            low, high = lows[at : at + FANOUT], highs[at : at + FANOUT]
+            low: Sequence[float] = lows[at : at + FANOUT]
+            high: Sequence[float] = highs[at : at + FANOUT]
             total = sum(low)
             if total != total:
                 low, high = _finite(low), _finite(high)
@@ -179,6 +180,6 @@ def _put(lanes: list[Lane], attempt: int, rising: list[StepSample]) -> None:
     lanes[-1].extend(rising)
 
 
-def _finite(values: array[float]) -> list[float]:
+def _finite(values: Sequence[float]) -> list[float]:
     """Return the values that are numbers, one NaN where there is none."""
     return [value for value in values if value == value] or [math.nan]

@@ -69,6 +69,10 @@ class Watch:
             seen += data
         return time.perf_counter() - self._began_s
 
+    def cpu_s(self) -> float:
+        """Return the CPU time that it has taken so far."""
+        return cpu_s(self._process.pid)
+
     def read_all_s(self) -> float:
         """Return how long it took until a stretch of SETTLE_S cost hardly any CPU."""
         while time.perf_counter() - self._began_s < READ_MOST_S:
@@ -114,13 +118,15 @@ def write_run(run_dir: Path, count: int) -> RunState:
     return state
 
 
-def paints(run_dir: Path, starts: int) -> list[float]:
-    found = []
+def paints(run_dir: Path, starts: int) -> tuple[list[float], list[float]]:
+    """Return the times to the first paint and the CPU times of it, each sorted."""
+    elapsed, cpu = [], []
     for _ in range(starts):
         watch = Watch(run_dir)
-        found.append(watch.first_paint_s())
+        elapsed.append(watch.first_paint_s())
+        cpu.append(watch.cpu_s())
         watch.close()
-    return sorted(found)
+    return sorted(elapsed), sorted(cpu)
 
 
 def main() -> None:
@@ -132,12 +138,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         run_dir = Path(name) / "run"
         state = write_run(run_dir, options.events)
-        bare = paints(run_dir, options.starts)
+        bare, _ = paints(run_dir, options.starts)
         print(f"first paint without a saved state {statistics.median(bare):6.2f} s", _range(bare))
         path = save_state(run_dir / "journal", state)
         print(f"saved state of {path.stat().st_size:,} bytes at event {state.seq:,}")
-        saved = paints(run_dir, options.starts)
+        saved, cpu = paints(run_dir, options.starts)
         print(f"first paint with it               {statistics.median(saved):6.2f} s", _range(saved))
+        print(f"CPU time of it                    {statistics.median(cpu):6.2f} s", _range(cpu))
         watch = Watch(run_dir)
         watch.first_paint_s()
         print(f"all of the history on the screen  {watch.read_all_s():6.2f} s")
@@ -148,6 +155,7 @@ def main() -> None:
     figures = {
         "first_paint_s": round(statistics.median(saved), 3),
         "bare_paint_s": round(statistics.median(bare), 3),
+        "paint_cpu_s": round(statistics.median(cpu), 3),
         "idle_core_frac": round(idle, 4),
     }
     print(json.dumps(figures))
