@@ -88,7 +88,10 @@ def watch(
     from ...logbook.tui.app import WatchApp
     from ...logbook.tui.source import JournalSource
 
-    WatchApp(JournalSource(folder / "journal"), FolderControls(folder)).run()
+    app = WatchApp(JournalSource(folder / "journal"), FolderControls(folder))
+    app.run()
+    if app.return_code:
+        raise SystemExit(app.return_code)
 
 
 def _has_screen() -> bool:
