@@ -115,6 +115,14 @@ class Journal(Generic[E]):
             self._sync()
         return records
 
+    def sync(self) -> None:
+        """Make everything appended so far durable, and know that no other writer has taken over.
+
+        Raises: Fatal[journal-fenced, journal-write-failed].
+        """
+        self._require_usable()
+        self._sync()
+
     def close(self) -> None:
         """Sync, close and let go of the lease. Harmless when repeated."""
         if self._fd >= 0:

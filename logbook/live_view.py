@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -18,6 +19,7 @@ from .wire import StepSample
 
 SPARK = " .:-=+*#%@"
 SPARK_WIDTH = 48
+NAMED_NODES = 6
 _COLOUR = {
     Status.TRAINING: "green",
     Status.COMPLETED: "green",
@@ -71,8 +73,13 @@ def _figure(value: float | StepSample | None, form: str) -> str:
     return "-" if value is None or isinstance(value, StepSample) else format(value, form)
 
 
+def lr_multiplier(state: RunState) -> float:
+    """Return what the schedule is multiplied by at the next step, all changes together."""
+    return math.prod(c.factor for c in state.hyper.lr_changes if c.from_step <= state.step + 1)
+
+
 def _multiplier(state: RunState) -> str:
-    factor = math.prod(c.factor for c in state.hyper.lr_changes if c.from_step <= state.step + 1)
+    factor = lr_multiplier(state)
     return "" if factor == 1.0 else f" (x{factor:.3g})"
 
 
@@ -114,7 +121,7 @@ def doing_text(state: RunState) -> str:
     if attempt is None:
         ready = sum(1 for n in state.nodes.values() if n.is_usable)
         return f"waiting for nodes: {ready} ready"
-    where = f"attempt {attempt.number} on {', '.join(attempt.plan.nodes)}"
+    where = f"attempt {attempt.number} on {_places(attempt.plan.nodes)}"
     if attempt.signal_s is not None:
         return f"{where}: trouble seen, looking for the cause"
     if attempt.first_step_s is None:
@@ -126,12 +133,22 @@ def doing_text(state: RunState) -> str:
     return f"training, {where}"
 
 
-def _doing(state: RunState) -> RenderableType:
-    rows = [Text.assemble(("now  ", "dim"), doing_text(state))]
+def _places(nodes: Sequence[str]) -> str:
+    # The names of 124 nodes would hide what is done on them.
+    return ", ".join(nodes) if len(nodes) <= NAMED_NODES else f"{len(nodes)} nodes"
+
+
+def why_text(state: RunState) -> str:
+    """Return the reason of the latest decision about trouble, "" before there is one."""
     made = (d for i in reversed(state.incidents.values()) for d in reversed(i.decisions))
     latest = next((d for d in made if not isinstance(d.action, CloseIncident)), None)
-    if latest is not None:
-        rows.append(Text.assemble(("why  ", "dim"), f"{latest.reason} [{latest.id}]"))
+    return f"{latest.reason} [{latest.id}]" if latest is not None else ""
+
+
+def _doing(state: RunState) -> RenderableType:
+    rows = [Text.assemble(("now  ", "dim"), doing_text(state))]
+    if why := why_text(state):
+        rows.append(Text.assemble(("why  ", "dim"), why))
     return Group(*rows)
 
 

@@ -46,7 +46,13 @@ def known_kinds() -> tuple[str, ...]:
 
 
 def line_of(record: Record[Any]) -> str:
-    """Return the record as one line of text, cut to a bearable length.
+    """Return the record as one line: when, its number, attempt and kind, and what happened."""
+    head = f"{clock_text(record.time_s)} {record.seq:>6}  a{record.attempt:<3}"
+    return f"{head} {record.kind:<22} {text_of(record)}".rstrip()
+
+
+def text_of(record: Record[Any]) -> str:
+    """Return what happened as one line of text, cut to a bearable length.
 
     Control characters are written as escapes: what a worker logged must not steer a terminal.
     """
@@ -56,8 +62,7 @@ def line_of(record: Record[Any]) -> str:
     text = _CONTROL.sub(_escape, text)
     if len(text) > MAX_TEXT:
         text = text[: MAX_TEXT - 4] + " ..."
-    head = f"{clock_text(record.time_s)} {record.seq:>6}  a{record.attempt:<3}"
-    return f"{head} {record.kind:<22} {text}".rstrip()
+    return text
 
 
 def key_values(struct: msgspec.Struct, leave_out: frozenset[str] = frozenset()) -> str:

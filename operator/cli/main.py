@@ -9,17 +9,7 @@ from typing import Any
 import typer
 
 from ... import __version__
-from . import checkpoints, data, detectors, doctor, health, inspect, metrics, report, steer
 from .output import USAGE, one_clear_error
-
-app = typer.Typer(
-    name="midwatch",
-    help="The night watch over large training runs.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
 
 def _version(value: bool) -> None:
@@ -28,7 +18,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     version: bool = typer.Option(
         False, "--version", help="Print the version.", callback=_version, is_eager=True
@@ -44,30 +33,56 @@ def _run_lazily() -> Callable[..., Any]:
     return run
 
 
-app.command()(inspect.status)
-app.command()(inspect.journal)
-app.command()(inspect.notes)
-app.command()(report.report)
-app.command()(metrics.metrics)
-app.command()(doctor.doctor)
-app.command()(steer.lr)
-app.command()(steer.stop)
-app.command()(steer.resume)
-app.command()(steer.release)
-app.command()(detectors.detectors)
-app.command()(health.xid)
-app.command()(health.classify)
-app.command()(health.replay)
-app.add_typer(checkpoints.app, name="checkpoints")
-app.add_typer(data.app, name="data")
+def command_line(name: str) -> typer.Typer:
+    """Return the command line for a call of the command name, every command in it.
+
+    But for watch, which is alone: its first screen does not wait for what only others need.
+    """
+    app = typer.Typer(
+        name="midwatch",
+        help="The night watch over large training runs.",
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(root)
+    from . import watch
+
+    app.command()(watch.watch)
+    if name != "watch":
+        _add_others(app, name)
+    return app
+
+
+def _add_others(app: typer.Typer, name: str) -> None:
+    from . import checkpoints, data, detectors, doctor, health, inspect, metrics, report, steer
+
+    app.command()(inspect.status)
+    app.command()(inspect.journal)
+    app.command()(inspect.notes)
+    app.command()(report.report)
+    app.command()(metrics.metrics)
+    app.command()(doctor.doctor)
+    app.command()(steer.lr)
+    app.command()(steer.stop)
+    app.command()(steer.resume)
+    app.command()(steer.release)
+    app.command()(detectors.detectors)
+    app.command()(health.xid)
+    app.command()(health.classify)
+    app.command()(health.replay)
+    app.add_typer(checkpoints.app, name="checkpoints")
+    app.add_typer(data.app, name="data")
+    if name == "run":
+        app.command()(_run_lazily())
+    else:
+        app.command(name="run")(_run_placeholder)
 
 
 def main() -> None:
     """Run the command line; every error of ours is one message and its exit status."""
-    if len(sys.argv) > 1 and sys.argv[1] == "run":
-        app.command()(_run_lazily())
-    else:
-        app.command(name="run")(_run_placeholder)
+    app = command_line(sys.argv[1] if len(sys.argv) > 1 else "")
     with one_clear_error():
         try:
             app()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...logbook import events as ev
 from ...logbook.errors import MidwatchError
 from ...logbook.fold import evolve
-from ...logbook.reader import Follower, Rewound
+from ...logbook.reader import Follower, Rewound, last_seq
 from ...logbook.record import Record
 from ...logbook.state import RunState
-from ..spec import RunSpec
+from ...logbook.state_file import load_saved_state
+
+if TYPE_CHECKING:
+    from ..spec import RunSpec
 
 RUNS = "runs"
 
@@ -49,15 +53,21 @@ def find_run(name: str | None) -> Path:
 
 
 class StateFollower:
-    """The RunState of a run on disk, brought up to date by poll()."""
+    """The RunState of a run on disk, brought up to date by poll().
+
+    It starts from the newest state that the controller has saved, so the first poll returns what
+    came after that, and records before it are not checked.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._directory = run_dir / "journal"
-        self._follower = self._fresh()
-        self.state = RunState()
+        self._begin()
 
-    def _fresh(self) -> Follower[ev.Event]:
-        return Follower(self._directory, ev.Event)
+    def _begin(self) -> None:
+        self.state = load_saved_state(self._directory, up_to_seq=last_seq(self._directory))
+        self._follower: Follower[ev.Event] = Follower(
+            self._directory, ev.Event, from_seq=self.state.seq + 1
+        )
 
     def poll(self) -> list[Record[ev.Event]]:
         """Fold everything new and return it."""
@@ -72,7 +82,7 @@ class StateFollower:
         except Rewound:
             # Records the writer never acknowledged were withdrawn: what was built on them goes.
             self._follower.close()
-            self._follower, self.state = self._fresh(), RunState()
+            self._begin()
             return self.poll()
         return new
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from msgspec.structs import replace
 
+from ...logbook.decisions import Decision
 from ...logbook.errors import ConfigError, MidwatchError
 from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention, RunState
@@ -161,15 +162,24 @@ def _values(known: Intervention) -> str:
 
 
 def _show_dry_run(state: RunState, request: InterventionRequested, output: Output) -> None:
-    asked = Intervention(request=request, requested_s=time.time())
+    decisions = plan_request(state, request, time.time())
+    _answer(decisions, plan_text(decisions), output)
+
+
+def plan_request(state: RunState, request: InterventionRequested, now_s: float) -> list[Decision]:
+    """Return what would be decided about a request at now_s, [] when it would have to wait."""
+    asked = Intervention(request=request, requested_s=now_s)
     # Everything else that waits is left out, so the answer is about this request alone.
     alone = replace(state, interventions={request.id: asked})
-    spec = RunSpec.model_validate(state.spec)
-    decisions = decide(alone, spec, time.time())
+    return decide(alone, RunSpec.model_validate(state.spec), now_s)
+
+
+def plan_text(decisions: list[Decision]) -> str:
+    """Return what a dry run found, for a person."""
     text = "\n".join(
         f"would decide {d.action.__struct_config__.tag}: {d.reason}" for d in decisions
     )
-    _answer(decisions, text or "would wait: the run is not training now", output)
+    return text or "would wait: the run is not training now"
 
 
 def _answer(value: object, text: str, output: Output) -> None:

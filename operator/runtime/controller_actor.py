@@ -16,9 +16,10 @@ import ray
 
 from ... import __version__
 from ...logbook import events as ev
-from ...logbook.errors import Fatal, Retryable
+from ...logbook.errors import Fatal, MidwatchError, Retryable
 from ...logbook.journal import Journal, JournalOptions
-from ...logbook.state import Status
+from ...logbook.state import RunState, Status
+from ...logbook.state_file import EVERY_EVENTS, save_state
 from ..controller import Controller
 from ..lemon_file import NAME, LemonFile
 from ..lookouts import Lookouts
@@ -69,6 +70,7 @@ class ControllerActor:
             lemons=LemonFile(run_dir.parent / NAME),
         )
         self._controller = Controller(self._spec, ports)
+        self._saved_seq = 0
         self._thread = threading.Thread(target=self._turn, name="controller", daemon=True)
         self._open(is_restart)
         self._turned_s = time.monotonic()
@@ -141,6 +143,7 @@ class ControllerActor:
                 self._controller.tick()
                 self._turned_s = time.monotonic()
                 state = self._controller.state
+                self._save_state(state)
                 may_leave = state.status.is_terminal or self._leaving.is_set()
                 if may_leave and state.is_at_rest:
                     break
@@ -160,6 +163,18 @@ class ControllerActor:
 
     def _is_turning(self) -> bool:
         return time.monotonic() - self._turned_s < STUCK_S
+
+    def _save_state(self, state: RunState) -> None:
+        """Lay the folded state beside the journal now and again, for readers of a long one."""
+        if state.seq - self._saved_seq < EVERY_EVENTS:
+            return
+        self._saved_seq = state.seq
+        self._journal.sync()
+        try:
+            save_state(self._journal.directory, state)
+        except MidwatchError as error:
+            # A shortcut for readers: the journal has everything.
+            _log.warning("the state was not saved: %s", error)
 
     def _wind_up(self) -> None:
         self._cluster.close()

@@ -1,0 +1,113 @@
+"""midwatch watch: the terminal logbook, or plain lines where there is no terminal.
+
+What it needs from policy and spec is imported when somebody asks for it: the first screen is not
+to wait for that.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...logbook.errors import MidwatchError
+from ...logbook.events import InterventionRequested
+from ...logbook.live_view import render_live
+from ...logbook.render_text import line_of
+from ...logbook.state import RunState
+from ...logbook.tui.controls import Ask
+from ...logbook.tui.source import DENSE_KINDS
+from ..desk import post_request
+from .output import RunArgument, console, wide_console
+from .runs import StateFollower, find_run
+
+PLAIN_POLL_S = 0.5
+
+
+class FolderControls:
+    """The way to the controller of a run in a folder: its desk, and a dry run of the policy."""
+
+    def __init__(self, run_dir: Path, clock: Callable[[], float] = time.time) -> None:
+        self._run_dir = run_dir
+        self._clock = clock
+
+    def preview(self, state: RunState, ask: Ask) -> str:
+        """Return what would be decided about a request now."""
+        from .steer import plan_request, plan_text
+
+        try:
+            return plan_text(plan_request(state, _request_of(ask), self._clock()))
+        except ValueError as error:
+            raise MidwatchError(
+                "spec-invalid",
+                f"the spec of this run is not understood here: {error}.",
+                remedy="Use the version of midwatch that runs it.",
+            ) from error
+
+    def submit(self, ask: Ask) -> str:
+        """Lay the request on the run's desk; return its id."""
+        request = _request_of(ask)
+        post_request(self._run_dir, request, time_s=self._clock())
+        return request.id
+
+    def switches(self, state: RunState) -> tuple[str, ...]:
+        """Return every NAME=MODE that a detector can be switched to."""
+        from ..policy.detectors import MODES, NODE_DETECTORS, NUMERIC_DETECTORS
+
+        names = (*NUMERIC_DETECTORS, *NODE_DETECTORS)
+        return tuple(f"{name}={mode}" for name in names for mode in MODES)
+
+
+def _request_of(ask: Ask) -> InterventionRequested:
+    from .steer import make_request
+
+    return make_request(
+        ask.form.action,
+        ask.reason,
+        value=ask.answers.value,
+        target=ask.answers.target,
+        expect_attempt=ask.expect_attempt,
+    )
+
+
+def watch(
+    run: RunArgument = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the picture of this moment and leave.")
+    ] = False,
+) -> None:
+    """Watch a run and steer it; without a terminal, print its picture and what happens."""
+    folder = find_run(run)
+    if once or not _has_screen():
+        _watch_plain(folder, once)
+        return
+    from ...logbook.tui.app import WatchApp
+    from ...logbook.tui.source import JournalSource
+
+    app = WatchApp(JournalSource(folder / "journal"), FolderControls(folder))
+    app.run()
+    if app.return_code:
+        raise SystemExit(app.return_code)
+
+
+def _has_screen() -> bool:
+    return console.is_terminal and not console.is_dumb_terminal and os.isatty(0)
+
+
+def _watch_plain(folder: Path, once: bool) -> None:
+    """Print the run as it stands, then a line for each event but the steps, until it rests."""
+    follower = StateFollower(folder)
+    follower.poll()
+    state = follower.state
+    trainer = state.spec.get("trainer", {})
+    total = int(trainer.get("steps") or 0)
+    wide_console().print(render_live(state, total, time.time()))
+    while not once and not follower.state.is_at_rest:
+        time.sleep(PLAIN_POLL_S)
+        for record in follower.poll():
+            if record.kind not in DENSE_KINDS:
+                print(line_of(record), flush=True)
