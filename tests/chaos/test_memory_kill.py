@@ -44,12 +44,15 @@ def keep_until_killed(rank: int, folder: str, victim: int, after_s: float) -> No
     saver = Saver(models.saver_config(folder, rank, MESH), memory=order)
     state = models.sharded_state(MESH, 1)
     agreed = Path(folder) / f"agreed-{rank}"
+    draft = agreed.with_suffix(".draft")
     for step in range(1, MAX_STEPS):
         for tensor in tensors(state):
             tensor.fill_(step % 512)
         if saver.keep(state, models.header(step)).result(60.0).stage != "kept":
             return
-        agreed.write_text(str(step))
+        # In one rename: a rank killed between the cut and the write would leave nothing.
+        draft.write_text(str(step))
+        draft.replace(agreed)
         if step == 1 and rank == victim:
             # Only now: the first copy lays out all buffers and takes far longer than any other.
             threading.Thread(target=die_after, args=(after_s,), daemon=True).start()
