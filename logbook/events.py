@@ -95,6 +95,13 @@ class EnergyUsed(EventBase, frozen=True, tag="energy"):
 # --- preflights ----------------------------------------------------------------------------------
 
 
+class PreflightBegun(EventBase, frozen=True, tag="preflight-begun"):
+    """The ranks of one node are at work: its order has arrived."""
+
+    preflight: int
+    node: str
+
+
 class PreflightAnswered(EventBase, frozen=True, tag="preflight-answered"):
     """What some ranks of one node found, and which of its ranks ended without saying anything."""
 
@@ -333,6 +340,7 @@ Event = (
     | NodeJoined
     | NodeLost
     | EnergyUsed
+    | PreflightBegun
     | PreflightAnswered
     | PreflightJudged
     | WorkersStarted

@@ -336,6 +336,7 @@ _HANDLERS: dict[type, _Handler] = {
     ev.NodeJoined: _node_joined,
     ev.NodeLost: _node_lost,
     ev.EnergyUsed: _energy_used,
+    ev.PreflightBegun: pf.preflight_begun,
     ev.PreflightAnswered: pf.preflight_answered,
     ev.PreflightJudged: pf.preflight_judged,
     ev.WorkersStarted: _workers_started,

@@ -17,6 +17,14 @@ MAX_CUT_PREFLIGHTS = 3
 # --- events --------------------------------------------------------------------------------------
 
 
+def preflight_begun(state: RunState, e: ev.PreflightBegun, time_s: float) -> RunState:
+    """A node has obeyed its order."""
+    current = _running(state, e.preflight)
+    if current is None or e.node in current.begun:
+        return state
+    return replace(state, preflight=replace(current, begun=(*current.begun, e.node)))
+
+
 def preflight_answered(state: RunState, e: ev.PreflightAnswered, time_s: float) -> RunState:
     """Ranks of one node have answered, or ended without doing so; the first word of each counts."""
     current = _running(state, e.preflight)

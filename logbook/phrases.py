@@ -58,6 +58,10 @@ def _energy(e: ev.EnergyUsed) -> str:
     return f"{e.num_gpus} GPUs of {e.node} used {used} within {_span(e.span_s)}"
 
 
+def _begun(e: ev.PreflightBegun) -> str:
+    return f"preflight {e.preflight} is under way on {e.node}"
+
+
 def _answered(e: ev.PreflightAnswered) -> str:
     said = [f"{len(e.done)} ranks of {e.node} answered preflight {e.preflight}"] if e.done else []
     said += [f"rank {s.rank} on {e.node}: {s.message}" for s in e.silent[:4]]
@@ -289,6 +293,7 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.NodeJoined: _joined,
     ev.NodeLost: _lost,
     ev.EnergyUsed: _energy,
+    ev.PreflightBegun: _begun,
     ev.PreflightAnswered: _answered,
     ev.PreflightJudged: _judged,
     ev.WorkersStarted: _started,

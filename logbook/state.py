@@ -99,12 +99,14 @@ class NodeAnswers(msgspec.Struct, frozen=True):
 class PreflightState(msgspec.Struct, frozen=True):
     """The preflight under way. heard_s: since when its silence counts against it.
 
+    begun: its nodes that are known to have got their order.
     answers: by node. num_answered: ranks that have answered, or ended without.
     lost_nodes: those of its nodes that were lost meanwhile. judged: its outcome, once it has one.
     """
 
     plan: PreflightPlan
     heard_s: float
+    begun: tuple[str, ...] = ()
     answers: dict[str, NodeAnswers] = {}
     num_answered: int = 0
     lost_nodes: tuple[str, ...] = ()

@@ -51,7 +51,7 @@ class Controller:
         self._undone: dict[str, d.Decision] = {}
         self._unheard_start: AttemptPlan | None = None
         self._unsaid: list[Finding] = []
-        self._half_ordered: list[str] = []
+        self._unheard_preflight: int | None = None
         self._noted: dict[str, Incident] = {}
         self._listed = 0
 
@@ -63,11 +63,7 @@ class Controller:
             self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
         self._undone = dict(self.state.pending)
         self._unheard_start = _unheard_start(self.state)
-        self._half_ordered = [
-            name
-            for name, decision in self._undone.items()
-            if isinstance(decision.action, d.RunPreflight)
-        ]
+        self._unheard_preflight = _unheard_preflight(self.state)
         for detector, mode in self.state.detectors.items():
             self._switch(detector, mode)
         resumed_step = self.state.attempt.resumed_step if self.state.attempt is not None else None
@@ -103,7 +99,7 @@ class Controller:
         # before anything is placed on them.
         self._ports.cluster.maintain(self.state)
         self._say_unsaid()
-        self._give_up_half_ordered()
+        self._give_up_unheard_preflight()
         self._take_in()
         self._redo()
         made = self._decide_and_act()
@@ -182,15 +178,17 @@ class Controller:
                 self._ports.desk.write_note(self.state, incident)
         self._noted = self.state.incidents
 
-    def _give_up_half_ordered(self) -> None:
+    def _give_up_unheard_preflight(self) -> None:
         """A preflight that some nodes were told of and others not: its ranks never meet."""
-        names, self._half_ordered = self._half_ordered, []
-        for name in names:
-            why = "the controller was lost while it gave the order"
-            action = self._undone.pop(name).action
-            assert isinstance(action, d.RunPreflight)
-            cut = ev.PreflightJudged(action.plan.number, 0, error=why, is_cut=True)
-            self.record(cut, ev.ActionDone(name, error=why), sync=True)
+        number, self._unheard_preflight = self._unheard_preflight, None
+        if number is None:
+            return
+        why = "the controller was lost while it gave the order"
+        orders = [n for n, made in self._undone.items() if isinstance(made.action, d.RunPreflight)]
+        for name in orders:
+            del self._undone[name]
+        cut = ev.PreflightJudged(number, 0, error=why, is_cut=True)
+        self.record(cut, *(ev.ActionDone(name, error=why) for name in orders), sync=True)
 
     def _redo(self) -> None:
         undone, self._undone = self._undone, {}
@@ -278,6 +276,18 @@ def _unheard_start(state: RunState) -> AttemptPlan | None:
     if attempt is None or all(node in attempt.pids for node in attempt.plan.nodes):
         return None
     return attempt.plan
+
+
+def _unheard_preflight(state: RunState) -> int | None:
+    """Return the number of the preflight under way, if some node was never heard to have begun.
+
+    Its order cannot be given again: the rank that the others must meet may wait elsewhere by then.
+    """
+    current = state.preflight
+    if current is None or current.judged is not None:
+        return None
+    heard = {*current.begun, *current.answers, *current.lost_nodes}
+    return None if heard.issuperset(current.plan.nodes) else current.plan.number
 
 
 def attempt_of(decision: d.Decision) -> int:

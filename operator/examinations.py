@@ -25,6 +25,8 @@ class Examinations:
         if number != self._number:
             self._number = number
             self._last_words.clear()
+        if isinstance(report, rp.WorkersStarted):
+            return [ev.PreflightBegun(number, report.node)]
         done: tuple[PreflightDone, ...] = ()
         silent: tuple[SilentRank, ...] = ()
         if isinstance(report, rp.WorkerMessages):

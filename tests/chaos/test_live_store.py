@@ -19,6 +19,7 @@ from midwatch.operator.storage import run_id_of, storage_of
 
 from tests.support import s3_servers
 from tests.support.live_run import (
+    DEADLINE_S,
     LiveRun,
     build_corpus,
     is_training,
@@ -130,7 +131,15 @@ def test_a_node_lost_with_its_disk(
     tmp_path: Path,
     store: dict[str, Any],
 ) -> None:
-    spec = stored_spec("stored", tmp_path, corpus, store)
+    # The run waits for the store, however slow that is, and for the fault after it.
+    spec = stored_spec(
+        "stored",
+        tmp_path,
+        corpus,
+        store,
+        entry_points={"worker": "midwatch.tests.support.stuck_rank:held"},
+        restart={"hang_min_s": 2 * DEADLINE_S},
+    )
     with LiveRun(spec, session) as run:
         state = run.until(
             lambda state: state.num_attempts == 2 and is_training(state),

@@ -109,6 +109,7 @@ class SimAgent:
             self._push(busy)
             return
         self.world.examined.append((plan.number, self.node))
+        self._push(rp.WorkersStarted(attempt=plan.attempt, pids={}))
         delay_s = self.world.trouble.examination_s(self.node)
         self.world.timeline.later(delay_s, lambda: self._examined(plan))
 

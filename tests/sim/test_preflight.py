@@ -8,6 +8,7 @@ import pytest
 from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
 from midwatch.logbook.findings import Finding, Severity
+from midwatch.logbook.preflight import Thoroughness
 from midwatch.logbook.state import RunState, Status
 from midwatch.operator.preflight import DEADLINE_S
 from midwatch.tests.support.builders import make_spec
@@ -181,6 +182,29 @@ def test_a_controller_lost_in_the_middle_changes_nothing(calls: int) -> None:
     found = [event.finding for event in events_of(night, ev.FindingSeen)]
     assert [f.node for f in found if f.detector == "preflight"] == ["node-1"]
     assert state.preflight is None
+
+
+def test_orders_lost_with_the_controller_are_not_waited_for() -> None:
+    night = night_of(12)
+    wire = night.world.wire
+    carry, wire.order = wire.order, lambda agent, action: None  # type: ignore[method-assign]
+    night.run(lambda s: s.preflight is not None)
+    night.crash()
+    wire.order = carry  # type: ignore[method-assign]
+    began_s = night.timeline.now_s()
+    state = night.run_to_step(1)
+    assert night.timeline.now_s() - began_s < DEADLINE_S[Thoroughness.QUICK] / 2
+    judged = events_of(night, ev.PreflightJudged)
+    assert [(j.preflight, j.is_cut) for j in judged] == [(1, True), (2, False)]
+    assert (state.num_attempts, state.epoch) == (1, 2)
+
+
+def test_a_preflight_under_way_outlives_the_controller() -> None:
+    night = night_of(13)
+    night.run(lambda s: s.preflight is not None and len(s.preflight.begun) == 3)
+    night.crash()
+    night.run_to_step(1)
+    assert [j.is_cut for j in events_of(night, ev.PreflightJudged)] == [False]
 
 
 # --- on suspicion --------------------------------------------------------------------------------
