@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,11 @@ from midwatch.checkpoints.manifest import checkpoint_dir
 from midwatch.checkpoints.store import LocalStore
 from midwatch.logbook import events as ev
 from midwatch.logbook.state import RunState, Status
-from midwatch.operator.runtime.session import Session, ray_session
+from midwatch.operator.runtime.session import Session
 
 from tests.support.live_run import (
     LiveRun,
     Strike,
-    build_corpus,
     is_training,
     kill,
     nano_spec,
@@ -36,31 +34,6 @@ pytestmark = pytest.mark.chaos
 EVERY_STEP = {"memory": {"every_steps": 1}}
 # A step is copied while the next one or two are trained: on a busy machine nano steps are quicker.
 MEMORY_LAG_STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
-    with ray_session("local") as joined:
-        yield joined
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_corpus(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    session: Session, corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, float]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with LiveRun(nano_spec("undisturbed", folder, corpus), session) as run:
-        state = run.finish()
-        assert state.status is Status.COMPLETED
-        assert not state.incidents
-        losses = run.losses()
-    assert sorted(losses) == list(range(1, 41))
-    return losses
 
 
 def survive(

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from midwatch.logbook import events as ev
 from midwatch.logbook.state import Status
-from midwatch.operator.runtime.session import Session, ray_session
+from midwatch.operator.runtime.session import Session
 from midwatch.tests.support.stuck_rank import STUCK_AT_STEP, STUCK_RANK
 
-from tests.support.live_run import LiveRun, build_corpus, nano_spec
+from tests.support.live_run import LiveRun, nano_spec
 
 pytestmark = pytest.mark.chaos
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
-    with ray_session("local") as joined:
-        yield joined
-
-
 def test_the_laggard_is_named_by_the_collective_it_has_not_called(
-    session: Session, tmp_path: Path
+    session: Session, tmp_path: Path, corpus: Path
 ) -> None:
     spec = nano_spec(
         "stuck",
         tmp_path / "run",
-        build_corpus(tmp_path),
+        corpus,
         entry_points={"worker": "midwatch.tests.support.stuck_rank:main"},
     )
     with LiveRun(spec, session) as run:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from midwatch.logbook import events as ev
 from midwatch.logbook.state import RunState, Status
-from midwatch.operator.runtime.session import Session, ray_session
+from midwatch.operator.runtime.session import Session
 
-from tests.support.live_run import LiveRun, build_corpus, nano_spec
+from tests.support.live_run import LiveRun, nano_spec
 from tests.support.nvml_stub import NvmlStub, build, uuid_of
 
 pytestmark = pytest.mark.chaos
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
-    with ray_session("local") as joined:
-        yield joined
-
-
-def test_an_xid_on_one_node_moves_its_ranks_to_the_spare(session: Session, tmp_path: Path) -> None:
+def test_an_xid_on_one_node_moves_its_ranks_to_the_spare(
+    session: Session, tmp_path: Path, corpus: Path
+) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("no C compiler for the stand-in driver")
     library = build(tmp_path)
@@ -33,7 +28,7 @@ def test_an_xid_on_one_node_moves_its_ranks_to_the_spare(session: Session, tmp_p
     spec = nano_spec(
         "xid",
         tmp_path / "run",
-        build_corpus(tmp_path),
+        corpus,
         trainer={"steps": 120},
         nodes=nodes,
         env=driver.environment,

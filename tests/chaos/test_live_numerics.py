@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from midwatch.logbook.decisions import StartAttempt
 from midwatch.logbook.events import InterventionRequested
 from midwatch.logbook.state import RunState, Status
 from midwatch.operator.desk import post_request
-from midwatch.operator.runtime.session import Session, ray_session
+from midwatch.operator.runtime.session import Session
 
 from tests.support.live_run import (
     LiveRun,
     Strike,
-    build_corpus,
     is_training,
     kill,
     nano_spec,
@@ -35,17 +33,6 @@ SCALER_ALONE = {
     name: {"mode": "shadow"}
     for name in ("level_shift", "non_finite", "grad_norm", "activation_norm", "creep")
 }
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
-    with ray_session("local") as joined:
-        yield joined
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_corpus(tmp_path_factory.mktemp("data"))
 
 
 def ask(run: LiveRun, at_step: int, action: str, value: float = 0.0, **more: Any) -> Strike:

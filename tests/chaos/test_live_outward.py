@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,11 @@ from midwatch.logbook.ledger import Cause
 from midwatch.logbook.reader import read
 from midwatch.logbook.state import RunState, Status
 from midwatch.operator.desk import note_path, post_request
-from midwatch.operator.runtime.session import Session, ray_session
+from midwatch.operator.runtime.session import Session
 
 from tests.support.live_run import (
     LiveRun,
     Strike,
-    build_corpus,
     is_training,
     nano_spec,
     strike_controller,
@@ -30,12 +28,6 @@ from tests.support.live_run import (
 from tests.support.web_hook import WebHook
 
 pytestmark = pytest.mark.chaos
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
-    with ray_session("local") as joined:
-        yield joined
 
 
 def ports_told(run: LiveRun) -> list[int]:
@@ -62,7 +54,9 @@ def strike_remark(run: LiveRun) -> Strike:
     return strike
 
 
-def test_what_happens_to_a_run_is_told_noted_and_counted(session: Session, tmp_path: Path) -> None:
+def test_what_happens_to_a_run_is_told_noted_and_counted(
+    session: Session, tmp_path: Path, corpus: Path
+) -> None:
     with WebHook(500) as hook, WebHook() as pulse:
         for name, server in (("webhook", hook), ("pulse", pulse)):
             (tmp_path / name).write_text(f"{server.url}\n")
@@ -74,7 +68,7 @@ def test_what_happens_to_a_run_is_told_noted_and_counted(session: Session, tmp_p
         spec = nano_spec(
             "outward",
             tmp_path / "run",
-            build_corpus(tmp_path),
+            corpus,
             trainer={"steps": 400},
             notify=notify,
             observe={"metrics_port": 0},
@@ -140,14 +134,14 @@ def _texts(folder: Path) -> list[Path]:
 
 
 def test_a_run_that_pauses_asks_for_a_person_before_its_actors_end(
-    session: Session, tmp_path: Path
+    session: Session, tmp_path: Path, corpus: Path
 ) -> None:
     with WebHook() as hook:
         (tmp_path / "webhook").write_text(hook.url)
         spec = nano_spec(
             "pausing",
             tmp_path / "run",
-            build_corpus(tmp_path),
+            corpus,
             trainer={"steps": 4000},
             restart={"hang_min_s": 3.0, "max_restarts_per_hour": 1},
             notify={"webhook": {"file": str(tmp_path / "webhook")}},

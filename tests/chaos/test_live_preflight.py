@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,14 @@ import pytest
 from midwatch.logbook import events as ev
 from midwatch.logbook.decisions import RunPreflight
 from midwatch.logbook.state import RunState, Status
-from midwatch.operator.runtime.session import Session, ray_session
+from midwatch.operator.runtime.session import Session
 from midwatch.tests.support.sick_preflight import SICK_NODE
 
-from tests.support.live_run import LiveRun, build_corpus, nano_spec, strike_controller
+from tests.support.live_run import LiveRun, nano_spec, strike_controller
 
 pytestmark = pytest.mark.chaos
 NODES = {"ranks_per_node": 2, "spares": 1, "preflight": "quick"}
 SICK = "midwatch.tests.support.sick_preflight"
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
-    with ray_session("local") as joined:
-        yield joined
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def spec_of(name: str, folder: Path, corpus: Path, entry: str) -> Any:

@@ -13,7 +13,7 @@ from midwatch.checkpoints.objects import open_store
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.logbook import events as ev
 from midwatch.logbook.state import RunState, Status
-from midwatch.operator.runtime.session import Session, ray_session
+from midwatch.operator.runtime.session import Session
 from midwatch.operator.spec import RunSpec
 from midwatch.operator.storage import run_id_of, storage_of
 
@@ -21,7 +21,6 @@ from tests.support import s3_servers
 from tests.support.live_run import (
     DEADLINE_S,
     LiveRun,
-    build_corpus,
     is_training,
     kill,
     nano_spec,
@@ -38,27 +37,6 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     serve = s3_servers.seaweed if s3_servers.weed_path() else s3_servers.moto
     with serve(tmp_path_factory.mktemp("s3")) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
-    with ray_session("local") as joined:
-        yield joined
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_corpus(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    session: Session, corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, float]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with LiveRun(nano_spec("plain", folder, corpus), session) as run:
-        assert run.finish().status is Status.COMPLETED
-        return run.losses()
 
 
 KEEP_LITTLE = {"keep_newest": 1, "keep_local": 1}
