@@ -23,7 +23,7 @@ run: setup
 	$(BIN)/midwatch run $(if $(ARGS),$(ARGS),--demo)
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 15
 
 bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)

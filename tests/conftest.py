@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from midwatch.operator.runtime.local_ray import set_local_environment
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.pop("RAY_ADDRESS", None)
 set_local_environment()
@@ -15,9 +17,14 @@ set_local_environment()
 ON_RAY = ("tests/chaos/test_live_", "tests/e2e/")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one file together, since they share its fixtures, and those on Ray too."""
-    for item in items:
-        name = item.nodeid.partition("::")[0]
-        group = "ray" if name.startswith(ON_RAY) else name
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByFile(LoadScopeScheduling):
+    """Keeps the tests of one file together, since they share its fixtures, and those on Ray too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        name = nodeid.partition("::")[0]
+        return "ray" if name.startswith(ON_RAY) else name
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Return who decides which process runs what, where there are several."""
+    return ByFile(config, log)
