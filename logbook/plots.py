@@ -37,6 +37,7 @@ COLOURS = {
     Cause.PROVISION: "#54aeff",
     Cause.LOAD: "#0550ae",
     Cause.CHECKPOINT: "#d4a72c",
+    Cause.VALIDATION: "#218bff",
     Cause.IDLE: "#d0d7de",
 }
 ATTEMPTS_SHOWN = 120

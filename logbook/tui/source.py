@@ -25,8 +25,8 @@ from ..state_file import load_saved_state
 from .series import StepOf
 
 TAIL_RECORDS = 2000
-DENSE_KINDS = frozenset({"step", "rank-times"})
-"""Kinds with a record every step: of the history only their figures are kept."""
+DENSE_KINDS = frozenset({"step", "rank-times", "validation-under-way"})
+"""Kinds with a record every step or few seconds: of the history only their figures are kept."""
 
 Records = tuple[Record[ev.Event], ...]
 
