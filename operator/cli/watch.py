@@ -21,9 +21,8 @@ from ...logbook.render_text import line_of
 from ...logbook.state import RunState
 from ...logbook.tui.controls import Ask
 from ...logbook.tui.source import DENSE_KINDS
-from ..desk import post_request
 from .output import RunArgument, console, wide_console
-from .runs import StateFollower, find_run
+from .runs import StateFollower, find_run, load_state
 
 PLAIN_POLL_S = 0.5
 
@@ -49,9 +48,11 @@ class FolderControls:
             ) from error
 
     def submit(self, ask: Ask) -> str:
-        """Lay the request on the run's desk; return its id."""
+        """Lay the request on the run's desk, or settle it where the run is over; return its id."""
+        from ..aftermath import hand_in
+
         request = _request_of(ask)
-        post_request(self._run_dir, request, time_s=self._clock())
+        hand_in(self._run_dir, request, load_state(self._run_dir))
         return request.id
 
     def switches(self, state: RunState) -> tuple[str, ...]:
