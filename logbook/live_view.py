@@ -199,7 +199,7 @@ def render_summary(summary: RunSummary, extra: list[tuple[str, str]]) -> Rendera
     ettr = f"{summary.ettr_frac:.1%}" if summary.ettr_frac is not None else "-"
     rows = [
         ("run", f"{summary.run}: {summary.status} at step {summary.step}"),
-        ("final loss", _figure(summary.loss, ".4f")),
+        ("loss", _figure(summary.loss, ".4f")),
         *_validation_rows(summary),
         *extra,
         ("wall time", span_text(summary.wall_s)),

@@ -138,7 +138,7 @@ def _validation_text(chronicle: Chronicle) -> str:
     (best, at), (last, last_at) = min(finite), finite[-1]
     return (
         f" Perplexity on held-out text: lowest {best:.4g} at step {at:,}, last {last:.4g} at step "
-        f"{last_at:,}, of {len(measured):,} measurements."
+        f"{last_at:,}; measured at {len(measured):,} steps."
     )
 
 

@@ -144,7 +144,7 @@ def test_the_report_shows_it_beside_the_loss(run: SyntheticRun, chronicle: Chron
     assert "Training loss and validation perplexity" in html
     best = math.exp(run.measured_loss(290))
     assert f"lowest {best:.4g} at step 290" in html
-    assert "of 5 measurements" in markdown
+    assert "measured at 5 steps" in markdown
     assert "| validation |" in markdown
 
 
