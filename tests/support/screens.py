@@ -14,6 +14,7 @@ from midwatch.logbook.errors import ConfigError
 from midwatch.logbook.state import RunState
 from midwatch.logbook.tui.app import Pace, WatchApp
 from midwatch.logbook.tui.controls import Ask, Places
+from midwatch.logbook.tui.pane import Pane
 from midwatch.logbook.tui.source import JournalSource
 from midwatch.tests.support.synthetic_run import SyntheticRun
 from textual.pilot import Pilot
@@ -109,8 +110,8 @@ async def compare_picture(pilot: Screen, expected: Path, drawn: Path) -> None:
 
 
 def _is_at_work(worker: Worker[object]) -> bool:
-    """Whether a view still waits for something; the app itself follows the journal for ever."""
-    return not worker.is_finished and not isinstance(worker.node, WatchApp)
+    """Whether a view still waits for something; app and forms wait for the run and for people."""
+    return not worker.is_finished and isinstance(worker.node, Pane)
 
 
 def _normal(svg: str) -> str:
