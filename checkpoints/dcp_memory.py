@@ -200,12 +200,19 @@ class MemoryTier:
         return self._part[1]
 
     def _victim(self, pair: Sequence[Slot]) -> int:
-        """Return the buffer of a pair that can be spared: never that of the newest whole state."""
-        heads = [slot.head() for slot in pair]
-        whole = [(head.generation, at) for at, head in enumerate(heads) if head is not None]
-        if len(whole) < len(pair):
-            return heads.index(None)
-        return min((found for found in whole if found[0] != self.newest), default=whole[0])[1]
+        """Return the buffer of a pair that can be spared: never that of the newest whole state.
+
+        The loop asks at every step, also while the saving thread fills a buffer: each generation is
+        read once, and the thread names a generation the newest only after it stands in its buffer.
+        """
+        newest = self.newest
+        whole: list[tuple[Generation, int]] = []
+        for at, slot in enumerate(pair):
+            generation = slot.generation
+            if generation is None:
+                return at
+            whole.append((generation, at))
+        return min((found for found in whole if found[0] != newest), default=whole[0])[1]
 
     # --- loading ---
 

@@ -84,7 +84,19 @@ class ShardHead(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class _StepOf(msgspec.Struct, frozen=True):
+    step: int
+
+
+class _Origin(msgspec.Struct, frozen=True):
+    """The part of a ShardHead that names its generation, read without the rest of it."""
+
+    attempt: int
+    header: _StepOf
+
+
 _heads = msgspec.msgpack.Decoder(ShardHead)
+_origins = msgspec.msgpack.Decoder(_Origin)
 _parts = msgspec.msgpack.Decoder(RankPart)
 
 
@@ -100,6 +112,9 @@ class Slot:
     """A buffer of the memory tier, mapped; fd stays the caller's.
 
     room_bytes: of the body, 0 for a buffer never used.
+    generation: what is whole here, None when nothing is. Found when the buffer is mapped and then
+        set by whoever writes it through this object, so any thread may read it at any time and
+        reads nothing of the buffer; what another process writes is seen by head() alone.
     """
 
     def __init__(self, fd: int) -> None:
@@ -110,6 +125,7 @@ class Slot:
         size = os.fstat(fd).st_size
         if size > PAGE_BYTES:
             self._map = mmap.mmap(fd, size)
+        self.generation = self._read_generation()
 
     @property
     def room_bytes(self) -> int:
@@ -119,6 +135,21 @@ class Slot:
 
     def head(self) -> ShardHead | None:
         """Return what is here, None when nothing whole is."""
+        encoded = self._encoded_head()
+        try:
+            return _heads.decode(encoded) if encoded is not None else None
+        except msgspec.DecodeError:
+            return None
+
+    def _read_generation(self) -> Generation | None:
+        encoded = self._encoded_head()
+        try:
+            origin = _origins.decode(encoded) if encoded is not None else None
+        except msgspec.DecodeError:
+            return None
+        return Generation(origin.header.step, origin.attempt) if origin is not None else None
+
+    def _encoded_head(self) -> memoryview | None:
         if self._map is None:
             return None
         magic, state, body_bytes, head_bytes, _ = _FACTS.unpack_from(self._map, 0)
@@ -128,10 +159,7 @@ class Slot:
         ) or not 0 < head_bytes <= body_bytes <= self.room_bytes:
             return None
         self._body_bytes, self._head_bytes = body_bytes, head_bytes
-        try:
-            return _heads.decode(self.body()[body_bytes - head_bytes :])
-        except msgspec.DecodeError:
-            return None
+        return self.body()[body_bytes - head_bytes :]
 
     def is_sound(self) -> bool:
         """Whether the whole body that head() told of still has its checksum."""
@@ -157,6 +185,7 @@ class Slot:
 
     def begin(self, room_bytes: int) -> None:
         """Give up what is here and make room for a body. Raises: OSError."""
+        self.generation = None
         if self._map is not None:
             _FACTS.pack_into(self._map, 0, _MAGIC, _EMPTY, 0, 0, b"")
         if self.room_bytes < room_bytes:
@@ -176,6 +205,7 @@ class Slot:
         # The state comes last: a process killed between two stores leaves the buffer empty.
         _FACTS.pack_into(self._map, 0, _MAGIC, _EMPTY, body_bytes, head_bytes, digest)
         _FACTS.pack_into(self._map, 0, _MAGIC, _WHOLE, body_bytes, head_bytes, digest)
+        self.generation = self._read_generation()
         return digest
 
 

@@ -50,7 +50,8 @@ class Chapter(msgspec.Struct, frozen=True):
     """An incident's part of the journal.
 
     samples: (attempt, step sample) in the order of the journal. saved_steps: of the last
-    checkpoints before it. resumed: (attempt, step it went on from) of what followed.
+    checkpoints before it. resumed: (attempt, step it went on from) of what followed. measured: on
+    held-out text.
     """
 
     moments: tuple[Moment, ...] = ()
@@ -58,6 +59,7 @@ class Chapter(msgspec.Struct, frozen=True):
     excerpts: tuple[Excerpt, ...] = ()
     saved_steps: tuple[int, ...] = ()
     resumed: tuple[tuple[int, int], ...] = ()
+    measured: tuple[ev.ValidationDone, ...] = ()
 
 
 def read_chapter(journal: Path, incident: Incident) -> Chapter:
@@ -96,6 +98,7 @@ class _Author:
         self._hangs: list[ev.HangSuspected] = []
         self._saved: list[int] = []
         self._resumed: list[tuple[int, int]] = []
+        self._measured: list[ev.ValidationDone] = []
         self._left_out = {"worker-exited": 0, "finding": 0}
         self._steps_after = 0
 
@@ -106,6 +109,8 @@ class _Author:
             return self._take_step(record, event)
         if isinstance(event, ev.CheckpointCommitted) and record.seq < incident.opened_seq:
             self._saved = [*self._saved, event.step][-SAVES_MAX:]
+        if isinstance(event, ev.ValidationDone):
+            self._measured.append(event)
         if incident.closed_s is not None and record.time_s > incident.closed_s:
             return True
         if record.time_s < min(incident.draft.seen_s, incident.opened_s) - 1e-6:
@@ -180,6 +185,7 @@ class _Author:
             excerpts=tuple(self._excerpts()),
             saved_steps=tuple(self._saved),
             resumed=tuple(self._resumed),
+            measured=tuple(self._measured),
         )
 
     def _near_samples(self) -> tuple[tuple[int, StepSample], ...]:

@@ -80,7 +80,7 @@ class Chronicle:
     """Grows record by record; read it when the journal is through.
 
     curves: the steps that stand. left: those that restarts went back past.
-    validation: (step, perplexity on held-out text), where the record has any.
+    validation: the measurements on held-out text that stand, where the record has any.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Chronicle:
         self.curves = Curves()
         self.left: list[Curves] = []
         self.attempts: list[AttemptRow] = []
-        self.validation: list[tuple[int, float]] = []
+        self.validation: list[ev.ValidationDone] = []
         self.saves_total = 0
         self.blocked_total_s = 0.0
 
@@ -114,6 +114,9 @@ class Chronicle:
         elif isinstance(event, ev.DecisionMade):
             if after.num_decisions > before.num_decisions:
                 self._decided(event.decision, time_s)
+        elif isinstance(event, ev.ValidationDone):
+            if after.validations is not before.validations:
+                self.validation.append(event)
         elif isinstance(event, ev.CheckpointCommitted) and event.save_s > 0.0:
             self.saves_total += 1
             self.blocked_total_s += event.blocked_s
@@ -129,7 +132,7 @@ class Chronicle:
         gone = self.curves.split_off(event.step)
         if len(gone):
             self.left = [*self.left, gone][-LEFT_MAX:]
-        self.validation = [point for point in self.validation if point[0] <= event.step]
+        self.validation = [each for each in self.validation if each.step <= event.step]
         if self.attempts:
             row = self.attempts[-1]
             row.resumed_s, row.resumed_step = time_s, event.step

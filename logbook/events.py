@@ -18,6 +18,8 @@ from .events_checkpoints import CheckpointUploaded as CheckpointUploaded
 from .events_checkpoints import CheckpointVerified as CheckpointVerified
 from .events_checkpoints import EventBase
 from .events_checkpoints import UploadFailed as UploadFailed
+from .events_validation import ValidationDone as ValidationDone
+from .events_validation import ValidationUnderWay as ValidationUnderWay
 from .findings import Finding
 from .preflight import CheckResult, PreflightDone, SilentRank
 from .wire import CollectiveMark, Hyper, StepSample
@@ -200,6 +202,7 @@ class HangRow(msgspec.Struct, frozen=True):
 
     process_state: letter of /proc/PID/stat. waits: whether its stack is inside a collective, None
     when no stack was to be had. marks: where it stands in its collectives, where it could say.
+    rounds: of a validation after that step that it has completed.
     """
 
     rank: int
@@ -209,6 +212,7 @@ class HangRow(msgspec.Struct, frozen=True):
     process_state: str
     waits: bool | None = None
     marks: tuple[CollectiveMark, ...] = ()
+    rounds: int = 0
 
 
 class HangSuspected(EventBase, frozen=True, tag="hang-suspected"):
@@ -354,6 +358,8 @@ Event = (
     | StepDone
     | StepsRecalled
     | RankTimes
+    | ValidationUnderWay
+    | ValidationDone
     | CheckpointCommitted
     | CheckpointFailed
     | CheckpointVerified

@@ -153,6 +153,7 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
         went = replace(rollbacks[-1], checkpoint=e.checkpoint, resume_step=e.step)
         rollbacks = (*rollbacks[:-1], went)
     earlier = tuple(entry for entry in state.lineage if entry[1] < e.step)
+    validations = tuple(known for known in state.validations if known.step <= e.step)
     return replace(
         state,
         attempt=running,
@@ -167,6 +168,8 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
         recent=samples[-RECENT_STEPS:],
         last=samples[-1] if samples else None,
         step=e.step,
+        validations=validations,
+        validating=None,
     )
 
 
@@ -350,6 +353,8 @@ _HANDLERS: dict[type, _Handler] = {
     ev.StepDone: tr.step_done,
     ev.StepsRecalled: tr.steps_recalled,
     ev.RankTimes: _rank_times,
+    ev.ValidationUnderWay: tr.validation_under_way,
+    ev.ValidationDone: tr.validation_done,
     ev.CheckpointCommitted: cp.checkpoint_committed,
     ev.CheckpointFailed: cp.checkpoint_failed,
     ev.CheckpointVerified: cp.checkpoint_verified,

@@ -8,7 +8,14 @@ from . import events as ev
 from .fold_checkpoints import followed_by, trained_on
 from .fold_decisions import fold_incident
 from .fold_preflight import tried_by_training
-from .state import RECENT_STEPS, TREND_STEPS, AttemptState, Incident, RunState
+from .state import (
+    RECENT_STEPS,
+    RECENT_VALIDATIONS,
+    TREND_STEPS,
+    AttemptState,
+    Incident,
+    RunState,
+)
 from .wire import StepSample
 
 
@@ -42,6 +49,7 @@ def step_done(state: RunState, e: ev.StepDone, time_s: float) -> RunState:
         step_median=state.step_median if is_first else state.step_median.add(sample.step_s),
         steps_total=state.steps_total + 1,
         barren_attempts=0,
+        validating=None,
     )
     if is_first:
         state = tried_by_training(state, running)
@@ -70,6 +78,29 @@ def steps_recalled(state: RunState, e: ev.StepsRecalled, time_s: float) -> RunSt
             if state.trending:
                 state = _with_trends(state)
     return state
+
+
+def validation_under_way(state: RunState, e: ev.ValidationUnderWay, time_s: float) -> RunState:
+    """The ranks are heard of between two steps, and so are not silent."""
+    running = state.running(e.attempt)
+    if running is None or running.resumed_s is None or e.step != state.step:
+        return state
+    return replace(state, attempt=replace(running, heard_s=time_s), validating=e)
+
+
+def validation_done(state: RunState, e: ev.ValidationDone, time_s: float) -> RunState:
+    """The weights of a step were measured on held-out text."""
+    running = state.running(e.attempt)
+    if running is None or running.resumed_s is None:
+        return state
+    if not state.validated_step < e.step <= state.step:
+        return state
+    return replace(
+        state,
+        attempt=replace(running, heard_s=time_s),
+        validations=(*state.validations, e)[-RECENT_VALIDATIONS:],
+        validating=None,
+    )
 
 
 Samples = tuple[StepSample, ...]

@@ -7,6 +7,7 @@
     provision    waiting for nodes, and from a start to workers that are ready to load
     load         loading the state
     checkpoint   the loop stood still for a save
+    validation   training stood still for a measurement on held-out text
     idle         paused, stopped or ending; and every GPU that the attempt has no rank on (spares)
 
 The record is cut at events into stretches that follow one another without a gap, so the causes sum
@@ -46,6 +47,7 @@ class Cause(StrEnum):
     PROVISION = "provision"
     LOAD = "load"
     CHECKPOINT = "checkpoint"
+    VALIDATION = "validation"
     IDLE = "idle"
 
 
@@ -91,9 +93,15 @@ class Ledger:
         self._last = after
         if isinstance(event, ev.StepDone):
             if after.steps_total != before.steps_total:
-                late_s = time_s - event.sample.time_s
-                end_s = event.sample.time_s if 0.0 <= late_s <= LATE_S_MAX else time_s
+                end_s = _told(event.sample.time_s, time_s)
                 self._cut(before, end_s, Cause.PRODUCTIVE, event.sample.step)
+        elif isinstance(event, ev.ValidationUnderWay):
+            # The first of them comes before any round, and ends what the step left to do.
+            if after.validating is event and event.done:
+                self._cut(before, time_s, Cause.VALIDATION)
+        elif isinstance(event, ev.ValidationDone):
+            if after.validations is not before.validations:
+                self._cut(before, _told(event.ended_s, time_s), Cause.VALIDATION)
         elif isinstance(event, ev.RunSubmitted):
             if self._begin_s is None:
                 self._begin_s = self._until_s = after.submitted_s
@@ -224,6 +232,11 @@ def build_ledger(records: Iterable[Record[Any]]) -> Ledger:
         ledger.take(state, after, record)
         state = after
     return ledger
+
+
+def _told(worker_s: float, journal_s: float) -> float:
+    """Return when something was over: as its worker says, unless its clock must be wrong."""
+    return worker_s if 0.0 <= journal_s - worker_s <= LATE_S_MAX else journal_s
 
 
 def _is_alike(one: Stretch, other: Stretch) -> bool:

@@ -58,11 +58,19 @@ def _figures(state: RunState, total_steps: int, now_s: float) -> RenderableType:
         ("step time", span_text(last.step_s if last else None)),
         ("checkpoints", str(sum(1 for c in state.checkpoints.values() if not c.abandoned))),
         ("nodes", _nodes(state)),
+        *_validation_cells(state),
     ]
     for row in range(0, len(cells), 4):
         table.add_row(*(_cell(name, value) for name, value in cells[row : row + 4]))
     chart = Text.assemble(("loss ", "dim"), spark([s.loss for s in state.samples]))
     return Group(table, chart)
+
+
+def _validation_cells(state: RunState) -> list[tuple[str, str]]:
+    measured = state.validation
+    if measured is None:
+        return []
+    return [("val ppl", f"{measured.perplexity:.4g} at {measured.step}")]
 
 
 def _cell(name: str, value: str) -> Text:
@@ -127,6 +135,10 @@ def doing_text(state: RunState) -> str:
     if attempt.first_step_s is None:
         source = attempt.plan.checkpoints[0] if attempt.plan.checkpoints else "the beginning"
         return f"starting {where} from {source}"
+    measuring = state.validating
+    if measuring is not None and measuring.attempt == attempt.number:
+        rounds = f"{measuring.done} of {measuring.total} rounds"
+        return f"measuring step {measuring.step} on held-out text ({rounds}), {where}"
     watched = [state.incidents[name] for name in state.open_incidents]
     if watched:
         return f"training, {where}; watching {watched[-1].draft.id} ({watched[-1].draft.fault})"
@@ -171,6 +183,14 @@ def _incident_row(incident: Incident) -> tuple[str, ...]:
     return draft.id, draft.fault, str(draft.step), draft.title, took, lost
 
 
+def _validation_rows(summary: RunSummary) -> list[tuple[str, str]]:
+    perplexity, loss = summary.validation_perplexity, summary.validation_loss
+    if perplexity is None or loss is None:
+        return []
+    figure = f"{perplexity:.4g} (loss {loss:.4f}) at step {summary.validation_step}"
+    return [("held-out perplexity", figure)]
+
+
 def render_summary(summary: RunSummary, extra: list[tuple[str, str]]) -> RenderableType:
     """Return the closing summary; extra rows come from whoever ran it."""
     table = Table.grid(padding=(0, 3))
@@ -179,7 +199,8 @@ def render_summary(summary: RunSummary, extra: list[tuple[str, str]]) -> Rendera
     ettr = f"{summary.ettr_frac:.1%}" if summary.ettr_frac is not None else "-"
     rows = [
         ("run", f"{summary.run}: {summary.status} at step {summary.step}"),
-        ("final loss", _figure(summary.loss, ".4f")),
+        ("loss", _figure(summary.loss, ".4f")),
+        *_validation_rows(summary),
         *extra,
         ("wall time", span_text(summary.wall_s)),
         ("ETTR", f"{ettr} (productive {span_text(summary.productive_s)})"),

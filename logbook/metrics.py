@@ -70,6 +70,12 @@ def _gauges(state: RunState, summary: RunSummary) -> _Figures:
         yield "tokens_per_second", "Throughput of the last step.", last.tokens_per_s
         yield "model_tflops_per_device", "Model FLOP/s of a device.", last.model_tflops_per_device
         yield "last_step_timestamp_seconds", "When the last step was completed.", last.time_s
+    measured = state.validation
+    if measured is not None:
+        yield "validation_loss", "Loss on held-out text, nats per token.", measured.loss
+        yield "validation_perplexity", "Perplexity on held-out text.", measured.perplexity
+        yield "validation_step", "Step of the newest such measurement.", measured.step
+        yield "validation_seconds", "How long training waited for it.", measured.spent_s
     changes = state.hyper.lr_changes
     factor = math.prod(c.factor for c in changes if c.from_step <= state.step + 1)
     yield "learning_rate_factor", "What the LR schedule is multiplied by.", factor

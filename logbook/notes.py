@@ -9,6 +9,7 @@ from .chapter import Chapter
 from .clock import clock_text, span_text
 from .costs import bill_of, bill_rows, incident_gpu_s, tariff_of
 from .decisions import Decision, StartAttempt
+from .events import ValidationDone
 from .state import Incident, NodeState, RunState
 from .wire import StepSample
 
@@ -156,6 +157,8 @@ def _before_after(incident: Incident, chapter: Chapter) -> list[str]:
             ("loss scale", _of(old, "loss_scale"), _of(new, "loss_scale")),
             ("tokens/s", _of(old, "tokens_per_s"), _of(new, "tokens_per_s")),
         ]
+    if chapter.measured:
+        rows.append(("perplexity on held-out text", *_measured(incident, chapter.measured)))
     rows += [
         ("resumed from", "", _source(incident)),
         ("loss at the checkpoint", "", _number(tags.loss if tags else None)),
@@ -176,6 +179,19 @@ def _samples_around(
     new = [s for attempt, s in samples if after is not None and attempt >= after]
     before = [s for s in old if s.step <= max(incident.step_before, incident.draft.step)]
     return (before[-1] if before else None), (new[0] if new else None)
+
+
+def _measured(incident: Incident, measured: Sequence[ValidationDone]) -> tuple[str, str]:
+    """Return the last perplexity before the answer and the first of the attempt that answered."""
+    after = incident.attempt_after
+    until = max(incident.step_before, incident.draft.step)
+    old = [m for m in measured if m.attempt <= incident.attempt_before and m.step <= until]
+    new = [m for m in measured if after is not None and m.attempt >= after]
+    return _perplexity(old[-1] if old else None), _perplexity(new[0] if new else None)
+
+
+def _perplexity(measured: ValidationDone | None) -> str:
+    return "-" if measured is None else f"{measured.perplexity:.4g} (step {measured.step})"
 
 
 def _of(sample: StepSample | None, field: str) -> str:

@@ -151,6 +151,17 @@ def _times(e: ev.RankTimes) -> str:
     )
 
 
+def _validating(e: ev.ValidationUnderWay) -> str:
+    return f"step {e.step} on held-out text: {e.done} of {e.total} rounds done"
+
+
+def _validated(e: ev.ValidationDone) -> str:
+    return (
+        f"step {e.step} on held-out text: perplexity {e.perplexity:.4g} (loss {e.loss:.4f}) over "
+        f"{e.sequences} sequences, in {_span(e.spent_s)}"
+    )
+
+
 def _committed(e: ev.CheckpointCommitted) -> str:
     return (
         f"{e.checkpoint} of step {e.step} committed, {bytes_text(e.bytes)}, saved in "
@@ -307,6 +318,8 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.StepDone: _step,
     ev.StepsRecalled: _recalled,
     ev.RankTimes: _times,
+    ev.ValidationUnderWay: _validating,
+    ev.ValidationDone: _validated,
     ev.CheckpointCommitted: _committed,
     ev.CheckpointUploaded: _uploaded,
     ev.UploadFailed: _upload_failed,

@@ -25,6 +25,8 @@ class AttemptPlan(msgspec.Struct, frozen=True):
     memory_since: the nodes' memory may be resumed from, where it holds a whole state saved by this
         attempt or a later one; it goes before the candidates, unless they are newer. None: what is
         in memory must be dropped (a rollback: it is as sick as what it came from).
+    validated_step: newest step whose measurement on held-out text is known, 0 before there is one;
+        what is resumed from a later step that was to be measured is measured first.
     """
 
     attempt: int
@@ -35,6 +37,7 @@ class AttemptPlan(msgspec.Struct, frozen=True):
     hyper: Hyper
     first_command: int = 1
     memory_since: int | None = None
+    validated_step: int = 0
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ COLOURS = {
     Cause.PROVISION: "#54aeff",
     Cause.LOAD: "#0550ae",
     Cause.CHECKPOINT: "#d4a72c",
+    Cause.VALIDATION: "#1b7c83",
     Cause.IDLE: "#d0d7de",
 }
 ATTEMPTS_SHOWN = 120
@@ -110,7 +111,10 @@ def plot_loss(loss: Curve, left: Sequence[Curve], validation: Curve, at: Sequenc
     title = "Training loss"
     if validation[0]:
         title = "Training loss and validation perplexity"
-        panels.append(Panel("validation perplexity", [Line(*validation, VIOLET)], height=150))
+        measured = [Line(*validation, VIOLET)]
+        # It begins at the size of the vocabulary, and what matters later is far below that.
+        base = log_if_wide(measured, WIDE_RATIO)
+        panels.append(Panel("validation perplexity", measured, base, 150))
     return draw(panels, title, "step", [Mark(float(step), RED, "", True) for step in at])
 
 

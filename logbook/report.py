@@ -25,6 +25,7 @@ MEANINGS = {
     Cause.PROVISION: "waiting for nodes; from a start to workers that are ready to load",
     Cause.LOAD: "loading the state",
     Cause.CHECKPOINT: "the loop standing still for a save",
+    Cause.VALIDATION: "training standing still for a measurement on held-out text",
     Cause.IDLE: "paused or ending; spares and GPUs without a rank",
 }
 
@@ -102,7 +103,8 @@ def _training(chronicle: Chronicle) -> list[Block]:
     if not len(curves):
         return [Heading("Training"), Text("No step was completed.")]
     at = [incident.draft.step for incident in chronicle.state.incidents.values()]
-    validation = [float(s) for s, _ in chronicle.validation], [p for _, p in chronicle.validation]
+    measured = chronicle.validation
+    validation = [float(e.step) for e in measured], [e.perplexity for e in measured]
     lr = plot_lr((curves.steps, curves.lr), [(c.steps, c.lr) for c in left])
     loss = plot_loss((curves.steps, curves.loss), [(c.steps, c.loss) for c in left], validation, at)
     return [
@@ -115,7 +117,7 @@ def _training(chronicle: Chronicle) -> list[Block]:
         ),
         Heading("Loss"),
         Figure("loss", "Training loss over steps", loss),
-        Text(_loss_text(curves), True),
+        Text(_loss_text(curves) + _validation_text(chronicle), True),
     ]
 
 
@@ -126,6 +128,18 @@ def _loss_text(curves: Curves) -> str:
         return "No loss was finite."
     lowest, at = min(finite)
     return f"Lowest {lowest:.4f} at step {at:,}. Dashed lines: incidents. Crosses: not finite."
+
+
+def _validation_text(chronicle: Chronicle) -> str:
+    measured = [(e.perplexity, e.step) for e in chronicle.validation]
+    finite = [point for point in measured if math.isfinite(point[0])]
+    if not finite:
+        return ""
+    (best, at), (last, last_at) = min(finite), finite[-1]
+    return (
+        f" Perplexity on held-out text: lowest {best:.4g} at step {at:,}, last {last:.4g} at step "
+        f"{last_at:,}; measured at {len(measured):,} steps."
+    )
 
 
 def _attempts(chronicle: Chronicle, end_s: float) -> list[Block]:

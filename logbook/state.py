@@ -21,6 +21,8 @@ from .events import (
     PreflightJudged,
     StartFailed,
     UploadFailed,
+    ValidationDone,
+    ValidationUnderWay,
     WorkerExited,
 )
 from .plan import AttemptPlan, PreflightPlan
@@ -34,6 +36,7 @@ from .wire import CheckpointTags, Hyper, StepSample
 RECENT_STEPS = 256
 RECENT_FINDINGS = 64
 RECENT_SAVES = 16
+RECENT_VALIDATIONS = 64
 MAX_REMARKS = 64
 TREND_STEPS = 50
 
@@ -267,6 +270,8 @@ class RunState(msgspec.Struct, frozen=True):
     uploaded_early: when checkpoints were in the store whose commit, told by another node, is yet to
         be heard of.
     remarks: what people wrote down about the run as a whole, the last of it.
+    validations: the last RECENT_VALIDATIONS of this lineage, oldest first.
+    validating: how far the measurement on held-out text is that is under way, None while none is.
     """
 
     run: str = ""
@@ -326,6 +331,18 @@ class RunState(msgspec.Struct, frozen=True):
     upload_trouble: dict[str, UploadFailed] = {}
     uploaded_early: dict[str, float] = {}
     remarks: tuple[Remark, ...] = ()
+    validations: tuple[ValidationDone, ...] = ()
+    validating: ValidationUnderWay | None = None
+
+    @property
+    def validation(self) -> ValidationDone | None:
+        """The newest measurement on held-out text of this lineage."""
+        return self.validations[-1] if self.validations else None
+
+    @property
+    def validated_step(self) -> int:
+        """The newest step of this lineage that was measured on held-out text; 0: none."""
+        return self.validations[-1].step if self.validations else 0
 
     @property
     def status(self) -> Status:

@@ -42,6 +42,8 @@ class RunSummary(msgspec.Struct, frozen=True):
     ettr_frac: productive time over wall time, where productive time is the steps that survive in
         the lineage times their median healthy step time, and the wall runs from submission.
     energy: measured by GPUs, and what their declared power amounts to.
+    validation_*: the newest measurement on held-out text of the lineage, None before there is one;
+        loss in nats/token, perplexity its exponential.
     """
 
     run: str
@@ -59,6 +61,9 @@ class RunSummary(msgspec.Struct, frozen=True):
     mtbf_s: float | None
     incidents: tuple[IncidentRow, ...]
     energy: EnergySummary = EnergySummary()
+    validation_step: int | None = None
+    validation_loss: float | None = None
+    validation_perplexity: float | None = None
 
 
 def summarize(state: RunState, now_s: float) -> RunSummary:
@@ -72,6 +77,7 @@ def summarize(state: RunState, now_s: float) -> RunSummary:
     failures = [i for i in state.incidents.values() if i.attempt_after is not None]
     detect = [row.detect_s for row in rows if row.detect_s is not None]
     recover = [row.recover_s for row in rows if row.recover_s is not None]
+    validation = state.validation
     return RunSummary(
         run=state.run,
         status=state.status,
@@ -88,6 +94,9 @@ def summarize(state: RunState, now_s: float) -> RunSummary:
         mtbf_s=wall_s / len(failures) if failures else None,
         incidents=rows,
         energy=_energy(state, end_s),
+        validation_step=validation.step if validation is not None else None,
+        validation_loss=validation.loss if validation is not None else None,
+        validation_perplexity=validation.perplexity if validation is not None else None,
     )
 
 

@@ -47,9 +47,11 @@ def write_tensorboard(chronicle: Chronicle, folder: Path) -> int:
                         continue
                     writer.add_scalar(tag, value, step, walltime=time_s)
                     written += 1
-            for step, perplexity in chronicle.validation:
-                writer.add_scalar("validation/perplexity", perplexity, step)
-                written += 1
+            for measured in chronicle.validation:
+                at = {"global_step": measured.step, "walltime": measured.ended_s}
+                writer.add_scalar("validation/loss", measured.loss, **at)
+                writer.add_scalar("validation/perplexity", measured.perplexity, **at)
+                written += 2
     except OSError as error:
         raise ConfigError(
             "export-failed", f"cannot write to {folder}: {error.strerror}."

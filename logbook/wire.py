@@ -9,15 +9,15 @@ These types stand in logbook/ because both the trainer and the operator speak th
 
 from __future__ import annotations
 
-import mmap
 import struct
-import time
-from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from .preflight import PreflightDone
+from .progress import PROGRESS_BYTES as PROGRESS_BYTES
+from .progress import Phase as Phase
+from .progress import ProgressPage as ProgressPage
 from .tiers import MemoryOrder, Storage, TierRefused
 
 MAX_FRAME_BYTES = 1 << 20
@@ -73,6 +73,7 @@ class WorkerStart(msgspec.Struct, frozen=True):
         socket listen_fd when that is not None, so no port can be lost to a race.
     trainer: the trainer's own configuration, as plain data; the agent does not read it.
     until_step: train until this many steps are completed; None leaves it to the configuration.
+    validated_step: newest step of the lineage whose measurement on held-out text is known; 0: none.
     first_command: commands with a lower seq are already folded into hyper and must be ignored.
     memory: None keeps nothing in memory and loads nothing from there.
     storage: None keeps checkpoints in run_dir, which then all ranks share.
@@ -99,6 +100,7 @@ class WorkerStart(msgspec.Struct, frozen=True):
     progress_fd: int | None = None
     memory: MemoryOrder | None = None
     storage: Storage | None = None
+    validated_step: int = 0
 
 
 # --- worker -> agent ----------------------------------------------------------------------------
@@ -172,6 +174,30 @@ class RankSample(msgspec.Struct, frozen=True, tag="rank"):
     local_loss: float
     local_grad_norm: float
     found_inf: bool
+
+
+class Validating(msgspec.Struct, frozen=True, tag="validating"):
+    """The ranks measure step on held-out text: done of total rounds; now and then, by rank 0."""
+
+    rank: int
+    step: int
+    done: int
+    total: int
+
+
+class Validated(msgspec.Struct, frozen=True, tag="validated"):
+    """What the weights after step make of held-out text, the mean over all ranks; sent by rank 0.
+
+    Units: loss nats/token; ended_s since the epoch; spent_s is how long training waited.
+    """
+
+    rank: int
+    step: int
+    loss: float
+    sequences: int
+    tokens: int
+    ended_s: float
+    spent_s: float
 
 
 class CheckpointTags(msgspec.Struct, frozen=True):
@@ -265,6 +291,8 @@ WorkerMessage = (
     | CollectiveTrace
     | PreflightDone
     | TierRefused
+    | Validating
+    | Validated
 )
 
 # --- agent -> worker ----------------------------------------------------------------------------
@@ -345,50 +373,3 @@ def worker_message_reader() -> FrameReader[WorkerMessage]:
 def command_reader() -> FrameReader[Command]:
     """Return the reader a worker uses on its command pipe."""
     return FrameReader(Command)
-
-
-# --- progress ------------------------------------------------------------------------------------
-
-
-class Phase(IntEnum):
-    """Where a worker is. Everything below TRAINING is start-up, when no hang deadline is armed."""
-
-    BORN = 0
-    RENDEZVOUS = 1
-    BUILDING = 2
-    LOADING = 3
-    TRAINING = 10
-    DATA = 11
-    FORWARD = 12
-    BACKWARD = 13
-    VOTE = 14
-    OPTIMIZER = 15
-    SAVING = 16
-    DONE = 20
-
-
-_PROGRESS = struct.Struct("<qqd")
-PROGRESS_BYTES = 4096
-
-
-class ProgressPage:
-    """A shared page in which a worker notes (steps completed, phase, monotonic time) as it goes.
-
-    Costs a microsecond a note, and the agent can read it while the worker is stopped or stuck in
-    a collective. Both sides map the same file descriptor (a memfd of PROGRESS_BYTES).
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._page = mmap.mmap(fd, PROGRESS_BYTES)
-
-    def note(self, step: int, phase: Phase) -> None:
-        """Record that the worker with step completed steps entered phase now."""
-        _PROGRESS.pack_into(self._page, 0, step, phase, time.monotonic())
-
-    def read(self) -> tuple[int, Phase, float]:
-        """Return (steps completed, phase, monotonic seconds of the last note; 0.0 before any)."""
-        step, phase, noted_s = _PROGRESS.unpack_from(self._page, 0)
-        return step, Phase(phase), noted_s
-
-    def close(self) -> None:
-        self._page.close()

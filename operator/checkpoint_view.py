@@ -75,6 +75,15 @@ def checkpoint_rows(
     return rows
 
 
+def tiers_of(tiers: Mapping[str, Listing]) -> dict[str, tuple[str, ...]]:
+    """Return in which tiers each checkpoint lies that lies in any."""
+    found: dict[str, tuple[str, ...]] = {}
+    for tier, held in tiers.items():
+        for name in _ids(held):
+            found[name] = (*found.get(name, ()), tier)
+    return found
+
+
 def compared_with(saved: Fingerprint, here: Fingerprint) -> tuple[str, ...]:
     """Return what differs between where a checkpoint was saved and a machine without a worker.
 

@@ -20,6 +20,7 @@ from .agent import reports as rp
 from .examinations import Examinations
 from .exit_reading import ExitReader
 from .ports import CommitFound, NodeGone, NodeSigns, NodeUp, PruneResult, Signal, VerifyResult
+from .worker_events import checkpoint_events, events_of
 
 Attach = Callable[[str, str], str]
 JudgeMachine = Callable[[MachineIdentity], str]
@@ -150,7 +151,7 @@ class Observer:
         for rank, message in report.batch:
             if isinstance(message, wire.CheckpointStage):
                 # A commit is a fact about the disk, whoever's attempt it was; the fold judges it.
-                events += _checkpoint(report, message)
+                events += checkpoint_events(report.attempt, message)
             elif stale:
                 continue
             elif isinstance(message, wire.WorkerFailed):
@@ -160,7 +161,7 @@ class Observer:
             elif isinstance(message, wire.Applied):
                 applied.setdefault(message.seq, []).append((rank, message))
             else:
-                events += _worker_message(report.attempt, rank, message, state.step)
+                events += events_of(report.attempt, rank, message, state.step)
         events += [_applied(report, seq, acks) for seq, acks in applied.items()]
         return events + (_stale(report) if stale and not events else [])
 
@@ -276,50 +277,6 @@ def _stale(report: rp.AgentReport) -> list[ev.Event]:
     return [ev.StaleIgnored(attempt=report.attempt, what=what, node=report.node)]
 
 
-def _worker_message(
-    attempt: int, rank: int, message: wire.WorkerMessage, known_step: int
-) -> list[ev.Event]:
-    if isinstance(message, wire.StepSample):
-        return [ev.StepDone(attempt, message)]
-    if isinstance(message, wire.Resumed):
-        if rank != 0:
-            return []
-        resumed = ev.AttemptResumed(
-            attempt=attempt,
-            step=message.step,
-            checkpoint=message.checkpoint,
-            load_s=message.load_s,
-            passed_over=message.passed_over,
-            tier=message.tier,
-            repaired=message.repaired,
-            differs=message.differs,
-        )
-        unheard = tuple(s for s in message.recalled if known_step < s.step <= message.step)
-        return [resumed, ev.StepsRecalled(attempt, unheard)] if unheard else [resumed]
-    if isinstance(message, wire.Finished):
-        return [ev.RankFinished(attempt, rank, message.step, message.stopped)]
-    return []
-
-
-def _checkpoint(report: rp.WorkerMessages, message: wire.CheckpointStage) -> list[ev.Event]:
-    if message.stage == "committed":
-        return [
-            ev.CheckpointCommitted(
-                attempt=report.attempt,
-                checkpoint=message.checkpoint,
-                step=message.step,
-                bytes=message.bytes,
-                blocked_s=message.blocked_s,
-                save_s=message.save_s,
-                tags=message.tags,
-            )
-        ]
-    if message.stage == "failed":
-        error = message.error
-        return [ev.CheckpointFailed(report.attempt, message.checkpoint, message.step, error)]
-    return []
-
-
 def _upload(report: rp.CheckpointStored | rp.UploadTrouble) -> ev.Event:
     if isinstance(report, rp.CheckpointStored):
         return ev.CheckpointUploaded(report.checkpoint, report.node, report.bytes, report.upload_s)
@@ -347,7 +304,14 @@ def _applied(report: rp.WorkerMessages, seq: int, acks: list[tuple[int, wire.App
 
 def _hang_row(row: RankProgress) -> ev.HangRow:
     return ev.HangRow(
-        row.rank, row.step, row.phase.name, row.age_s, row.state, row.waits, row.marks
+        row.rank,
+        row.step,
+        row.phase.name,
+        row.age_s,
+        row.state,
+        row.waits,
+        row.marks,
+        row.rounds,
     )
 
 

@@ -171,6 +171,18 @@ class CheckpointConfig(Section):
     """Write in the background while training goes on."""
 
 
+class ValidationConfig(Section):
+    """Perplexity on held-out text: how often it is measured, and on how much.
+
+    The text is the valid split of the corpus, which `midwatch data build` holds out.
+    """
+
+    interval_steps: int = Field(default=0, ge=0, le=100_000_000)
+    """Measure each time this many steps have been completed, and at the end; 0 measures never."""
+    sequences: int = Field(default=64, ge=1, le=10_000_000)
+    """Sequences of seq_len tokens measured each time, always the same; all there are when fewer."""
+
+
 class TrainConfig(Section):
     """The whole trainer section."""
 
@@ -222,6 +234,8 @@ class TrainConfig(Section):
     """The corpus."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving."""
+    validation: ValidationConfig = ValidationConfig()
+    """Measuring on held-out text."""
     threads: int = Field(default=1, ge=1, le=1024)
     """CPU threads per rank for tensor operations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -268,6 +282,19 @@ class TrainConfig(Section):
                 f"global_batch_size must be a multiple of micro_batch_size {micro}: got {size}"
             )
         return size
+
+    @field_validator("validation")
+    @classmethod
+    def _held_out_means_held_out(
+        cls, validation: ValidationConfig, info: ValidationInfo
+    ) -> ValidationConfig:
+        data = info.data.get("data")
+        if validation.interval_steps and isinstance(data, DataConfig) and data.split == "valid":
+            raise ValueError(
+                "a run that trains on data.split valid cannot be measured on it: got"
+                f" interval_steps {validation.interval_steps}, allowed 0"
+            )
+        return validation
 
     def microbatches(self, mesh: Mesh) -> int:
         """Return the microbatches each rank runs per step on this mesh.

@@ -7,20 +7,23 @@ from typing import Any
 
 from ..logbook.errors import ConfigError
 from .config import TrainConfig
+from .data.held_out import check_held_out
 from .data.shards import Manifest, read_manifest, verify_sizes
 
 
 def check(section: dict[str, Any]) -> None:
-    """Refuse a trainer section whose corpus is missing, damaged or too rich for the model.
+    """Refuse a trainer section whose corpus is missing, damaged, too rich or without held-out text.
 
     Raises: ConfigError[corpus-missing], IntegrityError[corpus-corrupt],
-            ConfigError[vocab-too-small].
+            ConfigError[vocab-too-small], ConfigError[no-held-out-text].
     """
     config = TrainConfig.model_validate(section)
     folder = Path(config.data.dir)
     manifest = read_manifest(folder)
     verify_sizes(folder, manifest)
     check_vocab(config, folder, manifest)
+    if config.validation.interval_steps:
+        check_held_out(manifest, config.seq_len)
 
 
 def check_vocab(config: TrainConfig, folder: Path, manifest: Manifest) -> None:

@@ -5,7 +5,9 @@ gradients counts too and has consumed its data: the schedule and the data positi
 functions of the step, and no rank can disagree about them.
 
 Between two steps, at a boundary all ranks agree on, in this order: the step is reported, agreed
-commands are applied and reported by every rank, and the state is saved if it is time.
+commands are applied and reported by every rank, the state is saved if it is time, and the weights
+are measured on held-out text if it is time: after the save, so that nothing is lost with a rank
+that dies meanwhile. An attempt that resumes where a measurement was cut short makes it first.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from .mesh import coordinates
 from .parts import Parts
 from .resume import Position
 from .step import Ballot, StepOutcome
+from .validation import is_validation_due, validate
 
 RECENT_SAMPLES = 256
 """Steps that go into memory with a state: those whose reports may be lost with their reporter."""
@@ -43,14 +46,18 @@ COPY_NOW = 2
 
 
 class Loop:
-    """One rank's run from a position to the last step, or to an agreed stop."""
+    """One rank's run from a position to the last step, or to an agreed stop.
 
-    def __init__(self, parts: Parts, position: Position) -> None:
+    validated_step: the newest step that earlier attempts have measured.
+    """
+
+    def __init__(self, parts: Parts, position: Position, validated_step: int = 0) -> None:
         self._parts = parts
         self._step = position.step
         self._hyper = position.hyper
         self._dp_rank, _ = coordinates(parts.mesh, parts.rank)
         self._has_told = False
+        self._validated_step = validated_step
         self._recent: deque[StepSample] = deque(position.recent, maxlen=RECENT_SAMPLES)
 
     def run(self, last_step: int) -> Finished:
@@ -58,6 +65,7 @@ class Loop:
         is_stopped = False
         first_step = self._step + 1
         self._parts.progress.note(Phase.TRAINING)
+        self._validate_if_due()
         while self._step < last_step and not is_stopped:
             outcome = self._train_one()
             if self._step == first_step:
@@ -70,8 +78,19 @@ class Loop:
                 self._save(outcome, is_last=is_last)
             elif outcome.agreed_memory_level == COPY_NOW:
                 self._copy_to_memory(outcome)
+            if not is_stopped:
+                self._validate_if_due()
         self._parts.progress.note(Phase.DONE)
         return Finished(self._parts.rank, self._step, is_stopped)
+
+    def _validate_if_due(self) -> None:
+        held_out, step = self._parts.held_out, self._step
+        if held_out is None or step <= self._validated_step:
+            return
+        if is_validation_due(step, self._parts.config):
+            validate(self._parts, held_out, step)
+            self._validated_step = step
+            self._parts.progress.note(Phase.TRAINING)
 
     def _until_save(self, step: int) -> int:
         """Return how many steps lie between the end of a step and the next save to disk."""
@@ -89,8 +108,8 @@ class Loop:
         outcome = parts.train_step.run(self._step + 1, batches, ballot)
         step_s = time.perf_counter() - began_s
         parts.saver.cadence.step_done(step_s)
-        self._step = parts.progress.step = outcome.step
-        parts.progress.note(Phase.TRAINING)
+        self._step = outcome.step
+        parts.progress.note_step(outcome.step)
         self._report(outcome, data_step, data_s, step_s)
         self._tell_refusal()
         return outcome

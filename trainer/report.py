@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..logbook.errors import Fatal
+from ..logbook.events_validation import perplexity_of
 from ..logbook.wire import (
     Applied,
     CheckpointStage,
@@ -27,6 +28,7 @@ from ..logbook.wire import (
     RankSample,
     Resumed,
     StepSample,
+    Validated,
     WorkerFailed,
     WorkerMessage,
     encode_frame,
@@ -164,6 +166,12 @@ class PlainReport:
                 )
             case CheckpointStage(stage="failed"):
                 return f"save of {message.checkpoint} failed: {message.error}"
+            case Validated():
+                return (
+                    f"held-out text at step {message.step}: perplexity "
+                    f"{perplexity_of(message.loss):.4g} (loss {message.loss:.4f}) over "
+                    f"{message.sequences} sequences, in {message.spent_s:.2f} s"
+                )
             case Applied():
                 return f"command {message.seq} at step {message.at_step}: {message.readback}"
             case Finished():

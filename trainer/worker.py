@@ -29,6 +29,7 @@ from ..logbook.wire import Command, Finished, Phase, ProgressPage, WorkerFailed,
 from .config import TrainConfig, check_mesh
 from .control import Mailbox, die_with_parent, exit_without_agent
 from .data import shards
+from .data.held_out import HeldOut
 from .data.sampler import BatchShape, Sampler
 from .environment import environment_of
 from .flight import enable_recorder, take_trace
@@ -145,7 +146,7 @@ def _train(
     device = _device(config, start.local_rank)
     torch.set_num_threads(config.threads)
     # Files are checked before the ranks connect, so a bad corpus is reported without any wait.
-    sampler = _sampler(start, config)
+    sampler, held_out = _sampler(start, config), _held_out(config)
     join(start, store or connect_store(meeting_of(start)), device)
     progress.note(Phase.BUILDING)
     train_step = TrainStep(config, start.mesh, start.hyper, device, progress.note)
@@ -164,10 +165,11 @@ def _train(
         mailbox=mailbox,
         report=report,
         progress=progress,
+        held_out=held_out,
     )
     position = resume(parts, _candidates(start), start.hyper)
     last_step = config.steps if start.until_step is None else start.until_step
-    finished = Loop(parts, position).run(last_step)
+    finished = Loop(parts, position, start.validated_step).run(last_step)
     saver.close()
     # Rank 0 serves the store, so nobody leaves before everybody is done.
     dist.barrier()
@@ -217,6 +219,14 @@ def _sampler(start: WorkerStart, config: TrainConfig) -> Sampler:
         seq_len=config.seq_len,
     )
     return Sampler(stream, shape, config.seed)
+
+
+def _held_out(config: TrainConfig) -> HeldOut | None:
+    validation = config.validation
+    if not validation.interval_steps:
+        return None
+    stream = shards.open_stream(Path(config.data.dir), "valid")
+    return HeldOut(stream, config.seq_len, validation.sequences)
 
 
 def _candidates(start: WorkerStart) -> Sequence[tuple[str, Opener]]:

@@ -29,6 +29,7 @@ class RankProgress(msgspec.Struct, frozen=True):
     state: process state letter of /proc/PID/stat; "?" when it was not read.
     waits: whether its stack is inside a collective; None when no stack was taken.
     marks: where it stands in its collectives, group by group; () when it did not say.
+    rounds: of a validation after that step that it has completed.
     """
 
     rank: int
@@ -38,6 +39,12 @@ class RankProgress(msgspec.Struct, frozen=True):
     state: str = "?"
     waits: bool | None = None
     marks: tuple[CollectiveMark, ...] = ()
+    rounds: int = 0
+
+    @property
+    def place(self) -> tuple[int, int, Phase]:
+        """How far it is; the rank with the least is behind."""
+        return self.step, self.rounds, self.phase
 
 
 class HangLimits(msgspec.Struct, frozen=True):
@@ -57,7 +64,7 @@ class HangLimits(msgspec.Struct, frozen=True):
 
 
 class Overdue(msgspec.Struct, frozen=True):
-    """No rank of this node has completed a step for waited_s; deadline_s was the limit."""
+    """The ranks of this node have got nowhere for waited_s; deadline_s was the limit."""
 
     step: int
     waited_s: float
@@ -73,6 +80,9 @@ _OWN_GAP_S = 2.0
 class ProgressDeadline:
     """Watch the slowest of some ranks; say once per silence that its deadline has passed.
 
+    A round of a validation is progress like a step, and must end within the same deadline, but it
+    says nothing of how long steps take.
+
     Nothing is armed before the first completed step of the attempt, because start-up (rendezvous,
     loading, compiling) has no honest median yet; a start-up limit belongs to whoever started it.
     Memory is constant. One object serves one attempt.
@@ -82,7 +92,7 @@ class ProgressDeadline:
         self._limits = limits
         self._steps_s: deque[float] = deque(maxlen=limits.window)
         self._median_s = 0.0
-        self._step: int | None = None
+        self._reached: tuple[int, int] | None = None
         self._advanced_s = 0.0
         self._looked_s = 0.0
         self._excused_s = 0.0
@@ -113,27 +123,28 @@ class ProgressDeadline:
         """
         active = [row for row in rows if row.phase != Phase.DONE]
         if not active or any(row.phase < Phase.TRAINING for row in active):
-            self._step = None
+            self._reached = None
             return None
-        step = min(row.step for row in active)
-        if step != self._step:
-            self._advance(step, now_s)
+        reached = min((row.step, row.rounds) for row in active)
+        if reached != self._reached:
+            self._advance(reached, now_s)
             return None
         self._excuse(active, now_s)
         waited_s = now_s - self._advanced_s - self._excused_s
         if self._told or not self.is_armed or waited_s <= self.deadline_s:
             return None
         self._told = True
-        return Overdue(step, waited_s, self.deadline_s, self._median_s)
+        return Overdue(reached[0], waited_s, self.deadline_s, self._median_s)
 
-    def _advance(self, step: int, now_s: float) -> None:
-        if self._step is not None and step > self._step:
+    def _advance(self, reached: tuple[int, int], now_s: float) -> None:
+        steps = reached[0] - self._reached[0] if self._reached is not None else 0
+        if steps > 0:
             self._excuse((), now_s)
             spent_s = max(now_s - self._advanced_s - self._excused_s, 0.0)
             if spent_s > 0.0:
-                self._steps_s.append(spent_s / (step - self._step))
+                self._steps_s.append(spent_s / steps)
                 self._median_s = statistics.median(self._steps_s)
-        self._step = step
+        self._reached = reached
         self._advanced_s = self._looked_s = now_s
         self._excused_s = self._saving_s = 0.0
         self._told = False
@@ -156,7 +167,7 @@ class ProgressDeadline:
 def blame(rows: Sequence[RankProgress]) -> tuple[int | None, str]:
     """Name the rank that the others wait for, with the evidence.
 
-    Strongest evidence first: a process that is stopped or gone; the lowest (step, phase), and among
+    Strongest evidence first: a process that is stopped or gone; the lowest place, and among
     those the one that has not called a collective in which others wait; among equals, the only
     ones whose stacks are not inside a collective while all others' are; then the longest silence,
     since the rank that stopped first left its last note first.
@@ -175,14 +186,14 @@ def blame(rows: Sequence[RankProgress]) -> tuple[int | None, str]:
 
 
 def _blame_laggard(ordered: list[RankProgress]) -> tuple[int | None, str]:
-    lowest = min((row.step, row.phase) for row in ordered)
-    behind = [row for row in ordered if (row.step, row.phase) == lowest]
+    lowest = min(row.place for row in ordered)
+    behind = [row for row in ordered if row.place == lowest]
     missing = _missing(behind, ordered)
     if missing is not None:
         return missing
     if len(behind) < len(ordered):
         first = _oldest(behind)
-        ahead = max(ordered, key=lambda row: (row.step, row.phase))
+        ahead = max(ordered, key=lambda row: row.place)
         return first.rank, f"rank {first.rank} is behind {_where(first)}; rank {ahead.rank} is " + (
             f"{_where(ahead)}" + (f"; {len(behind)} ranks are behind" if len(behind) > 1 else "")
         )
@@ -243,7 +254,8 @@ def _oldest(rows: list[RankProgress]) -> RankProgress:
 
 
 def _where(row: RankProgress) -> str:
-    return f"at step {row.step} in {row.phase.name}, silent for {row.age_s:.1f} s"
+    rounds = f" after {row.rounds} rounds" if row.phase is Phase.VALIDATING else ""
+    return f"at step {row.step} in {row.phase.name}{rounds}, silent for {row.age_s:.1f} s"
 
 
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line \d+ in \S+', re.MULTILINE)

@@ -26,6 +26,8 @@ from .source import Source
 from .tab_strip import VIEWS, TabStrip
 
 if TYPE_CHECKING:
+    from ..chapter import Chapter
+    from ..state import Incident
     from .timeline_list import TimelineList
 
 SETTLED = frozenset({"applied", "rejected", "failed", "reverted"})
@@ -104,6 +106,10 @@ class WatchApp(App[None]):
         record = message.record
         text = f"{line_of(record)}\n\n{details_of(record)}"
         self.push_screen(TextScreen(f"event {record.seq}", text))
+
+    async def chapter_of(self, incident: Incident) -> Chapter:
+        """Return what the journal holds around an incident."""
+        return await asyncio.to_thread(self._source.chapter, incident)
 
     # --- following -------------------------------------------------------------------------------
 

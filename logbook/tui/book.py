@@ -10,6 +10,7 @@ from .. import events as ev
 from ..record import Record, to_json
 from ..render_text import line_of
 from ..state import RunState
+from .measured import Measurements
 from .series import Series
 from .source import DENSE_KINDS, Update
 
@@ -70,6 +71,8 @@ class Book:
         self.read_frac, self.trouble = update.read_frac, ""
         self.series.add_past(update.past_steps)
         self.series.add(update.steps)
+        self.measurements.add_past(update.past)
+        self.measurements.add(update.records)
         self.past += update.past
         self.tail += update.records
         self._trim()
@@ -93,6 +96,7 @@ class Book:
 
     def _forget(self) -> None:
         self.series = Series()
+        self.measurements = Measurements()
         self.past: list[Record[ev.Event]] = []
         self.tail: list[Record[ev.Event]] = []
         self.generation += 1

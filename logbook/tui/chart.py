@@ -14,6 +14,7 @@ from textual.widget import Widget
 from .book import Book
 from .colours import GREEN, GREY, RED
 from .plot import Cell, Drawing, Frame, Scale, draw
+from .series import Point
 from .span import Span
 
 POINTS_PER_CELL = 8
@@ -21,7 +22,7 @@ STYLES = {"curve": GREEN, "left": GREY, "mark": RED, "bad": f"bold {RED}", "": "
 
 
 class ChartTopic(msgspec.Struct, frozen=True):
-    """What a chart shows. column: of series.COLUMNS; form: how a value is written."""
+    """What a chart shows. column: of series.COLUMNS or PERPLEXITY; form: how a value is written."""
 
     column: str
     title: str
@@ -29,8 +30,11 @@ class ChartTopic(msgspec.Struct, frozen=True):
     scale: Scale = Scale.LINEAR
 
 
+PERPLEXITY = "perplexity"
+"""Not of every step: what was measured on held-out text, in runs that do."""
 TOPICS = (
     ChartTopic("loss", "loss", ".4f"),
+    ChartTopic(PERPLEXITY, "held-out perplexity", ".4g", Scale.AUTO),
     ChartTopic("grad_norm", "grad norm", ".3g", Scale.AUTO),
     ChartTopic("activation_norm", "activation norm", ".4g"),
     ChartTopic("loss_scale", "loss scale", "g", Scale.LOG),
@@ -70,19 +74,30 @@ class Chart(Widget, can_focus=True):
             return Text("")
         series = self._book.series
         first, last = self.span.bounds(series.first_step, series.last_step)
-        points = series.points(self.topic.column, first, last, POINTS_PER_CELL * width)
+        points = self._points(first, last, POINTS_PER_CELL * width)
         marks = tuple(i.draft.onset_step for i in self._book.state.incidents.values())
         frame = Frame(first, last, width, max(height - 1, 1), marks, self.topic.scale)
         drawing = draw(points, frame)
         rows = [self._title(drawing, width), *(_row(row) for row in drawing.rows[: height - 1])]
         return Text("\n").join(rows)
 
+    def _points(self, first: int, last: int, most: int) -> list[Point]:
+        book, column = self._book, self.topic.column
+        if column == PERPLEXITY:
+            return book.measurements.points(first, last, book.state.lineage)
+        return book.series.points(column, first, last, most)
+
+    def _value(self) -> float | None:
+        state = self._book.state
+        source = state.validation if self.topic.column == PERPLEXITY else state.last
+        value: float | None = getattr(source, self.topic.column, None)
+        return value
+
     def action_choose(self) -> None:
         self.post_message(self.Chosen(self))
 
     def _title(self, drawing: Drawing, width: int) -> Text:
-        form, last = self.topic.form, self._book.state.last
-        value = getattr(last, self.topic.column) if last is not None else None
+        form, value = self.topic.form, self._value()
         shown = "-" if value is None else format(value, form)
         style = "bold reverse" if self.has_focus else "bold"
         title = Text.assemble((self.topic.title, style), f" {shown}")

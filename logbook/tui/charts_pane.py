@@ -13,7 +13,7 @@ from textual.widgets import Static
 
 from ..render_text import text_of
 from .book import Book, Sieve
-from .chart import TOPICS, Chart
+from .chart import PERPLEXITY, TOPICS, Chart
 from .pane import Pane
 from .span import Span
 
@@ -24,7 +24,7 @@ QUIET_KINDS = frozenset({"action-done", "workers-started", "node-joined"})
 
 
 class ChartsPane(Pane):
-    """Five charts, and where there is room the latest events."""
+    """A chart for each figure that the run has, and where there is room the latest events."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         ("plus,equals_sign", "zoom(True)", "Zoom in"),
@@ -51,11 +51,14 @@ class ChartsPane(Pane):
         super().__init__(book, id="charts")
         self.span = Span()
         self._alone = ""
+        self._is_measured = False
 
     def compose(self) -> ComposeResult:
         with Container(id="charts-grid"):
             for topic in TOPICS:
-                yield Chart(topic, self.book)
+                chart = Chart(topic, self.book)
+                chart.display = topic.column != PERPLEXITY
+                yield chart
             yield Static(id="latest")
         yield Static(id="charts-foot")
 
@@ -72,6 +75,9 @@ class ChartsPane(Pane):
         message.chart.focus()
 
     def update_view(self) -> None:
+        if self._is_measured != bool(self.book.measurements):
+            self._is_measured = not self._is_measured
+            self._arrange()
         for chart in self.query(Chart):
             chart.show(self.span)
         self._show_foot()
@@ -82,8 +88,13 @@ class ChartsPane(Pane):
         is_roomy = self.size.width >= WIDE and self.size.height >= TALL and not self._alone
         self.query_one("#charts-grid").styles.grid_size_columns = 2 if is_roomy else 1
         for chart in self.query(Chart):
-            chart.display = self._alone in ("", chart.topic.column)
-        self.query_one("#latest").display = is_roomy
+            name = chart.topic.column
+            has_values = name != PERPLEXITY or self._is_measured
+            chart.display = has_values and self._alone in ("", name)
+        latest = self.query_one("#latest")
+        latest.display = is_roomy
+        # It fills what an even number of charts leaves: a row of its own.
+        latest.styles.column_span = 2 if is_roomy and self._is_measured else 1
         # How many events there is room for is known once the grid is laid out anew.
         self.call_after_refresh(self._show_latest)
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
+from typing import TYPE_CHECKING, cast
+
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.widgets import DataTable, Static
@@ -12,8 +17,14 @@ from ..phrases import bytes_text
 from ..state import CheckpointState, RunState
 from .book import Book
 from .colours import RED
+from .controls import Controls, Places
 from .pane import Pane
 
+if TYPE_CHECKING:
+    from .app import WatchApp
+
+LOOK_S = 20.0
+"""Between two looks at where the checkpoints lie, while this is the view on the screen."""
 COLUMNS = ("checkpoint", "step", "size", "tiers", "sound", "outcome", "health")
 
 
@@ -32,6 +43,8 @@ class CheckpointsPane(Pane):
     def __init__(self, book: Book) -> None:
         super().__init__(book, id="checkpoints")
         self._rows: list[tuple[str, ...]] = []
+        self._places: Places | None = None
+        self._looked_s = -math.inf
 
     def compose(self) -> ComposeResult:
         yield Static(id="checkpoints-head")
@@ -40,6 +53,7 @@ class CheckpointsPane(Pane):
 
     def on_mount(self) -> None:
         self._table.add_columns(*COLUMNS)
+        self.set_interval(LOOK_S / 4, self._look)
 
     @property
     def _table(self) -> DataTable[str]:
@@ -52,12 +66,27 @@ class CheckpointsPane(Pane):
         row = self._table.cursor_row
         return self._rows[row][0] if 0 <= row < len(self._rows) else ""
 
+    def _look(self) -> None:
+        """Look where they lie, if somebody sees it and the last look is old."""
+        controls, now_s = cast("WatchApp", self.app).controls, time.monotonic()
+        is_due = now_s - self._looked_s >= LOOK_S and self.display and self.book.is_whole
+        if controls is not None and is_due:
+            self._looked_s = now_s
+            self.run_worker(self._look_with(controls), exclusive=True)
+
+    async def _look_with(self, controls: Controls) -> None:
+        places = await asyncio.to_thread(controls.places, self.book.state)
+        if places != self._places:
+            self._places = places
+            self.show(force=True)
+
     def update_view(self) -> None:
+        self._look()
         state = self.book.state
-        rows = checkpoint_lines(state)
-        self.query_one("#checkpoints-head", Static).update(
-            Text(_head(state), style="dim", no_wrap=True)
-        )
+        rows = checkpoint_lines(state, self._places)
+        trouble = self._places.trouble if self._places is not None else ""
+        head = f"{_head(state)}; not all is seen: {trouble}" if trouble else _head(state)
+        self.query_one("#checkpoints-head", Static).update(Text(head, style="dim", no_wrap=True))
         if rows != self._rows:
             chosen = self.chosen()
             self._rows = rows
@@ -76,15 +105,15 @@ class CheckpointsPane(Pane):
         detail.update(_detail(self.book.state, known) if known is not None else "")
 
 
-def checkpoint_lines(state: RunState) -> list[tuple[str, ...]]:
-    """Return the cells of every checkpoint, newest step first."""
+def checkpoint_lines(state: RunState, places: Places | None = None) -> list[tuple[str, ...]]:
+    """Return the cells of every checkpoint, newest step first. places: None as long as unknown."""
     newest = sorted(state.checkpoints.values(), key=lambda c: (-c.step, -c.attempt))
     return [
         (
             each.checkpoint,
             str(each.step),
             bytes_text(each.bytes),
-            tiers_text(state, each),
+            tiers_text(state, each, places),
             verified_text(each.verified),
             outcome_text(each, state.step),
             health_text(each),
@@ -93,11 +122,21 @@ def checkpoint_lines(state: RunState) -> list[tuple[str, ...]]:
     ]
 
 
-def tiers_text(state: RunState, known: CheckpointState) -> str:
-    """Return where a checkpoint lies, as far as the journal tells."""
-    if not _has_store(state):
-        return "folder"
-    return "disk+store" if known.uploaded_s is not None else "disk"
+def tiers_text(state: RunState, known: CheckpointState, places: Places | None) -> str:
+    """Return where a checkpoint lies: as somebody has looked, else as the journal tells.
+
+    What is in the nodes' memory only the run itself can say, and disks of other machines are not
+    seen from here: there the journal's word stands.
+    """
+    told = ["disk"] + ["store"] * (known.uploaded_s is not None)
+    if places is None or (places.trouble and known.checkpoint not in places.tiers):
+        found = told
+    else:
+        found = list(places.tiers.get(known.checkpoint, ()))
+        if _has_store(state) and not found and known.uploaded_s is None:
+            found = ["disk?"]
+    in_memory = state.last is not None and state.last.memory_step == known.step
+    return "+".join(["memory"] * in_memory + found) or "gone"
 
 
 def _has_store(state: RunState) -> bool:

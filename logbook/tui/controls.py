@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -19,8 +20,18 @@ class Ask(msgspec.Struct, frozen=True):
     expect_attempt: int | None = None
 
 
+class Places(msgspec.Struct, frozen=True):
+    """Where checkpoints lie now, as somebody has looked.
+
+    tiers: of each checkpoint that lies anywhere. trouble: why something could not be seen.
+    """
+
+    tiers: Mapping[str, tuple[str, ...]]
+    trouble: str = ""
+
+
 class Controls(Protocol):
-    """The way to the controller. Both calls may take a while, and are made off the event loop."""
+    """The way to the controller. Its calls may take a while, and are made off the event loop."""
 
     def preview(self, state: RunState, ask: Ask) -> str:
         """Return what would be decided about a request now; nothing is changed."""
@@ -32,4 +43,8 @@ class Controls(Protocol):
 
     def switches(self, state: RunState) -> tuple[str, ...]:
         """Return every NAME=MODE that a detector can be switched to."""
+        ...
+
+    def places(self, state: RunState) -> Places:
+        """Look where the checkpoints of a run lie."""
         ...

@@ -92,6 +92,11 @@ def _heard(state: RunState, now_s: float) -> str:
     return f"silent for {about}: is the controller away?"
 
 
+def _measured(state: RunState) -> tuple[Figure, ...]:
+    measured = state.validation
+    return () if measured is None else (Figure("ppl", f"{measured.perplexity:.4g}"),)
+
+
 def _figures(book: Book, now_s: float) -> tuple[Figure, ...]:
     state, last = book.state, book.state.last
     total = book.total_steps
@@ -110,6 +115,7 @@ def _figures(book: Book, now_s: float) -> tuple[Figure, ...]:
         Figure("loss", f"{last.loss:.4f}"),
         Figure("lr", f"{last.lr:.3g} x{factor:.3g}"),
         Figure("scale", scale),
+        *_measured(state),
         Figure("ettr", "-" if ettr is None else f"{ettr:.1%}"),
         Figure("left", span_text(left_s)),
         Figure("grad", f"{last.grad_norm:.3g}"),

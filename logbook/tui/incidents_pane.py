@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
@@ -9,12 +11,16 @@ from textual.events import Resize
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from ..chapter import Chapter
 from ..clock import span_text
 from ..notes import render_note
 from ..state import Incident
 from .book import Book
 from .colours import RED
 from .pane import Pane
+
+if TYPE_CHECKING:
+    from .app import WatchApp
 
 WIDE = 110
 
@@ -79,11 +85,22 @@ class IncidentsPane(Pane):
         if incident is None:
             note.update(Text("No incident so far.", style="dim"))
         elif incident is not self._noted:
-            # A tenth of a second to import, which the first screen does not have.
-            from rich.markdown import Markdown
-
-            note.update(Markdown(render_note(self.book.state, incident)))
+            self._write(incident, Chapter())
+            self.run_worker(self._read_on(incident), exclusive=True)
         self._noted = incident
+
+    async def _read_on(self, incident: Incident) -> None:
+        """Complete the note by what the journal holds around the incident."""
+        chapter = await cast("WatchApp", self.app).chapter_of(incident)
+        if self._noted is incident:
+            self._write(incident, chapter)
+
+    def _write(self, incident: Incident, chapter: Chapter) -> None:
+        # A tenth of a second to import, which the first screen does not have.
+        from rich.markdown import Markdown
+
+        text = render_note(self.book.state, incident, chapter)
+        self.query_one("#note", Static).update(Markdown(text))
 
 
 def _line(incident: Incident) -> Text:

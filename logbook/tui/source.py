@@ -16,17 +16,18 @@ import msgspec
 from msgspec.structs import replace
 
 from .. import events as ev
+from ..chapter import Chapter, read_chapter
 from ..errors import MidwatchError
 from ..fold import evolve
 from ..reader import Follower, Rewound, last_seq, read
 from ..record import Record
-from ..state import RECENT_STEPS, RunState
+from ..state import RECENT_STEPS, Incident, RunState
 from ..state_file import load_saved_state
 from .series import StepOf
 
 TAIL_RECORDS = 2000
-DENSE_KINDS = frozenset({"step", "rank-times"})
-"""Kinds with a record every step: of the history only their figures are kept."""
+DENSE_KINDS = frozenset({"step", "rank-times", "validation-under-way"})
+"""Kinds with a record every step or few seconds: of the history only their figures are kept."""
 
 Records = tuple[Record[ev.Event], ...]
 
@@ -62,6 +63,10 @@ class Source(Protocol):
         """Return what is new, after working for about budget_s at most."""
         ...
 
+    def chapter(self, incident: Incident) -> Chapter:
+        """Return what the record holds around an incident; may be called from any thread."""
+        ...
+
 
 class JournalSource:
     """Tells of the run whose journal lies in a folder. It may be called from any one thread."""
@@ -95,6 +100,13 @@ class JournalSource:
             self._close()
             return Update(self._state, trouble=str(error))
         return replace(update, is_anew=is_anew)
+
+    def chapter(self, incident: Incident) -> Chapter:
+        """Return an incident's part of the journal, an empty one while that cannot be read."""
+        try:
+            return read_chapter(self._directory, incident)
+        except (MidwatchError, OSError):
+            return Chapter()
 
     # --- opening ---------------------------------------------------------------------------------
 

@@ -116,14 +116,14 @@ class LocalWorker:
 
     def progress(self, with_state: bool) -> RankProgress:
         """Return where the worker stands; its process state costs a read of /proc."""
-        step, phase, noted_s = 0, Phase.BORN, 0.0
+        step, phase, noted_s, rounds = 0, Phase.BORN, 0.0, 0
         if not self.is_over:
             # A page that holds nonsense must not blind the agent to the other ranks.
             with contextlib.suppress(ValueError):
-                step, phase, noted_s = self.page.read()
+                step, phase, noted_s, rounds = self.page.read()
         age_s = time.monotonic() - (noted_s or self.ordered_s)
         state = process_state(self.pid) if with_state and self.is_born else "?"
-        return RankProgress(self.rank, step, phase, max(age_s, 0.0), state)
+        return RankProgress(self.rank, step, phase, max(age_s, 0.0), state, rounds=rounds)
 
     # --- to the worker ---
 

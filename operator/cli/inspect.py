@@ -10,8 +10,10 @@ import typer
 from rich.markdown import Markdown
 
 from ...logbook import events as ev
+from ...logbook.chapter import read_chapter
 from ...logbook.errors import ConfigError
 from ...logbook.live_view import doing_text, render_summary
+from ...logbook.notes import render_note
 from ...logbook.reader import Follower
 from ...logbook.render_text import Filters, known_kinds, line_of
 from ...logbook.summary import summarize
@@ -95,13 +97,22 @@ def notes(
         print(f"{row.id}  {row.fault:18}  step {row.step:<8}  {row.outcome or 'open'}  {path}")
 
 
+def _note_of(folder: Path, incident: str) -> str:
+    """Return the note of an incident whose file is not there: from the journal, as it was made."""
+    state = load_state(folder)
+    known = state.incidents.get(incident)
+    if known is None:
+        raise NotFoundError(
+            "no-such-incident",
+            f"the run has no incident {incident!r}.",
+            remedy="`midwatch notes` lists them.",
+        )
+    return render_note(state, known, read_chapter(folder / "journal", known))
+
+
 def _print_note(folder: Path, incident: str, output: Output) -> None:
     path = note_path(folder, incident)
-    if not path.is_file():
-        raise NotFoundError(
-            "no-such-incident", f"there is no note {path}.", remedy="`midwatch notes` lists them."
-        )
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.is_file() else _note_of(folder, incident)
     if output is Output.JSON:
         print_json({"incident": incident, "path": str(path), "markdown": text})
     elif console.is_terminal:

@@ -63,9 +63,12 @@ def one_clear_error() -> Iterator[None]:
         raise SystemExit(OK) from None
 
 
+_STATUS_OF_CODE = {"timed-out": TIMED_OUT, "run-is-over": CONFLICT}
+
+
 def _status_of(error: MidwatchError) -> int:
     if isinstance(error, NotFoundError):
         return NOT_FOUND
-    if error.code == "timed-out":
-        return TIMED_OUT
+    if error.code in _STATUS_OF_CODE:
+        return _STATUS_OF_CODE[error.code]
     return USAGE if isinstance(error, ConfigError) else FAILED

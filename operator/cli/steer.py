@@ -18,7 +18,7 @@ from ...logbook.decisions import Decision
 from ...logbook.errors import ConfigError, MidwatchError
 from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention, RunState
-from ..desk import post_request
+from ..aftermath import hand_in
 from ..policy.decide import decide
 from ..spec import RunSpec
 from .output import CONFLICT, Output, OutputOption, RunArgument, print_json
@@ -120,7 +120,7 @@ def submit(
     if dry_run:
         _show_dry_run(follower.state, request, output)
         return
-    post_request(folder, request, time_s=time.time())
+    hand_in(folder, request, follower.state)
     if timeout_s <= 0:
         _answer({"id": request.id, "stage": "requested"}, f"requested as {request.id}", output)
         return

@@ -19,11 +19,10 @@ from ...logbook.events import InterventionRequested
 from ...logbook.live_view import render_live
 from ...logbook.render_text import line_of
 from ...logbook.state import RunState
-from ...logbook.tui.controls import Ask
+from ...logbook.tui.controls import Ask, Places
 from ...logbook.tui.source import DENSE_KINDS
-from ..desk import post_request
 from .output import RunArgument, console, wide_console
-from .runs import StateFollower, find_run
+from .runs import StateFollower, find_run, load_state
 
 PLAIN_POLL_S = 0.5
 
@@ -49,9 +48,11 @@ class FolderControls:
             ) from error
 
     def submit(self, ask: Ask) -> str:
-        """Lay the request on the run's desk; return its id."""
+        """Lay the request on the run's desk, or settle it where the run is over; return its id."""
+        from ..aftermath import hand_in
+
         request = _request_of(ask)
-        post_request(self._run_dir, request, time_s=self._clock())
+        hand_in(self._run_dir, request, load_state(self._run_dir))
         return request.id
 
     def switches(self, state: RunState) -> tuple[str, ...]:
@@ -60,6 +61,18 @@ class FolderControls:
 
         names = (*NUMERIC_DETECTORS, *NODE_DETECTORS)
         return tuple(f"{name}={mode}" for name in names for mode in MODES)
+
+    def places(self, state: RunState) -> Places:
+        """List every tier of the run that is seen from here."""
+        from ..checkpoint_view import tiers_of
+        from ..spec import RunSpec
+        from ..store import list_tiers
+
+        try:
+            tiers, trouble = list_tiers(RunSpec.model_validate(state.spec), self._run_dir)
+        except (MidwatchError, OSError, ValueError) as error:
+            return Places({}, str(error))
+        return Places(tiers_of(tiers), trouble)
 
 
 def _request_of(ask: Ask) -> InterventionRequested:

@@ -176,6 +176,7 @@ def _progress(row: HangRow) -> RankProgress:
         row.process_state,
         row.waits,
         row.marks,
+        row.rounds,
     )
 
 

@@ -150,6 +150,7 @@ def restart(
         hyper=state.hyper,
         first_command=state.next_command,
         memory_since=memory_since(state, spec),
+        validated_step=state.validated_step,
     )
     source = choice.candidates[0] if choice.candidates else "the beginning (no checkpoint yet)"
     in_memory = state.last.memory_step if state.last is not None else None

@@ -131,6 +131,7 @@ def plan_rollback(
         resume_step=step,
         hyper=hyper,
         first_command=state.next_command,
+        validated_step=state.validated_step,
     )
     taken_back = f", {len(reverts)} raise of the rate taken back" if reverts else ""
     return make_decision(

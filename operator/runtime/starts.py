@@ -34,6 +34,7 @@ def worker_starts(
                 first_command=plan.first_command,
                 memory=memory,
                 storage=storage_of(spec, run_dir, run_id, place.node),
+                validated_step=plan.validated_step,
             )
             for local_rank in range(place.num_ranks)
         ]

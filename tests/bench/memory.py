@@ -1,9 +1,11 @@
 """What a copy to memory costs the loop, and how long a restore takes from each place.
 
 Four gloo ranks (FSDP2 x TP) on two pretended nodes hold an OPT-like state with float32 master
-weights and Adam moments. Copies go to the own node and over loopback to the other. A restore is
-of fresh processes: from memory, from memory with one node lost, and from disk, whose bytes come
-from the page cache. Run: python -m tests.bench.memory [--width 256] [--layers 4] [--copies 15]
+weights and Adam moments. Copies go to the own node and over loopback to the other, with the samples
+of the last RECENT steps from rank 0; level_s is what the loop pays at every step to know whether to
+copy. A restore is of fresh processes: from memory, from memory with one node lost, and from disk,
+whose bytes come from the page cache.
+Run: python -m tests.bench.memory [--width 256] [--layers 4] [--copies 15]
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from midwatch.logbook.wire import StepSample
+
 from tests.support.memory_nodes import Nodes
 from tests.support.ranks import run_ranks
 
 PER_NODE = 2
+RECENT = 256
+ASKS = 2000
 SHM = Path("/dev/shm")
 HOMES = {rank: f"node-{rank // PER_NODE}" for rank in range(4)}
 
@@ -68,20 +74,46 @@ def copy(
     saver = Saver(models.saver_config(folder, rank, mesh), memory=order)
     saver.prepare(state)
     assert saver.save(state, models.header(1), recent=()).result(120.0).stage == "committed"
+    recent = tuple(_sample(step) for step in range(RECENT)) if rank == 0 else ()
     blocked_s: list[float] = []
     took_s: list[float] = []
     for step in range(2, copies + 4):
         begun_s = time.perf_counter()
-        handle = saver.keep(state, models.header(step))
+        handle = saver.keep(state, models.header(step), recent)
         assert handle.result(120.0).stage == "kept"
         if step > 3:  # The first two lay the two buffers out.
             blocked_s.append(handle.blocked_s)
             took_s.append(time.perf_counter() - begun_s)
+    begun_s = time.perf_counter()
+    for step in range(ASKS):
+        assert saver.memory_level(copies + 4 + step, 100)
+    level_s = (time.perf_counter() - begun_s) / ASKS
     return {
         "state_mib": sum(tensor.nbytes for tensor in _tensors(state)) / 2**20,
+        "level_s": level_s,
         "copy_blocked_s": statistics.median(blocked_s),
         "copy_s": statistics.median(took_s),
     }
+
+
+def _sample(step: int) -> StepSample:
+    return StepSample(
+        step=step,
+        time_s=1.7e9 + step,
+        loss=3.0 + 1e-3 * step,
+        grad_norm=0.7,
+        lr=1e-4,
+        activation_norm=11.0,
+        found_inf=False,
+        skipped=False,
+        loss_scale=64.0,
+        tokens=1 << 20,
+        data_step=step,
+        step_s=0.005,
+        tokens_per_s=2e8,
+        model_tflops_per_device=0.1,
+        memory_step=step,
+    )
 
 
 def _tensors(state: Any) -> list[Any]:

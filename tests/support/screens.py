@@ -13,10 +13,12 @@ from pathlib import Path
 from midwatch.logbook.errors import ConfigError
 from midwatch.logbook.state import RunState
 from midwatch.logbook.tui.app import Pace, WatchApp
-from midwatch.logbook.tui.controls import Ask
+from midwatch.logbook.tui.controls import Ask, Places
+from midwatch.logbook.tui.pane import Pane
 from midwatch.logbook.tui.source import JournalSource
 from midwatch.tests.support.synthetic_run import SyntheticRun
 from textual.pilot import Pilot
+from textual.worker import Worker
 
 DEADLINE_S = 30.0
 RENEW = "MIDWATCH_RENEW_PICTURES"
@@ -40,6 +42,12 @@ class RecordingControls:
             raise ConfigError("no-such-run", self._refusal)
         self.submitted.append(ask)
         return f"{ask.form.action}-1"
+
+    def places(self, state: RunState) -> Places:
+        """All lie on disk, the older half in the store as well."""
+        names = list(state.checkpoints)
+        stored = names[: len(names) // 2]
+        return Places({n: ("disk", "store") if n in stored else ("disk",) for n in names})
 
     def switches(self, state: RunState) -> tuple[str, ...]:
         return ("creep=act", "creep=shadow", "creep=off")
@@ -90,6 +98,7 @@ def text_on(pilot: Screen) -> str:
 
 async def compare_picture(pilot: Screen, expected: Path, drawn: Path) -> None:
     """Fail unless the screen is what the picture shows; what was drawn is left beside the test."""
+    await until(pilot, lambda: not any(_is_at_work(worker) for worker in pilot.app.workers))
     await pilot.pause()
     svg = _normal(pilot.app.export_screenshot(title="midwatch watch"))
     if os.environ.get(RENEW):
@@ -98,6 +107,11 @@ async def compare_picture(pilot: Screen, expected: Path, drawn: Path) -> None:
     drawn.write_text(svg, encoding="utf-8")
     known = expected.read_text(encoding="utf-8") if expected.exists() else ""
     assert svg == known, f"{drawn} differs from {expected}; look at both, then set {RENEW}=1"
+
+
+def _is_at_work(worker: Worker[object]) -> bool:
+    """Whether a view still waits for something; app and forms wait for the run and for people."""
+    return not worker.is_finished and isinstance(worker.node, Pane)
 
 
 def _normal(svg: str) -> str:

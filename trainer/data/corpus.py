@@ -84,21 +84,36 @@ def split_held_out(
 ) -> tuple[list[Document], list[Document]]:
     """Return (train, valid): whole documents, about valid_frac of the bytes held out.
 
-    At least one document is held out when there are two or more, and none when there is one.
+    At least one document is held out when there are two or more, and none when there is one. A copy
+    of a text that is trained on is trained on as well, whatever its name.
     """
+    names = _held_out_names(documents, valid_frac)
+    trained = {document.sha256 for document in documents if document.name not in names}
+    train: list[Document] = []
+    valid: list[Document] = []
+    for document in documents:
+        is_held_out = document.name in names and document.sha256 not in trained
+        (valid if is_held_out else train).append(document)
+    return train, valid
+
+
+def has_copies_apart(documents: Sequence[Document], valid_frac: float) -> bool:
+    """Whether names alone would hold a text out that is trained on under another name."""
+    return len(split_held_out(documents, valid_frac)[1]) < len(
+        _held_out_names(documents, valid_frac)
+    )
+
+
+def _held_out_names(documents: Sequence[Document], valid_frac: float) -> set[str]:
     if len(documents) < 2 or valid_frac <= 0.0:
-        return list(documents), []
+        return set()
     room = valid_frac * sum(document.num_bytes for document in documents)
     held_out: set[str] = set()
     for document in documents:
         if document.num_bytes <= room:
             held_out.add(document.name)
             room -= document.num_bytes
-    if not held_out:
-        held_out.add(min(documents, key=lambda document: document.num_bytes).name)
-    train = [document for document in documents if document.name not in held_out]
-    valid = [document for document in documents if document.name in held_out]
-    return train, valid
+    return held_out or {min(documents, key=lambda document: document.num_bytes).name}
 
 
 def _candidates(source_dirs: Sequence[Path]) -> Iterator[tuple[str, Path]]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from midwatch.logbook.events import ValidationDone
 from midwatch.logbook.fold import evolve
 from midwatch.logbook.metrics import exposition
 from midwatch.logbook.state import RunState, Status
@@ -14,6 +15,7 @@ from midwatch.logbook.summary import summarize
 from midwatch.tests.sim.edges import MemoryJournal
 from midwatch.tests.sim.faults import plan_of, play
 from midwatch.tests.sim.night import Night
+from midwatch.tests.support.builders import fold
 from prometheus_client.parser import text_string_to_metric_families
 
 DASHBOARD = Path(__file__).parents[3] / "manifests" / "grafana" / "midwatch.json"
@@ -90,7 +92,9 @@ def test_what_is_called_a_counter_never_falls(seed: int) -> None:
 def test_the_dashboard_asks_only_for_what_there_is(night: Night) -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     asked = set(re.findall(r"midwatch_[a-z_]+", json.dumps(dashboard)))
-    known = {name for name, _ in samples_of(night.state, night.timeline.now_s())}
+    measured = ValidationDone(2, night.state.step, 3.0, 8, 256, 0.0, 1.0)
+    state = fold([measured], night.state)
+    known = {name for name, _ in samples_of(state, night.timeline.now_s())}
     # Only GPUs that measure their energy have this one.
     assert asked - {"midwatch_energy_joules_total"} <= known
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

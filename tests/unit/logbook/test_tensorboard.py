@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from midwatch.logbook.chronicle import Chronicle, read_chronicle
 from midwatch.logbook.errors import ConfigError
+from midwatch.logbook.events import ValidationDone
 from midwatch.logbook.tensorboard import write_tensorboard
 from midwatch.tests.sim.edges import MemoryJournal
 from midwatch.tests.sim.night import Night
@@ -51,12 +52,14 @@ def test_a_run_in_bf16_has_no_loss_scale_and_perplexity_comes_where_measured(
     for column in ("times_s", "loss", "lr", "grad_norm", "activation_norm", "tokens_per_s"):
         getattr(other.curves, column).extend([1.0, math.nan])
     other.curves.loss_scale.extend([math.nan, math.nan])
-    other.validation = [(2, 17.5)]
+    other.validation = [ValidationDone(1, 2, math.log(17.5), 8, 256, 5.0, 0.5)]
     write_tensorboard(other, tmp_path / "board")
     events = read_back(tmp_path / "board")
     assert "train/loss_scale" not in events.Tags()["scalars"]
     assert math.isnan(events.Scalars("train/loss")[1].value)
-    assert events.Scalars("validation/perplexity")[0].value == 17.5
+    (measured,) = events.Scalars("validation/perplexity")
+    assert (measured.step, measured.wall_time) == (2, 5.0)
+    assert measured.value == pytest.approx(17.5)
 
 
 def test_an_export_is_replaced_and_nothing_else_ever_is(

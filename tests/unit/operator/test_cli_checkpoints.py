@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from midwatch.checkpoints.dcp import Saver
 from midwatch.checkpoints.manifest import SaveHeader, checkpoint_dir, checkpoint_id
+from midwatch.checkpoints.store import LocalStore
 from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
 from midwatch.logbook.fold import evolve
@@ -22,6 +24,7 @@ from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.state import RunState
 from midwatch.logbook.wire import Hyper, Mesh
 from midwatch.operator.cli.main import main
+from midwatch.operator.cli.runs import load_state
 from midwatch.operator.desk import FileDesk
 from midwatch.operator.policy.decide import decide
 from midwatch.operator.spec import RunSpec
@@ -107,6 +110,14 @@ class Run:
         triples = [(time.time(), 1, event) for event in events]
         for record in self.journal.append(triples, sync=True):
             self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
+
+    def end(self) -> None:
+        """The run is completed, and its controller gone."""
+        name = f"1/{self.state.num_decisions + 1}"
+        decision = d.Decision(name, d.EndRun(stopped=False, step=25), "all ranks finished")
+        self.record(ev.DecisionMade(decision), ev.ActionDone(name))
+        assert self.state.is_at_rest
+        self.journal.close()
 
     def control(self, until: Callable[[], bool]) -> None:
         """Do as the controller does with requests, until a condition holds."""
@@ -288,3 +299,122 @@ def test_an_export_that_fails_says_so(run: Run, cli: Cli, tmp_path: Path) -> Non
     assert (status, out) == (1, "")
     assert "shard-checksum" in err
     assert "export-failed" in err
+
+
+# --- when the run is over, and nobody is left to ask ---------------------------------------------
+
+
+def told(run: Run) -> RunState:
+    return load_state(run.folder)
+
+
+def test_what_is_asked_of_a_run_that_is_over_is_done_at_once(run: Run, cli: Cli) -> None:
+    run.end()
+    why = (str(run.folder), "--reason", "the paper's", "--timeout-s", "5")
+    assert cli("pin", OLD, *why)[0] == 0
+    assert told(run).pins == {OLD: f"{getpass.getuser()} asked: the paper's"}
+    assert cli("unpin", OLD, *why)[0] == 0
+    assert told(run).pins == {}
+    status, out, _ = cli("pin", checkpoint_id(30, 1), *why)
+    assert status == 4
+    assert "no checkpoint" in out
+    assert cli("quarantine", OLD, *why)[0] == 0
+    assert told(run).checkpoints[OLD].quarantined
+    assert told(run).status.is_terminal
+    # Nothing lies on the desk for a controller that may never come.
+    assert run.desk.requests() == []
+
+
+def test_a_checkpoint_is_read_back_into_the_journal_of_a_run_that_is_over(
+    run: Run, cli: Cli
+) -> None:
+    run.end()
+    flip(shard(run, NEW))
+    words = (str(run.folder), "--by-controller", "--reason", "test")
+    status, out, _ = cli("verify", NEW, *words)
+    assert status == 1
+    assert "NOT sound" in out
+    assert told(run).checkpoints[NEW].verified is False
+    assert cli("verify", OLD, *words)[0] == 0
+    assert told(run).checkpoints[OLD].verified is True
+
+
+@pytest.fixture
+def prunable(saved: tuple[Path, int], tmp_path: Path) -> Run:
+    retention = {"keep_newest": 1, "max_age_hours": 1e-9}
+    run = Run(tmp_path, *saved, retention=retention, numeric={"rollback_margin_steps": 0})
+    run.record(ev.CheckpointCommitted(1, checkpoint_id(22, 1), 22, 9, 0.1, 0.5, make_tags()))
+    run.record(ev.CheckpointVerified(checkpoint_id(22, 1)))
+    run.end()
+    return run
+
+
+def test_old_checkpoints_of_a_run_that_is_over_are_deleted(prunable: Run, cli: Cli) -> None:
+    why = (str(prunable.folder), "--reason", "room", "--timeout-s", "5")
+    assert cli("prune", *why)[0] == 0
+    assert not shard_folder(prunable, NEW).exists()
+    assert shard_folder(prunable, OLD).exists()
+    assert NEW not in told(prunable).checkpoints
+    # Asked again, there is nothing to do.
+    status, out, _ = cli("prune", *why)
+    assert status == 0
+    assert "retention keeps all" in out
+
+
+def shard_folder(run: Run, checkpoint: str) -> Path:
+    return checkpoint_dir(run.folder, checkpoint)
+
+
+def test_what_cannot_be_deleted_is_said_and_not_called_gone(
+    prunable: Run, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = (str(prunable.folder), "--reason", "room", "--timeout-s", "5")
+
+    def refuse(store: LocalStore, checkpoint: str) -> None:
+        raise PermissionError(13, "Permission denied", checkpoint)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "delete", refuse)
+        status, _, err = cli("prune", *why)
+    assert status == 1
+    assert "[not-deleted]" in err
+    assert NEW in told(prunable).checkpoints
+    # The decision stands in the journal, and whoever asks next carries it out.
+    assert cli("prune", *why)[0] == 0
+    assert not shard_folder(prunable, NEW).exists()
+
+
+def test_a_living_controller_is_left_to_answer(run: Run, cli: Cli) -> None:
+    """It has said that the run is over and still holds the journal."""
+    name = f"1/{run.state.num_decisions + 1}"
+    run.record(ev.DecisionMade(d.Decision(name, d.EndRun(stopped=False, step=25), "done")))
+    status, _, err = cli("pin", OLD, str(run.folder), "--reason", "test", "--timeout-s", "0.2")
+    assert status == 5
+    assert "not yet seen by the controller" in err
+    assert len(run.desk.requests()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lr", "--factor", "0.5"], "rejected: the run is completed"),
+        (["stop"], "rejected: the run is completed"),
+        (["resume"], "[run-is-over] resume needs a controller"),
+    ],
+)
+def test_what_needs_a_run_that_goes_on_is_refused_at_once(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    run.end()
+    argv = ["midwatch", words[0], str(run.folder), *words[1:], "--reason", "test"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capfd.readouterr()
+    assert end.value.code == 4
+    assert said in out + err
+    assert run.desk.requests() == []

@@ -122,3 +122,15 @@ def test_bad_additions_are_refused(
     assert (found, out) == (status, "")
     assert code in err
     assert not run.desk.requests()
+
+
+def test_a_note_whose_file_is_gone_is_made_again_from_the_journal(run: Run, cli: Cli) -> None:
+    run.end()
+    note_path(run.folder, "inc-0001").unlink(missing_ok=True)
+    status, out, _ = cli("notes", str(run.folder), "--incident", "inc-0001")
+    assert status == 0
+    assert "# inc-0001:" in out
+    assert "what happened" in out
+    status, _, err = cli("notes", str(run.folder), "--incident", "inc-0099")
+    assert status == 3
+    assert "no-such-incident" in err

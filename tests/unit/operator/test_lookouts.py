@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from midwatch.logbook.errors import ConfigError
 from midwatch.logbook.state import RunState
 from midwatch.operator import heartbeat as heartbeat_module
-from midwatch.operator.exporter import Exporter
+from midwatch.operator.exporter import CONNECTIONS_MAX, Exporter
 from midwatch.operator.heartbeat import Heartbeat
 from midwatch.operator.lookouts import Lookouts
 from midwatch.operator.secret_value import read_secret, require_secrets
@@ -53,6 +54,33 @@ def test_metrics_are_served_as_the_state_goes_on_and_end_with_the_run(state: Run
     exporter.close()
     with pytest.raises(urllib.error.URLError):
         scrape(exporter.port)
+
+
+def test_connections_that_say_nothing_are_bounded_and_cut(state: RunState) -> None:
+    exporter = Exporter("127.0.0.1", 0, lambda: state, connection_s=3.0)
+    address = ("127.0.0.1", exporter.port)
+    silent = [socket.create_connection(address) for _ in range(CONNECTIONS_MAX)]
+    # One that sends a byte now and then is no better.
+    for each in silent:
+        each.sendall(b"GET /met")
+    with socket.create_connection(address, timeout=10) as one_too_many:
+        answer = one_too_many.recv(1 << 10)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    # All of them are cut when their time is over, and whoever asks properly is answered again.
+    for each in silent:
+        each.settimeout(20.0)
+        assert b"200 OK" not in each.recv(1 << 10)
+        each.close()
+
+    def answers() -> bool:
+        try:
+            return "midwatch_step" in scrape(exporter.port)
+        except urllib.error.HTTPError as busy:
+            busy.close()
+            return False
+
+    wait_until(answers, "nobody was answered any more")
+    exporter.close()
 
 
 def test_a_port_that_is_taken_is_said_so_and_the_run_goes_on(

@@ -69,6 +69,24 @@ def test_documents_are_held_out_whole(source: Path) -> None:
     assert len(corpus.split_held_out(documents, 1e-9)[1]) == 1
 
 
+def test_a_text_that_is_trained_on_is_not_held_out_under_another_name(
+    source: Path, tmp_path: Path
+) -> None:
+    documents = corpus.collect([source], SMALL.max_bytes)
+    _, valid = corpus.split_held_out(documents, 0.2)
+    assert not corpus.has_copies_apart(documents, 0.2)
+    # A copy far larger than what may be held out: the text comes with a name that is trained on.
+    (source / "copies").mkdir()
+    for number in range(30):
+        (source / "copies" / f"again{number}.py").write_text(corpus.read_text(valid[0]))
+    documents = corpus.collect([source], SMALL.max_bytes)
+    assert corpus.has_copies_apart(documents, 0.2)
+    train, valid = corpus.split_held_out(documents, 0.2)
+    assert valid
+    assert not {d.sha256 for d in train} & {d.sha256 for d in valid}
+    assert Counter(d.name for d in train + valid) == Counter(d.name for d in documents)
+
+
 def test_a_capped_corpus_stays_below_the_cap(source: Path) -> None:
     capped = corpus.collect([source], 5000)
     assert capped

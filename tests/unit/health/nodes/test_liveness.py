@@ -18,6 +18,7 @@ from midwatch.health.nodes.liveness import (
     is_waiting_stack,
 )
 from midwatch.logbook.wire import CollectiveMark, Phase
+from msgspec.structs import replace
 
 LIMITS = HangLimits(multiple=6.0, min_s=2.0, max_s=100.0, saving_s=50.0, window=16)
 LOOK_S = 0.5
@@ -83,6 +84,36 @@ def test_a_completed_step_arms_it_again() -> None:
     assert len(watched.look([row(0, 10)], 50)) == 1
     assert watched.train([2.0] * 3, first=11) == []
     assert len(watched.look([row(0, 14)], 50)) == 1
+
+
+def rounds_of(rank: int, rounds: int, step: int = 10) -> RankProgress:
+    return RankProgress(rank, step, Phase.VALIDATING, 0.0, "S", rounds=rounds)
+
+
+def test_rounds_of_a_validation_are_progress_and_no_steps() -> None:
+    watched = Watched()
+    watched.train([2.0] * 10)
+    # Twenty rounds of 10 s each: every one within the deadline of 12 s, together far past it.
+    for done in range(21):
+        assert watched.look([rounds_of(0, done), rounds_of(1, done)], 10.0) == []
+    assert watched.deadline.median_step_s == pytest.approx(2.0)
+    after = [replace(rounds_of(rank, 20), phase=Phase.FORWARD) for rank in (0, 1)]
+    assert watched.look(after, 2.0) == []
+    assert watched.look([row(0, 11), row(1, 11)], 2.0) == []
+    assert watched.deadline.median_step_s == pytest.approx(2.0, abs=LOOK_S)
+
+
+def test_a_round_that_does_not_end_is_a_hang_and_the_rank_behind_is_to_blame() -> None:
+    watched = Watched()
+    watched.train([2.0] * 10)
+    watched.look([rounds_of(0, 3), rounds_of(1, 3)], 4.0)
+    stuck = [rounds_of(0, 4), rounds_of(1, 3)]
+    (alarm,) = watched.look(stuck, 60.0)
+    assert alarm.step == 10
+    rank, why = blame(stuck)
+    assert rank == 1
+    assert "in VALIDATING after 3 rounds" in why
+    assert "rank 0 is at step 10 in VALIDATING after 4 rounds" in why
 
 
 def test_the_slowest_rank_counts() -> None:

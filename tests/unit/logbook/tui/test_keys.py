@@ -12,7 +12,14 @@ from midwatch.logbook.tui.tab_strip import VIEWS
 from midwatch.logbook.tui.text_screen import TextScreen
 from midwatch.logbook.tui.timeline_list import TimelineList
 from midwatch.logbook.tui.timeline_pane import TimelinePane
-from midwatch.tests.support.screens import drive, text_on, until, watch_app, watching
+from midwatch.tests.support.screens import (
+    RecordingControls,
+    drive,
+    text_on,
+    until,
+    watch_app,
+    watching,
+)
 from midwatch.tests.support.synthetic_run import SyntheticRun
 from textual.widgets import ContentSwitcher, Input, OptionList
 
@@ -158,9 +165,26 @@ def test_the_note_of_the_chosen_incident_is_shown(night: SyntheticRun) -> None:
             await pilot.press("down")
             await pilot.pause()
             assert pilot.app.query_one(OptionList).highlighted == 1
-            assert "Blamed on: node n001, rank 13." in text_on(pilot)
+            # What the state remembers is there at once, what the journal holds soon after.
+            assert "inc-0001: rank 13 on n001 died" in text_on(pilot)
+            await until(pilot, lambda: "quarantine n001" in text_on(pilot))
             await pilot.press("enter", "end")
             await until(pilot, lambda: "What to watch next" in text_on(pilot))
+
+    drive(scenario())
+
+
+def test_checkpoints_are_listed_with_where_they_lie(night: SyntheticRun) -> None:
+    """By the journal for who only watches; by a look at the tiers where there is one."""
+
+    async def scenario() -> None:
+        async with watching(night, (160, 40)) as pilot:
+            await pilot.press("5")
+            assert "+store" not in text_on(pilot)
+        async with watching(night, (160, 40), RecordingControls()) as pilot:
+            await pilot.press("5")
+            await until(pilot, lambda: text_on(pilot).count(" disk+store ") == 4)
+            assert text_on(pilot).count(" disk ") == 5
 
     drive(scenario())
 

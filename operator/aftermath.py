@@ -1,0 +1,183 @@
+"""What people still ask of a run that is over: answered here and now, as its controller would.
+
+A run that has ended has no controller any more, and a request on its desk would lie there for ever.
+So whoever asks takes the journal and turns the controller's own wheel, with nobody to supervise,
+until the request is settled. What would set the run going again is refused: that takes a cluster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoints.store import CheckpointStore, LocalStore
+from ..logbook import events as ev
+from ..logbook.errors import IntegrityError, MidwatchError, Retryable
+from ..logbook.journal import Journal, JournalOptions
+from ..logbook.plan import AttemptPlan, PreflightPlan
+from ..logbook.state import Incident, RunState
+from ..logbook.wire import Command
+from .controller import Controller
+from .desk import FileDesk, post_request
+from .lemon_file import NAME, LemonFile
+from .ports import Ports, PruneResult, Signal, VerifyResult
+from .spec import RunSpec
+from .store import open_store
+
+LOCK_WAIT_S = 1.0
+TURNS_MAX = 16
+"""Asked, decided, done, closed: no request takes more turns than a few."""
+
+
+def hand_in(run_dir: Path, request: ev.InterventionRequested, state: RunState) -> None:
+    """Lay a request on the desk of a run; where the run is over, settle it before returning.
+
+    state: the run as its journal stands. A run whose controller still holds the journal is left
+    to it.
+    Raises: MidwatchError[run-is-over] for what needs a run that goes on; MidwatchError when it
+            cannot be carried out from here.
+    """
+    if state.status.is_terminal and state.is_at_rest:
+        if request.action == "resume":
+            raise _over(state, "resume")
+        try:
+            _settle(run_dir, request)
+            return
+        except Retryable as error:
+            if error.code != "journal-locked":
+                raise
+    post_request(run_dir, request, time_s=time.time())
+
+
+def _settle(run_dir: Path, request: ev.InterventionRequested) -> None:
+    options = JournalOptions(wait_s=LOCK_WAIT_S, takeover=False)
+    with Journal[ev.Event](run_dir / "journal", ev.Event, options) as journal:
+        desk, nobody = _LastDesk(run_dir, request), _Nobody(run_dir)
+        controller = Controller(
+            _spec_of(journal),
+            Ports(_Clock(), journal, nobody, nobody, desk, LemonFile(run_dir.parent / NAME)),
+        )
+        controller.recover(journal.records())
+        if not controller.state.status.is_terminal:
+            raise Retryable("journal-locked", "the run has been taken up again.", delay_s=1.0)
+        nobody.open(controller.spec)
+        for _ in range(TURNS_MAX):
+            if (not controller.tick() and not nobody.has_news) or nobody.failure is not None:
+                break
+        if nobody.failure is not None:
+            raise nobody.failure
+        if controller.state.interventions[request.id].stage == "requested":
+            raise _over(controller.state, request.action)
+
+
+def _spec_of(journal: Journal[ev.Event]) -> RunSpec:
+    spec = {}
+    for record in journal.records():
+        if isinstance(record.event, ev.RunSubmitted):
+            spec = record.event.spec
+    return RunSpec.model_validate(spec)
+
+
+def _over(state: RunState, action: str) -> MidwatchError:
+    return MidwatchError(
+        "run-is-over",
+        f"{action} needs a controller, and the run is {state.status} at step {state.step}.",
+        remedy="`midwatch run SPEC` takes a stopped run up again, or one given more steps.",
+    )
+
+
+class _Clock:
+    def now_s(self) -> float:
+        return time.time()
+
+
+class _LastDesk:
+    """Where the one request lies. Others stay on the run's desk, for a controller to come."""
+
+    def __init__(self, run_dir: Path, request: ev.InterventionRequested) -> None:
+        self._desk = FileDesk(run_dir)
+        self._requests: list[ev.Event] = [request]
+
+    def requests(self) -> Sequence[ev.Event]:
+        return self._requests
+
+    def settled(self) -> None:
+        self._requests = []
+
+    def write_note(self, state: RunState, incident: Incident) -> None:
+        self._desk.write_note(state, incident)
+
+    def attach(self, name: str, text: str) -> str:
+        return self._desk.attach(name, text)
+
+
+class _Nobody:
+    """The cluster of a run that is over, and its checkpoints as far as they are seen from here.
+
+    failure: why something could not be done; it is then not decided again in this turn of events.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._stores: list[CheckpointStore] = []
+        self._news: list[Signal] = []
+        self.failure: MidwatchError | None = None
+
+    def open(self, spec: RunSpec) -> None:
+        """Find the stores: the durable one or the run folder, then disks of nodes that are here."""
+        nodes = sorted((self._run_dir / "local").glob("*"))
+        self._stores = [open_store(spec, self._run_dir), *map(LocalStore, nodes)]
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self._news)
+
+    def poll(self) -> Sequence[Signal]:
+        news, self._news = self._news, []
+        return news
+
+    def verify(self, checkpoint: str) -> None:
+        try:
+            self._stores[0].verify(checkpoint)
+        except IntegrityError as error:
+            self._news.append(VerifyResult(checkpoint, str(error)))
+        except MidwatchError as error:
+            # A store that does not answer says nothing of the bytes.
+            self.failure = error
+        else:
+            self._news.append(VerifyResult(checkpoint, ""))
+
+    def prune(self, checkpoints: tuple[str, ...]) -> None:
+        try:
+            for checkpoint in checkpoints:
+                for store in self._stores:
+                    store.delete(checkpoint)
+        # Not raised: what was not done would be decided again at once.
+        except OSError as error:
+            self.failure = MidwatchError(
+                "not-deleted",
+                f"{checkpoint} could not be deleted: {error}.",
+                remedy="See to the folder's permissions, then ask again.",
+            )
+        except MidwatchError as error:
+            self.failure = error
+        else:
+            self._news.append(PruneResult(checkpoints))
+
+    def unknown(self, known: Sequence[str]) -> list[ev.CheckpointCommitted]:
+        return []
+
+    def maintain(self, state: RunState) -> None: ...
+
+    def start(self, plan: AttemptPlan) -> None: ...
+
+    def stop(self, attempt: int) -> None: ...
+
+    def examine(self, plan: PreflightPlan) -> None: ...
+
+    def end_examination(self, number: int) -> None: ...
+
+    def send(self, attempt: int, command: Command) -> None: ...
+
+    def acknowledge(self) -> None: ...
