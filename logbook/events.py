@@ -18,6 +18,8 @@ from .events_checkpoints import CheckpointUploaded as CheckpointUploaded
 from .events_checkpoints import CheckpointVerified as CheckpointVerified
 from .events_checkpoints import EventBase
 from .events_checkpoints import UploadFailed as UploadFailed
+from .events_outward import ApiFailed as ApiFailed
+from .events_outward import ApiServed as ApiServed
 from .findings import Finding
 from .preflight import CheckResult, PreflightDone, SilentRank
 from .wire import CollectiveMark, Hyper, StepSample
@@ -358,4 +360,6 @@ Event = (
     | InterventionRequested
     | CommandApplied
     | NoteAdded
+    | ApiServed
+    | ApiFailed
 )
