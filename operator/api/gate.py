@@ -51,6 +51,8 @@ class Gate:
         except Stalled:
             _log.info("%s takes no more of its answer: cut off", peer)
             self._connections.cut(peer)
+            # Let the loss of the connection be noted, or the answer seems to be missing.
+            await asyncio.sleep(0)
         finally:
             self._num_requests -= 1
 
@@ -63,6 +65,7 @@ class Gate:
         except TimeoutError:
             if answer.is_begun:
                 raise Stalled from None
+            answer.on_start = lambda: None
             message = f"no answer within {self._bounds.request_s:g} s."
             await answer.refuse(Refusal(503, "too-slow", message, remedy="Ask again."))
 

@@ -20,6 +20,8 @@ from .refusal import ErrorDocument
 START_S = 60.0
 END_S = 8.0
 RETRY_S = 1.0
+# Children that live on and are nobody's to wait for; subprocess would complain of dropped ones.
+_left: list[subprocess.Popen[bytes]] = []
 
 
 class ServerProcess:
@@ -45,8 +47,13 @@ class ServerProcess:
     def close(self) -> str:
         """Let go of it; return how it ended, "" where it has not, or that cannot be known."""
         os.close(self._pidfd)
-        status = self._child.poll() if self._child is not None else None
-        return "" if status is None else f" with status {status}"
+        if self._child is None:
+            return ""
+        status = self._child.poll()
+        if status is None:
+            _left.append(self._child)
+            return ""
+        return f" with status {status}"
 
 
 def start_server(order: ServeOrder, wake_fd: int) -> ServerProcess:

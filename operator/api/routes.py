@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -176,7 +176,7 @@ def _signer(request: Request, service: Service) -> str:
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """Return the body of a request. Raises: Refusal[body-too-large, body-not-json]."""
+    """Return a request's body. Raises: Refusal[body-too-large, body-not-json, body-cut-off]."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # A form on somebody's web page cannot send this, so no page can steer a run.
@@ -190,11 +190,14 @@ async def _body(request: Request, most: int) -> bytes:
     size = int(declared) if declared.isdecimal() else 0
     body = bytearray()
     if size <= most:
-        async for piece in request.stream():
-            body += piece
-            size = len(body)
-            if size > most:
-                break
+        try:
+            async for piece in request.stream():
+                body += piece
+                size = len(body)
+                if size > most:
+                    break
+        except ClientDisconnect:
+            raise Refusal(400, "body-cut-off", "the body was not sent to its end.") from None
     if size > most:
         raise Refusal(
             413, "body-too-large", f"the body has {size} bytes or more, of {most} at most."

@@ -39,9 +39,12 @@ from .refusal import document_of
 from .service import Service, is_loopback
 
 BACKLOG = 128
+SEND_BYTES = 256 << 10
+"""What the kernel holds for one reader; left to itself it holds megabytes."""
 FAREWELL_S = 3
 LOG_BYTES = 4 << 20
-_log = logging.getLogger(__name__)
+# By its name in the package: as a program the module is called __main__.
+_log = logging.getLogger("midwatch.operator.api.server")
 
 
 def serve(order: ServeOrder, tell: Callable[[Endpoint], None]) -> None:
@@ -150,6 +153,7 @@ def _bound(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except BaseException:

@@ -131,13 +131,12 @@ class EventStream:
     ) -> AsyncGenerator[bytes, None]:
         """Yield the stream in pieces of bounded size until it ends."""
         pulse = self._pulse
-        yield b"retry: %d\n\n" % RETRY_MS
-        if self._seq > pulse.state.seq:
-            # Whoever asks has seen what is no longer there.
-            yield _named("rewound", pulse.state)
-            return
         try:
             with pulse.beating():
+                yield b"retry: %d\n\n" % RETRY_MS
+                if self._seq > pulse.state.seq:
+                    # Whoever asks has seen what is no longer there.
+                    raise Rewound("the journal ends before")
                 async for piece in self._pieces(offload, heartbeat_s):
                     yield piece
         except Rewound:
@@ -161,7 +160,8 @@ class EventStream:
                     return
             if self._pulse.is_closing:
                 return
-            if not await self._pulse.wait_beyond(version, heartbeat_s):
+            has_changed = await self._pulse.wait_beyond(version, heartbeat_s)
+            if not has_changed and not self._pulse.is_closing:
                 yield b": alive\n\n"
 
     def _rest(self) -> bytes | None:
