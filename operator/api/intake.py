@@ -193,13 +193,24 @@ def _refuse_bulk(request: Request) -> None:
 
 def _decoded(body: bytes, kind: Any) -> Any:
     try:
-        return msgspec.json.decode(body, type=kind)
+        return msgspec.convert(_with_whole_numbers(msgspec.json.decode(body)), kind)
     except msgspec.ValidationError as error:
         raise Refusal(422, "body-invalid", f"{error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(400, "body-not-json", f"the body is not JSON: {error}.") from error
     except RecursionError as error:
         raise Refusal(400, "body-not-json", "the body is nested too deeply.") from error
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    """Return plain data in which 610.0 is 610, as JSON has it."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _with_whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_whole_numbers(item) for item in value]
+    return value
 
 
 def _signed(asked: Any, signer: str) -> InterventionRequested:

@@ -19,6 +19,11 @@ from .tokens import Role
 
 SEQ_MAX = 2**53
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_QUERIES = {
+    ("GET", "/v1/events"): ("after", "limit"),
+    ("GET", "/v1/events/stream"): ("after", "stay"),
+    ("POST", "/v1/interventions"): ("dry_run",),
+}
 _Name = Path(max_length=200)
 _Limit = Query(1000, ge=1, le=100_000, description="Records at most; the server may give fewer.")
 _After = Query(0, ge=0, le=SEQ_MAX, description="Only records behind this sequence number.")
@@ -34,6 +39,7 @@ def make_router(service: Service) -> APIRouter:
         headers = request.headers
         found = await service.role_of(headers.get("authorization"), headers.get("host", ""))
         request.state.role = found
+        _refuse_unknown(request)
 
     router = APIRouter(
         dependencies=[Depends(viewer)], responses=REFUSALS, default_response_class=Response
@@ -143,6 +149,19 @@ def _add_interventions(router: APIRouter, service: Service) -> None:
         if dry_run:
             return _json(await offload(intake.try_out, body, signer))
         return _json(await offload(intake.ask, body, signer), 202)
+
+
+def _refuse_unknown(request: Request) -> None:
+    """A misspelt `dry_run` must not make the change that was only to be tried out."""
+    known = _QUERIES.get((request.method, request.scope["route"].path), ())
+    unknown = sorted({name for name in request.query_params if name not in known})
+    if unknown:
+        raise Refusal(
+            422,
+            "value-invalid",
+            f"there is no parameter {', '.join(unknown)!r:.200} here.",
+            remedy=f"Known: {', '.join(known) or 'none'}.",
+        )
 
 
 class _Streaming(StreamingResponse):

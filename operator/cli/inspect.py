@@ -39,7 +39,7 @@ def status(
         print_json(found)
         return
     console.print(found.doing)
-    console.print(render_summary(found.summary, [place.where]))
+    console.print(render_summary(found.summary, place.where()))
 
 
 def journal(

@@ -59,9 +59,11 @@ class Records(Protocol):
 
 
 class Place(Protocol):
-    """A run that can be read. where: ("folder", path) or ("served at", address)."""
+    """A run that can be read."""
 
-    where: tuple[str, str]
+    def where(self) -> list[tuple[str, str]]:
+        """Return what to say of where it is, as rows of a table."""
+        ...
 
     def status(self) -> RunStatus: ...
 
@@ -89,7 +91,15 @@ class FolderPlace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.where = ("folder", str(folder))
+
+    def where(self) -> list[tuple[str, str]]:
+        # Here alone: other commands, the screen above all, do not wait for what it imports.
+        from ..api.endpoint import read_endpoint
+
+        endpoint = read_endpoint(self.folder)
+        is_known_dead = endpoint is not None and endpoint.is_here and not endpoint.is_alive
+        served = [("served at", endpoint.url)] if endpoint and not is_known_dead else []
+        return [("folder", str(self.folder)), *served]
 
     def status(self) -> RunStatus:
         return status_now(self.state(), time.time())
@@ -125,7 +135,9 @@ class ServedPlace:
 
     def __init__(self, client: ApiClient) -> None:
         self.client = client
-        self.where = ("served at", client.url)
+
+    def where(self) -> list[tuple[str, str]]:
+        return [("served at", self.client.url)]
 
     def status(self) -> RunStatus:
         return self.client.status()

@@ -129,6 +129,13 @@ def test_a_dry_run_tells_the_decision_of_the_policy_and_changes_nothing(tmp_path
     run.close()
 
 
+def test_a_misspelt_dry_run_changes_nothing(server: ApiServer) -> None:
+    for params in ({"dryrun": "true"}, {"dry_run": "treu"}):
+        answer = post(server, "/v1/interventions", {**ASKED, "id": "misspelt"}, params=params)
+        assert (answer.status_code, answer.json()["code"]) == (422, "value-invalid")
+    assert server.client().intervention("misspelt") is None
+
+
 def test_every_field_of_a_request_can_be_given(server: ApiServer) -> None:
     own = {field.name for field in msgspec.structs.fields(ev.InterventionRequested)}
     assert {field.name for field in msgspec.structs.fields(InterventionAsked)} == own

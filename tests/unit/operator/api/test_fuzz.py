@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 # The budget: so many requests an address, the same ones in every run.
-EXAMPLES = 15
+EXAMPLES = 12
 BUDGET = settings(
     max_examples=EXAMPLES,
     derandomize=True,

@@ -135,7 +135,7 @@ def test_what_is_not_there_is_said_to_be_missing(server: ApiServer, path: str, c
 
 
 @pytest.mark.parametrize(
-    "query", ["after=-1", "after=x", "limit=0", "limit=1e3", f"after={10**40}"]
+    "query", ["after=-1", "after=x", "limit=0", "limit=1e3", f"after={10**40}", "afer=1"]
 )
 def test_a_value_that_is_not_allowed_is_refused(server: ApiServer, query: str) -> None:
     with server.http() as http:
