@@ -18,6 +18,8 @@ from .events_checkpoints import CheckpointUploaded as CheckpointUploaded
 from .events_checkpoints import CheckpointVerified as CheckpointVerified
 from .events_checkpoints import EventBase
 from .events_checkpoints import UploadFailed as UploadFailed
+from .events_outward import ApiFailed as ApiFailed
+from .events_outward import ApiServed as ApiServed
 from .events_validation import ValidationDone as ValidationDone
 from .events_validation import ValidationUnderWay as ValidationUnderWay
 from .findings import Finding
@@ -372,4 +374,6 @@ Event = (
     | InterventionRequested
     | CommandApplied
     | NoteAdded
+    | ApiServed
+    | ApiFailed
 )

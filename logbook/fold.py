@@ -331,6 +331,11 @@ def _note_added(state: RunState, e: ev.NoteAdded, time_s: float) -> RunState:
     return fold_incident(state, known.draft.id, lambda i: replace(i, remarks=remarks))
 
 
+def _noted(state: RunState, e: ev.Event, time_s: float) -> RunState:
+    """What only stands in the journal, for people."""
+    return state
+
+
 _Handler = Callable[[RunState, Any, float], RunState]
 _HANDLERS: dict[type, _Handler] = {
     ev.RunSubmitted: _run_submitted,
@@ -367,4 +372,6 @@ _HANDLERS: dict[type, _Handler] = {
     ev.InterventionRequested: _requested,
     ev.CommandApplied: _command_applied,
     ev.NoteAdded: _note_added,
+    ev.ApiServed: _noted,
+    ev.ApiFailed: _noted,
 }

@@ -297,6 +297,15 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def _api_served(e: ev.ApiServed) -> str:
+    still = "still " if e.is_taken_over else ""
+    return f"the run is {still}served at {e.url} by process {e.pid}"
+
+
+def _api_failed(e: ev.ApiFailed) -> str:
+    return f"the run is not served over HTTP: {e.message} [{e.code}]"
+
+
 _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.RunSubmitted: _submitted,
     ev.ControllerStarted: _controller,
@@ -332,4 +341,6 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.InterventionRequested: _requested,
     ev.CommandApplied: _applied,
     ev.NoteAdded: _note,
+    ev.ApiServed: _api_served,
+    ev.ApiFailed: _api_failed,
 }

@@ -10,7 +10,7 @@ superseded, records it never acknowledged are withdrawn. A Follower notices and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Generic
 
@@ -209,7 +209,7 @@ class Follower(Generic[E]):
 
 def read(
     directory: Path, event_type: Any, from_seq: int = 1, on_notice: OnNotice = ignore_notice
-) -> Iterator[Record[Any]]:
+) -> Generator[Record[Any], None, None]:
     """Yield every record from from_seq on, in order; nothing when there is no journal yet.
 
     event_type: the union of tagged structs that the journal holds.

@@ -118,6 +118,17 @@ def note_path(run_dir: Path, incident: str) -> Path:
     return run_dir / "notes" / f"{incident}.md"
 
 
+def note_text(run_dir: Path, state: RunState, incident: Incident) -> str:
+    """Return the note of an incident: the file, or what the journal makes of it where it is gone.
+
+    Raises: as reader.read.
+    """
+    try:
+        return note_path(run_dir, incident.draft.id).read_text(encoding="utf-8")
+    except OSError:
+        return render_note(state, incident, read_chapter(run_dir / "journal", incident))
+
+
 def post_request(run_dir: Path, request: Request, *, time_s: float) -> None:
     """Lay a request on the desk of a run. Raises ConfigError[no-such-run]."""
     folder = run_dir / "requests"

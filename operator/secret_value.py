@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..logbook.errors import ConfigError
+from .spec_api import ApiSpec
 from .spec_outward import NotifySpec, SecretName
 
 MAX_BYTES = 8192
@@ -32,9 +33,11 @@ def read_secret(name: SecretName) -> str:
     return value
 
 
-def require_secrets(spec: NotifySpec) -> None:
+def require_secrets(notify: NotifySpec, api: ApiSpec) -> None:
     """Read every secret that a spec names and forget it again. Raises: as read_secret."""
-    for name in (spec.webhook, spec.webhook_token, spec.heartbeat):
+    tokens = api.tokens if api.enabled else None
+    of_api = (tokens.viewer, tokens.operator) if tokens is not None else ()
+    for name in (notify.webhook, notify.webhook_token, notify.heartbeat, *of_api):
         if name is not None:
             read_secret(name)
 

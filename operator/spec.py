@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ..health.numerics.config import PanelConfig
+from .spec_api import ApiSpec
 from .spec_base import Seconds, Section, at_least
 from .spec_checkpoints import CheckpointsSpec, Retention
 from .spec_outward import AccountingSpec, NotifySpec, ObserveSpec
@@ -161,6 +162,8 @@ class RunSpec(Section):
     """What GPU time costs, for notes and reports."""
     observe: ObserveSpec = ObserveSpec()
     """What the controller shows to monitoring."""
+    api: ApiSpec = ApiSpec()
+    """Whether the run is served over HTTP, where, and to whom."""
     notify: NotifySpec = NotifySpec()
     """Whom the controller tells."""
     prepare: tuple[str, ...] = ()

@@ -138,14 +138,14 @@ class JournalSource:
 
     def _read(self, until_s: float) -> Update:
         records = self._read_live()
-        steps = tuple(_steps_of(records))
+        steps = tuple(steps_of(records))
         past: list[Record[ev.Event]] = []
         past_steps: list[StepOf] = []
         # The first look is for the screen: the history waits until something is on it.
         while self._past is not None and self._has_caught_up and self._clock() < until_s:
             batch = self._read_past()
             past += [record for record in batch if record.kind not in DENSE_KINDS]
-            past_steps += _steps_of(batch)
+            past_steps += steps_of(batch)
         self._has_caught_up = True
         done = self._past.next_seq - 1 if self._past is not None else self._first - 1
         return Update(
@@ -198,7 +198,7 @@ class JournalSource:
         for record in read(self._directory, ev.Event):
             state = evolve(state, record.event, seq=record.seq, time_s=record.time_s)
             break
-        samples = tuple(sample for _, sample in _steps_of(self._unfolded))[-RECENT_STEPS:]
+        samples = tuple(sample for _, sample in steps_of(self._unfolded))[-RECENT_STEPS:]
         newest = self._unfolded[-1] if self._unfolded else None
         return replace(
             state,
@@ -211,7 +211,8 @@ class JournalSource:
         )
 
 
-def _steps_of(records: list[Record[ev.Event]]) -> Iterator[StepOf]:
+def steps_of(records: list[Record[ev.Event]]) -> Iterator[StepOf]:
+    """Yield the steps that records tell of, and the attempt of each."""
     for record in records:
         event = record.event
         if isinstance(event, ev.StepDone):

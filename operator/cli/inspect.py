@@ -1,40 +1,45 @@
-"""Commands that read a run: status, journal, notes. They need nothing but its folder."""
+"""Commands that read a run: status, journal, notes. They need its folder, or its address."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
 
-from ...logbook import events as ev
-from ...logbook.chapter import read_chapter
 from ...logbook.errors import ConfigError
-from ...logbook.live_view import doing_text, render_summary
-from ...logbook.notes import render_note
-from ...logbook.reader import Follower
+from ...logbook.live_view import render_summary
 from ...logbook.render_text import Filters, known_kinds, line_of
-from ...logbook.summary import summarize
-from ..desk import note_path
 from .output import Output, OutputOption, RunArgument, console, print_json
-from .remarks import TimeoutOption, add_remark
-from .runs import NotFoundError, find_run, load_state
+from .places import (
+    FolderPlace,
+    Patient,
+    Place,
+    ServedPlace,
+    TokenFileOption,
+    UrlOption,
+    place_of,
+)
+from .remarks import TimeoutOption, add_remark, send_remark
 
 FOLLOW_POLL_S = 0.2
 
 
-def status(run: RunArgument = None, output: OutputOption = Output.TEXT) -> None:
+def status(
+    run: RunArgument = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
     """Say how a run stands: what it is doing and why, figures, incidents."""
-    folder = find_run(run)
-    state = load_state(folder)
-    summary = summarize(state, time.time())
+    place = place_of(run, url, token_file)
+    found = place.status()
     if output is Output.JSON:
-        print_json({"doing": doing_text(state), "seq": state.seq, "summary": summary})
+        print_json(found)
         return
-    console.print(doing_text(state))
-    console.print(render_summary(summary, [("folder", str(folder))]))
+    console.print(found.doing)
+    console.print(render_summary(found.summary, place.where()))
 
 
 def journal(
@@ -43,8 +48,10 @@ def journal(
         bool, typer.Option("--follow", "-f", help="Go on as records appear.")
     ] = False,
     kind: Annotated[list[str] | None, typer.Option(help="Only these kinds of event.")] = None,
-    since: Annotated[int, typer.Option(help="Start at this sequence number.")] = 1,
+    since: Annotated[int, typer.Option(help="Start at this sequence number.", min=1)] = 1,
     attempt: Annotated[int | None, typer.Option(help="Only events of this attempt.")] = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Print the journal, one event a line; -o json gives one object a line, for jq."""
@@ -53,9 +60,10 @@ def journal(
         remedy = f"Known: {', '.join(known_kinds())}."
         raise ConfigError("usage", f"no event is of kind {', '.join(unknown)}.", remedy=remedy)
     filters = Filters(kinds=frozenset(kind or ()), since_seq=since, attempt=attempt)
-    follower: Follower[ev.Event] = Follower(find_run(run) / "journal", ev.Event, from_seq=since)
+    patient = Patient(place_of(run, url, token_file).records(since))
+    poll = patient.poll if follow else patient.records.poll
     while True:
-        records = follower.poll()
+        records = poll()
         for record in records:
             if not filters.match(record):
                 continue
@@ -77,44 +85,35 @@ def notes(
     add: Annotated[
         str | None, typer.Option(help="Add this to the incident's note, or to the run's record.")
     ] = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     timeout_s: TimeoutOption = 30.0,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List the incidents of a run with the paths of their notes, print one note, or add to it."""
-    folder = find_run(run)
+    place = place_of(run, url, token_file)
     if add is not None:
-        add_remark(folder, add, incident, timeout_s, output)
+        if isinstance(place, FolderPlace):
+            add_remark(place.folder, add, incident, timeout_s, output)
+        elif isinstance(place, ServedPlace):
+            send_remark(place.client, add, incident, output)
         return
     if incident is not None:
-        _print_note(folder, incident, output)
+        _print_note(place, incident, output)
         return
-    summary = summarize(load_state(folder), time.time())
-    rows = [(row, note_path(folder, row.id)) for row in summary.incidents]
+    rows = [(row, place.note_at(row.id)) for row in place.incidents()]
     if output is Output.JSON:
-        print_json([{"incident": row, "note": str(path)} for row, path in rows])
+        print_json([{"incident": row, "note": note} for row, note in rows])
         return
-    for row, path in rows:
-        print(f"{row.id}  {row.fault:18}  step {row.step:<8}  {row.outcome or 'open'}  {path}")
+    for row, note in rows:
+        print(f"{row.id}  {row.fault:18}  step {row.step:<8}  {row.outcome or 'open'}  {note}")
 
 
-def _note_of(folder: Path, incident: str) -> str:
-    """Return the note of an incident whose file is not there: from the journal, as it was made."""
-    state = load_state(folder)
-    known = state.incidents.get(incident)
-    if known is None:
-        raise NotFoundError(
-            "no-such-incident",
-            f"the run has no incident {incident!r}.",
-            remedy="`midwatch notes` lists them.",
-        )
-    return render_note(state, known, read_chapter(folder / "journal", known))
-
-
-def _print_note(folder: Path, incident: str, output: Output) -> None:
-    path = note_path(folder, incident)
-    text = path.read_text(encoding="utf-8") if path.is_file() else _note_of(folder, incident)
+def _print_note(place: Place, incident: str, output: Output) -> None:
+    text = place.note(incident)
     if output is Output.JSON:
-        print_json({"incident": incident, "path": str(path), "markdown": text})
+        path = place.note_at(incident)
+        print_json({"incident": incident, "path": path, "markdown": text})
     elif console.is_terminal:
         console.print(Markdown(text))
     else:

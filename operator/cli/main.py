@@ -56,13 +56,25 @@ def command_line(name: str) -> typer.Typer:
 
 
 def _add_others(app: typer.Typer, name: str) -> None:
-    from . import checkpoints, data, detectors, doctor, health, inspect, metrics, report, steer
+    from . import (
+        checkpoints,
+        data,
+        detectors,
+        doctor,
+        health,
+        inspect,
+        metrics,
+        report,
+        serve,
+        steer,
+    )
 
     app.command()(inspect.status)
     app.command()(inspect.journal)
     app.command()(inspect.notes)
     app.command()(report.report)
     app.command()(metrics.metrics)
+    app.command()(serve.serve)
     app.command()(doctor.doctor)
     app.command()(steer.lr)
     app.command()(steer.stop)

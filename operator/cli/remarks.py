@@ -5,20 +5,21 @@ from __future__ import annotations
 import getpass
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...logbook import events as ev
 from ...logbook.errors import ConfigError, MidwatchError
-from ...logbook.journal import Journal, JournalOptions
 from ...logbook.state import Remark, RunState
-from ..desk import FileDesk, post_request
+from ..remarks import MAX_CHARS, record_remark
 from .output import Output, print_json
 from .runs import NotFoundError, StateFollower
 
 POLL_S = 0.1
-MAX_CHARS = 8000
+
+if TYPE_CHECKING:
+    from ..api.client import ApiClient
 
 TimeoutOption = Annotated[
     float, typer.Option("--timeout-s", help="How long to wait for the controller; 0: do not.")
@@ -32,9 +33,7 @@ def add_remark(
 
     Raises: ConfigError[usage]; NotFoundError[no-such-incident]; MidwatchError[timed-out].
     """
-    text = text.strip()
-    if not text or len(text) > MAX_CHARS:
-        raise ConfigError("usage", f"--add has {len(text)} characters, of 1 to {MAX_CHARS}.")
+    text = _checked(text)
     follower = StateFollower(folder)
     follower.poll()
     if incident is not None and incident not in follower.state.incidents:
@@ -43,30 +42,27 @@ def add_remark(
             "no-such-incident", f"the run has no incident {incident}.", remedy=f"Known: {known}."
         )
     note = ev.NoteAdded(by=getpass.getuser(), text=text, incident=incident)
-    if follower.state.status.is_terminal and follower.state.is_at_rest:
-        _append(folder, follower.state, note)
-    else:
-        post_request(folder, note, time_s=time.time())
-        if timeout_s <= 0:
-            _answer({"stage": "requested"}, "asked for; the controller will write it", output)
-            return
+    is_written = record_remark(folder, follower.state, note)
+    if not is_written and timeout_s <= 0:
+        _answer({"stage": "requested"}, "asked for; the controller will write it", output)
+        return
     remark = _wait(follower, note, timeout_s)
     _answer(remark, f"added to {incident or 'the run'} as event #{remark.seq}", output)
 
 
-def _append(folder: Path, state: RunState, note: ev.NoteAdded) -> None:
-    """Write to the journal of a run that is over: it has no controller any more to do it."""
-    journal: Journal[ev.Event] = Journal(
-        folder / "journal", ev.Event, JournalOptions(wait_s=30.0, takeover=False)
-    )
-    try:
-        journal.append([(time.time(), state.num_attempts, note)], sync=True)
-    finally:
-        journal.close()
-    if note.incident is not None:
-        follower = StateFollower(folder)
-        follower.poll()
-        FileDesk(folder).write_note(follower.state, follower.state.incidents[note.incident])
+def send_remark(client: ApiClient, text: str, incident: str | None, output: Output) -> None:
+    """Add text to the note of an incident of a served run. Raises: ConfigError[usage]."""
+    if incident is None:
+        raise ConfigError("usage", "over --url only the notes of incidents are added to.")
+    client.remark(incident, _checked(text), getpass.getuser())
+    _answer({"stage": "requested"}, "asked for; the controller will write it", output)
+
+
+def _checked(text: str) -> str:
+    text = text.strip()
+    if not text or len(text) > MAX_CHARS:
+        raise ConfigError("usage", f"--add has {len(text)} characters, of 1 to {MAX_CHARS}.")
+    return text
 
 
 def _wait(follower: StateFollower, note: ev.NoteAdded, timeout_s: float) -> Remark:

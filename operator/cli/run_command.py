@@ -72,7 +72,7 @@ def run(
     injector = Injector(run_dir, plan) if plan is not None else None
     if is_local(address):
         # The controller will run here: what it cannot find, nobody would miss until the night.
-        require_secrets(spec.notify)
+        require_secrets(spec.notify, spec.api)
         set_local_environment()
     # Only now: ray reads the environment when it is imported.
     from ..runtime.session import ray_session, submit, tear_down

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +22,19 @@ from ...logbook.state import RunState
 from ...logbook.tui.controls import Ask, Places
 from ...logbook.tui.source import DENSE_KINDS
 from .output import RunArgument, console, wide_console
-from .runs import StateFollower, find_run, load_state
+from .places import (
+    FolderPlace,
+    Patient,
+    Place,
+    ServedPlace,
+    TokenFileOption,
+    UrlOption,
+    client_of,
+)
+from .runs import find_run, load_state
+
+if TYPE_CHECKING:
+    from ...logbook.tui.app import WatchApp
 
 PLAIN_POLL_S = 0.5
 
@@ -57,22 +69,20 @@ class FolderControls:
 
     def switches(self, state: RunState) -> tuple[str, ...]:
         """Return every NAME=MODE that a detector can be switched to."""
-        from ..policy.detectors import MODES, NODE_DETECTORS, NUMERIC_DETECTORS
-
-        names = (*NUMERIC_DETECTORS, *NODE_DETECTORS)
-        return tuple(f"{name}={mode}" for name in names for mode in MODES)
+        return _all_switches()
 
     def places(self, state: RunState) -> Places:
         """List every tier of the run that is seen from here."""
-        from ..checkpoint_view import tiers_of
-        from ..spec import RunSpec
-        from ..store import list_tiers
+        from ..checkpoint_places import look_for_checkpoints
 
-        try:
-            tiers, trouble = list_tiers(RunSpec.model_validate(state.spec), self._run_dir)
-        except (MidwatchError, OSError, ValueError) as error:
-            return Places({}, str(error))
-        return Places(tiers_of(tiers), trouble)
+        return look_for_checkpoints(state, self._run_dir)
+
+
+def _all_switches() -> tuple[str, ...]:
+    from ..policy.detectors import MODES, NODE_DETECTORS, NUMERIC_DETECTORS
+
+    names = (*NUMERIC_DETECTORS, *NODE_DETECTORS)
+    return tuple(f"{name}={mode}" for name in names for mode in MODES)
 
 
 def _request_of(ask: Ask) -> InterventionRequested:
@@ -92,35 +102,50 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="Print the picture of this moment and leave.")
     ] = False,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
 ) -> None:
     """Watch a run and steer it; without a terminal, print its picture and what happens."""
-    folder = find_run(run)
+    client = client_of(run, url, token_file)
+    place = ServedPlace(client) if client is not None else FolderPlace(find_run(run))
     if once or not _has_screen():
-        _watch_plain(folder, once)
+        _watch_plain(place, once)
         return
-    from ...logbook.tui.app import WatchApp
-    from ...logbook.tui.source import JournalSource
-
-    app = WatchApp(JournalSource(folder / "journal"), FolderControls(folder))
+    app = _screen(place)
     app.run()
     if app.return_code:
         raise SystemExit(app.return_code)
+
+
+def _screen(place: FolderPlace | ServedPlace) -> WatchApp:
+    """Return the screen on a run."""
+    from ...logbook.tui.app import WatchApp
+    from ...logbook.tui.source import JournalSource
+
+    if isinstance(place, FolderPlace):
+        return WatchApp(JournalSource(place.folder / "journal"), FolderControls(place.folder))
+    from ..api.remote_run import RemoteSource
+    from .remote import RemoteControls
+
+    controls = RemoteControls(place.client, _request_of, _all_switches)
+    return WatchApp(RemoteSource(place.client), controls)
 
 
 def _has_screen() -> bool:
     return console.is_terminal and not console.is_dumb_terminal and os.isatty(0)
 
 
-def _watch_plain(folder: Path, once: bool) -> None:
+def _watch_plain(place: Place, once: bool) -> None:
     """Print the run as it stands, then a line for each event but the steps, until it rests."""
-    follower = StateFollower(folder)
+    follower = place.following()
     follower.poll()
     state = follower.state
     trainer = state.spec.get("trainer", {})
     total = int(trainer.get("steps") or 0)
     wide_console().print(render_live(state, total, time.time()))
+    patient = Patient(follower)
     while not once and not follower.state.is_at_rest:
         time.sleep(PLAIN_POLL_S)
-        for record in follower.poll():
+        for record in patient.poll():
             if record.kind not in DENSE_KINDS:
                 print(line_of(record), flush=True)

@@ -141,6 +141,7 @@ class ControllerActor:
         try:
             while True:
                 self._controller.tick()
+                self._controller.record(*self._lookouts.news())
                 self._turned_s = time.monotonic()
                 state = self._controller.state
                 self._save_state(state)

@@ -17,6 +17,7 @@ from midwatch.operator.heartbeat import Heartbeat
 from midwatch.operator.lookouts import Lookouts
 from midwatch.operator.secret_value import read_secret, require_secrets
 from midwatch.operator.spec import RunSpec
+from midwatch.operator.spec_api import ApiSpec
 from midwatch.operator.spec_outward import NotifySpec, SecretName
 from midwatch.tests.sim.night import Night
 from midwatch.tests.support.builders import make_spec
@@ -178,10 +179,13 @@ def test_a_run_here_is_not_begun_with_a_secret_that_is_not_here(
     spec = beating(webhook={"env": "NOBODY_SET_THIS"}, webhook_token={"file": "/nowhere"})
     monkeypatch.setenv(ENV, "https://example.invalid/")
     with pytest.raises(ConfigError, match="NOBODY_SET_THIS"):
-        require_secrets(spec)
+        require_secrets(spec, ApiSpec())
     monkeypatch.setenv("NOBODY_SET_THIS", "https://example.invalid/")
-    require_secrets(beating(webhook_token={"file": str(tmp_path / "token")}))
-    require_secrets(NotifySpec())
+    require_secrets(beating(webhook_token={"file": str(tmp_path / "token")}), ApiSpec())
+    tokens = {"viewer": {"env": ENV}, "operator": {"env": "NOBODY_SET_THIS_TOKEN"}}
+    require_secrets(NotifySpec(), ApiSpec.model_validate({"tokens": tokens}))
+    with pytest.raises(ConfigError, match="NOBODY_SET_THIS_TOKEN"):
+        require_secrets(NotifySpec(), ApiSpec.model_validate({"enabled": True, "tokens": tokens}))
 
 
 @pytest.mark.parametrize(

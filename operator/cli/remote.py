@@ -1,0 +1,97 @@
+"""Steering a run that is served somewhere else: ask, follow until it is settled, try out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ...logbook.decisions import Decision
+from ...logbook.errors import MidwatchError, Retryable
+from ...logbook.events import InterventionRequested
+from ...logbook.state import Intervention, RunState
+from ...logbook.tui.controls import Ask, Places
+from ..api.client import ApiClient
+
+POLL_S = 0.25
+SETTLED = ("applied", "rejected", "failed", "reverted")
+
+
+class RemoteDesk:
+    """The desk of a served run: what steer.submit does in a folder, done over HTTP."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    def plan(self, request: InterventionRequested) -> list[Decision]:
+        """Return what would be decided about a request now, [] when it would have to wait."""
+        return self._client.try_out(request)
+
+    def post(self, request: InterventionRequested) -> None:
+        """Lay a request on the desk. Sent again after a failure on the way: its id is its own."""
+        try:
+            self._client.post(request)
+        except Retryable as error:
+            time.sleep(error.delay_s)
+            self._client.post(request)
+
+    def wait(self, name: str, timeout_s: float) -> Intervention:
+        """Return a request once it is settled. Raises: MidwatchError[timed-out]."""
+        deadline_s = time.monotonic() + timeout_s
+        known: Intervention | None = None
+        where = "not yet seen by the controller"
+        while True:
+            try:
+                known = self._client.intervention(name)
+                where = known.stage if known is not None else where
+            except Retryable as error:
+                # The server may come back within the time that there is.
+                where = f"out of sight ({error.message})"
+            if known is not None and known.stage in SETTLED:
+                return known
+            if time.monotonic() >= deadline_s:
+                raise MidwatchError(
+                    "timed-out",
+                    f"{name} is {where} after {timeout_s:.0f} s; it stands and may still apply.",
+                )
+            time.sleep(POLL_S)
+
+
+class RemoteControls:
+    """The terminal logbook's way to the controller of a served run.
+
+    request_of: makes the request of a form that was filled in. all_switches: as switches.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        request_of: Callable[[Ask], InterventionRequested],
+        all_switches: Callable[[], tuple[str, ...]],
+    ) -> None:
+        self._client = client
+        self._desk = RemoteDesk(client)
+        self._request_of = request_of
+        self._all_switches = all_switches
+
+    def preview(self, state: RunState, ask: Ask) -> str:
+        """Return what would be decided about a request now."""
+        from .steer import plan_text
+
+        return plan_text(self._desk.plan(self._request_of(ask)))
+
+    def submit(self, ask: Ask) -> str:
+        """Lay the request on the run's desk; return its id."""
+        request = self._request_of(ask)
+        self._desk.post(request)
+        return request.id
+
+    def switches(self, state: RunState) -> tuple[str, ...]:
+        """Return every NAME=MODE that a detector can be switched to."""
+        return self._all_switches()
+
+    def places(self, state: RunState) -> Places:
+        """Look where the checkpoints lie, with the eyes of the server."""
+        try:
+            return self._client.places()
+        except MidwatchError as error:
+            return Places({}, str(error))
