@@ -126,6 +126,7 @@ class AttemptState(msgspec.Struct, frozen=True):
         controller, which heard nothing before.
     signal_s: when the first sign of failure was recorded; None while all is well.
     tier, repaired, differs: as in events.AttemptResumed.
+    readback: what its ranks read back last from their live objects.
     """
 
     plan: AttemptPlan
@@ -150,6 +151,7 @@ class AttemptState(msgspec.Struct, frozen=True):
     alarm: FindingSeen | None = None
     finished: tuple[int, ...] = ()
     stopped: bool = False
+    readback: dict[str, float] = {}
 
     @property
     def number(self) -> int:
@@ -177,6 +179,7 @@ class Incident(msgspec.Struct, frozen=True):
     loss_after of the first step after it; steps_lost counts completed steps to be trained again.
     tier, differs: of the load that answered it, as in events.AttemptResumed.
     remarks: what people added to its note, oldest first.
+    acknowledged: the person who has taken note of it and why, "" before one has.
     """
 
     draft: IncidentDraft
@@ -199,6 +202,7 @@ class Incident(msgspec.Struct, frozen=True):
     closed_s: float | None = None
     outcome: str = ""
     remarks: tuple[Remark, ...] = ()
+    acknowledged: str = ""
 
     @property
     def is_watched(self) -> bool:
@@ -213,7 +217,10 @@ class Incident(msgspec.Struct, frozen=True):
 class Intervention(msgspec.Struct, frozen=True):
     """A person's change and how far it got.
 
-    stage: requested | rejected | sent | applied | failed | reverted.
+    stage: requested | rejected | sent | scheduled | applied | expired | failed | reverted.
+    at_step, until_step: its first step, and the first step after it (None: for good).
+    acks, expired_acks: ranks that have said so of its beginning, and of its end.
+    previous, readback, after: what ranks held before, under it, and after its end.
     sent_attempt, sent_s, num_sent: to which attempt it was last sent, when, and how many times so.
     """
 
@@ -229,6 +236,18 @@ class Intervention(msgspec.Struct, frozen=True):
     sent_s: float = 0.0
     num_sent: int = 0
     detail: str = ""
+    until_step: int | None = None
+    expired_acks: tuple[int, ...] = ()
+    after: dict[str, float] = {}
+
+
+class Touch(msgspec.Struct, frozen=True):
+    """What changed something last: where that stands in the journal, who did it, what it was."""
+
+    seq: int
+    time_s: float
+    by: str
+    what: str
 
 
 class Rollback(msgspec.Struct, frozen=True):
@@ -265,6 +284,7 @@ class RunState(msgspec.Struct, frozen=True):
     uploaded_early: when checkpoints were in the store whose commit, told by another node, is yet to
         be heard of.
     remarks: what people wrote down about the run as a whole, the last of it.
+    touched: what changed a thing last, by its topic (fold_interventions.topics_of).
     """
 
     run: str = ""
@@ -324,6 +344,7 @@ class RunState(msgspec.Struct, frozen=True):
     upload_trouble: dict[str, UploadFailed] = {}
     uploaded_early: dict[str, float] = {}
     remarks: tuple[Remark, ...] = ()
+    touched: dict[str, Touch] = {}
 
     @property
     def status(self) -> Status:

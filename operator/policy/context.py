@@ -1,4 +1,4 @@
-"""Small makers shared by the policy's files: ids that follow from the state alone."""
+"""What the policy's files share: ids that follow from the state alone, and one question."""
 
 from __future__ import annotations
 
@@ -42,3 +42,14 @@ def next_decision_id(state: RunState) -> str:
 def next_incident_id(state: RunState) -> str:
     """Return the id of the next incident to be opened, inc-0001 onward."""
     return f"inc-{len(state.incidents) + 1:04d}"
+
+
+def is_training(state: RunState) -> bool:
+    """Whether the current attempt completes steps and nothing is known to be wrong with it."""
+    attempt = state.attempt
+    return (
+        attempt is not None
+        and attempt.first_step_s is not None
+        and attempt.signal_s is None
+        and not attempt.finished
+    )

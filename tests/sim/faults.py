@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 
 import msgspec
+from midwatch.logbook.decisions import ON_REQUEST
 from midwatch.logbook.state import Status
 from midwatch.logbook.wire import Hyper
 from midwatch.operator.spec import RunSpec
@@ -158,7 +159,8 @@ def _rests(night: Night) -> bool:
     state = night.state
     if state.status is Status.PAUSED:
         assert state.pause_reason
-        assert state.open_incidents, "paused without an incident"
+        asked = state.paused == ON_REQUEST
+        assert asked or state.open_incidents, "paused without an incident"
         return True
     if state.status is Status.WAITING:
         quarantined = any(node.quarantined for node in state.nodes.values())
