@@ -28,7 +28,7 @@ from .tab_strip import VIEWS, TabStrip
 if TYPE_CHECKING:
     from .timeline_list import TimelineList
 
-SETTLED = frozenset({"applied", "rejected", "failed", "reverted"})
+SETTLED = frozenset({"scheduled", "applied", "rejected", "failed", "reverted", "expired"})
 
 
 class Pace(msgspec.Struct, frozen=True):

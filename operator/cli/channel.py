@@ -1,0 +1,79 @@
+"""The way from a command to the controller of a run, wherever that is.
+
+A command asks for a change, tries one out, and follows what comes of it through this and nothing
+else, so a run on another machine can be steered by the very same commands.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from ...logbook.decisions import Decision
+from ...logbook.events import InterventionRequested
+from ...logbook.state import Intervention, RunState
+from ..desk import post_request
+from ..policy.decide import decide
+from ..spec import RunSpec
+from .runs import StateFollower, find_run
+
+
+class Channel(Protocol):
+    """What a command needs of a run."""
+
+    def seq(self) -> int:
+        """Return the newest event of the run as it stands now."""
+        ...
+
+    def plan(self, request: InterventionRequested) -> list[Decision]:
+        """Return what would be decided about a request now; nothing is changed."""
+        ...
+
+    def post(self, request: InterventionRequested) -> None:
+        """Lay a request where the controller finds it."""
+        ...
+
+    def look(self, name: str) -> Intervention | None:
+        """Return how far a request has got; None while no controller has seen it."""
+        ...
+
+
+class FolderChannel:
+    """A run whose folder lies here: its desk and its journal."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._follower = StateFollower(folder)
+
+    def seq(self) -> int:
+        return self._state().seq
+
+    def plan(self, request: InterventionRequested) -> list[Decision]:
+        return plan_request(self._state(), request, time.time())
+
+    def post(self, request: InterventionRequested) -> None:
+        post_request(self._folder, request, time_s=time.time())
+
+    def look(self, name: str) -> Intervention | None:
+        return self._state().interventions.get(name)
+
+    def _state(self) -> RunState:
+        self._follower.poll()
+        return self._follower.state
+
+
+def open_channel(run: str | None) -> Channel:
+    """Return the way to a run. Raises NotFoundError[no-such-run]."""
+    return FolderChannel(find_run(run))
+
+
+def plan_request(state: RunState, request: InterventionRequested, now_s: float) -> list[Decision]:
+    """Return what would be decided about a request at now_s, [] when it would have to wait."""
+    asked = Intervention(request=request, requested_s=now_s)
+    # What else waits is left out, so the answer is about this request alone.
+    settled = {n: i for n, i in state.interventions.items() if i.stage not in ("requested", "sent")}
+    alone = replace(state, interventions={**settled, request.id: asked})
+    return decide(alone, RunSpec.model_validate(state.spec), now_s)
