@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from msgspec.structs import replace
-
 from ...logbook.decisions import Decision
 from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention, RunState
 from ..desk import post_request
-from ..policy.decide import decide
+from ..policy.requests import plan_answer
 from ..spec import RunSpec
 from .runs import StateFollower, find_run
 
@@ -72,8 +70,5 @@ def open_channel(run: str | None) -> Channel:
 
 def plan_request(state: RunState, request: InterventionRequested, now_s: float) -> list[Decision]:
     """Return what would be decided about a request at now_s, [] when it would have to wait."""
-    asked = Intervention(request=request, requested_s=now_s)
-    # What else waits is left out, so the answer is about this request alone.
-    settled = {n: i for n, i in state.interventions.items() if i.stage not in ("requested", "sent")}
-    alone = replace(state, interventions={**settled, request.id: asked})
-    return decide(alone, RunSpec.model_validate(state.spec), now_s)
+    decision = plan_answer(state, RunSpec.model_validate(state.spec), request, now_s)
+    return [decision] if decision is not None else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from ...logbook.decisions import (
     ON_REQUEST,
     AcknowledgeIncident,
@@ -168,25 +170,37 @@ def _patience_s(state: RunState, known: Intervention) -> float:
 def complete_done(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Mark requests whose effect is already in the state."""
     for known in state.interventions.values():
-        if known.stage != "requested":
-            continue
-        request, node = known.request, state.nodes.get(known.request.target)
-        if request.action in CHECKPOINT_ACTIONS:
-            closing = checkpoint_requests.complete(state, spec, known, now_s)
-            if closing is not None:
-                return [closing]
-            continue
-        done = {
-            "quarantine": node is not None and bool(node.quarantined),
-            "release": node is not None and not node.quarantined,
-            "resume": state.resumed_s >= known.requested_s,
-            "detector": _is_switched(state, request.target),
-            "ack": _is_acknowledged(state, request.target),
-        }.get(request.action, False)
-        if done:
-            done_id = CompleteIntervention(request.id)
-            return [make_decision(state, done_id, f"{request.action} is in force")]
+        closing = _completion(state, spec, known, now_s) if known.stage == "requested" else None
+        if closing is not None:
+            return [closing]
     return []
+
+
+def plan_answer(
+    state: RunState, spec: RunSpec, request: InterventionRequested, now_s: float
+) -> Decision | None:
+    """Return what would be decided about a request made now, None while it would have to wait."""
+    known = Intervention(request=request, requested_s=now_s)
+    asked = replace(state, interventions={**state.interventions, request.id: known})
+    done = _completion(asked, spec, known, now_s)
+    return done if done is not None else _answer(asked, spec, request, now_s)
+
+
+def _completion(
+    state: RunState, spec: RunSpec, known: Intervention, now_s: float
+) -> Decision | None:
+    request, node = known.request, state.nodes.get(known.request.target)
+    if request.action in CHECKPOINT_ACTIONS:
+        return checkpoint_requests.complete(state, spec, known, now_s)
+    done = {
+        "quarantine": node is not None and bool(node.quarantined),
+        "release": node is not None and not node.quarantined,
+        "resume": state.resumed_s >= known.requested_s,
+        "detector": _is_switched(state, request.target),
+        "ack": _is_acknowledged(state, request.target),
+    }.get(request.action, False)
+    done_id = CompleteIntervention(request.id)
+    return make_decision(state, done_id, f"{request.action} is in force") if done else None
 
 
 def _is_switched(state: RunState, target: str) -> bool:
