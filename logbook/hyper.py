@@ -56,7 +56,8 @@ class Command(msgspec.Struct, frozen=True):
         "optimizer", "scaler"  set the parameters in values, by their names
         "save-interval"  save after every step that value, a whole number, divides
         "skip"        leave out the data steps in target, "FIRST:LAST" (LAST not included); or the
-                      data steps that hold the samples in "samples FIRST:LAST"
+                      data steps that hold the samples in "samples FIRST:LAST"; at most value of
+                      them, where it is not 0
         "revert"      take the change made by the cause in target back
         "checkpoint"  save now; value unused
         "stop", "pause"  finish the current step, save, exit 0; value unused

@@ -203,6 +203,12 @@ def _with_skip(command: Command, hyper: Hyper, step: int, config: TrainConfig, m
     if is_samples:
         batch = config.sequences_per_step(mesh)
         first, last = first // batch, -(-last // batch)
+    if command.value and last - first > command.value:
+        raise ConfigError(
+            "range-too-long",
+            f"{command.target} is {last - first} data steps, of at most {command.value:g}",
+            remedy="Leave out less, or raise limits.skip_steps_max of the run spec.",
+        )
     coming = data_step_for(step - 1, hyper.skipped)
     if first < coming:
         # A range behind the position would shift the position itself.

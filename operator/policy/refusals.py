@@ -14,7 +14,7 @@ from .checkpoint_requests import CHECKPOINT_ACTIONS
 from .detectors import refuse_switch
 
 COMMANDS = (*LASTING, *ONCE, "skip", "revert")
-MAX_CHANGES = 2000
+MAX_CHANGES = 500
 """Changes of a run that a start command, one frame, can hold with room to spare."""
 SAME_RATE_FRAC = 0.01
 """A rate moves with its schedule while a person looks at it."""

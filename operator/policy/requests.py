@@ -45,7 +45,7 @@ def answer_requests(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
         if known.stage == "requested":
             decision = _answer(state, spec, known.request, now_s)
         elif known.stage in ("sent", "scheduled") or is_for_a_while(known):
-            decision = _follow_up(state, known, now_s)
+            decision = _follow_up(state, spec, known, now_s)
         else:
             continue
         if decision is not None:
@@ -69,7 +69,7 @@ def _answer(
         return None
     if request.action == "rollback":
         return rollback_requests.plan(state, spec, request, said, now_s)
-    send = SendCommand(_command(state.next_command, request), request.id)
+    send = SendCommand(_command(state.next_command, request, spec), request.id)
     evidence = (*_values_now(state, request), *given_up(state, request))
     return make_decision(state, send, said, evidence=evidence)
 
@@ -98,11 +98,13 @@ def _ending(state: RunState, request: InterventionRequested) -> Action:
     return PauseRun(ON_REQUEST) if request.action == "pause" else stopped
 
 
-def _command(seq: int, request: InterventionRequested) -> Command:
+def _command(seq: int, request: InterventionRequested, spec: RunSpec) -> Command:
+    # How long a range of samples is in data steps, only ranks can say: they get the limit.
+    most = float(spec.limits.skip_steps_max)
     return Command(
         seq,
         request.action,
-        request.value,
+        most if request.action == "skip" else request.value,
         request.id,
         request.values,
         request.target,
@@ -117,7 +119,9 @@ def _values_now(state: RunState, request: InterventionRequested) -> Pairs:
     return tuple((f"{name} now", f"{now:.6g}") for name, now in known if now is not None)
 
 
-def _follow_up(state: RunState, known: Intervention, now_s: float) -> Decision | None:
+def _follow_up(
+    state: RunState, spec: RunSpec, known: Intervention, now_s: float
+) -> Decision | None:
     """A command is sent again until it is confirmed, unless its change is in the start command.
 
     To the same attempt it goes under the same number, which a rank that has it ignores. A new
@@ -148,7 +152,7 @@ def _follow_up(state: RunState, known: Intervention, now_s: float) -> Decision |
         seq = state.next_command
         why = f"attempt {known.sent_attempt} ended before it took effect: sent again"
     assert seq is not None
-    return make_decision(state, SendCommand(_command(seq, request), request.id), why)
+    return make_decision(state, SendCommand(_command(seq, request, spec), request.id), why)
 
 
 def _expiry(state: RunState, known: Intervention) -> Decision | None:

@@ -116,3 +116,11 @@ def test_what_happens_once_waits_until_its_step_is_completed() -> None:
     assert (effect.is_stop, effect.is_save, effect.hyper.scheduled) == (True, True, ())
     assert plan_effect(order, Hyper(), 51, CONFIG, MESH).is_stop
     assert plan_effect(order, Hyper(), 52, CONFIG, MESH).error.startswith("step-passed:")
+
+
+def test_no_more_data_is_left_out_than_the_limit_says() -> None:
+    batch = CONFIG.sequences_per_step(MESH)
+    long = Command(1, "skip", 5.0, target=f"samples {100 * batch}:{105 * batch + 1}")
+    assert plan_effect(long, Hyper(), 40, CONFIG, MESH).error.startswith("range-too-long:")
+    fits = Command(1, "skip", 5.0, target=f"samples {100 * batch}:{105 * batch}")
+    assert plan_effect(fits, Hyper(), 40, CONFIG, MESH).hyper.skipped == ((100, 105),)
