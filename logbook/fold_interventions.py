@@ -151,6 +151,7 @@ def _applied(
         until_step=e.until_step if first else found.until_step,
         readback=e.readback,
         previous=e.previous if first else found.previous,
+        applied_s=time_s if first else found.applied_s,
         detail=e.error,
     )
     if e.error and state.stopping == found.request.id:

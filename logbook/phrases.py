@@ -14,7 +14,7 @@ from . import events as ev
 from .clock import span_text
 from .energy import energy_text
 from .hyper import Command
-from .parameters import values_of
+from .parameters import PARAMETERS, values_of
 from .state import Intervention
 
 
@@ -304,9 +304,10 @@ def action_text(action: de.Action) -> str:
 
 
 def _command_text(command: Command) -> str:
-    numbers = command.values or {command.kind: command.value}
-    words = [command.kind] if command.values else []
+    words = [] if command.kind in PARAMETERS else [command.kind]
+    numbers = values_of(command.kind, command.value, command.values)
     words += [f"{name} {value:g}" for name, value in numbers.items()]
+    words += [f"{command.value:g}"] if command.kind == "save-interval" else []
     words += [command.target] if command.target else []
     words += [f"at step {command.at_step}"] if command.at_step else []
     words += [f"for {command.for_steps} steps"] if command.for_steps else []

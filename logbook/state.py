@@ -222,6 +222,7 @@ class Intervention(msgspec.Struct, frozen=True):
     acks, expired_acks: ranks that have said so of its beginning, and of its end.
     previous, readback, after: what ranks held before, under it, and after its end.
     sent_attempt, sent_s, num_sent: to which attempt it was last sent, when, and how many times so.
+    applied_s: when the first rank said that it holds, 0.0 before one has.
     """
 
     request: InterventionRequested
@@ -239,6 +240,7 @@ class Intervention(msgspec.Struct, frozen=True):
     until_step: int | None = None
     expired_acks: tuple[int, ...] = ()
     after: dict[str, float] = {}
+    applied_s: float = 0.0
 
 
 class Touch(msgspec.Struct, frozen=True):

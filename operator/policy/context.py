@@ -1,9 +1,9 @@
-"""What the policy's files share: ids that follow from the state alone, and one question."""
+"""What the policy's files share: ids that follow from the state alone, and two questions."""
 
 from __future__ import annotations
 
 from ...logbook.decisions import Action, Decision, IncidentDraft
-from ...logbook.state import RunState
+from ...logbook.state import Intervention, RunState
 
 Pairs = tuple[tuple[str, str], ...]
 About = IncidentDraft | str | None
@@ -53,3 +53,8 @@ def is_training(state: RunState) -> bool:
         and attempt.signal_s is None
         and not attempt.finished
     )
+
+
+def is_for_a_while(known: Intervention) -> bool:
+    """Whether a change is in force that comes to an end by itself."""
+    return known.stage == "applied" and known.until_step is not None

@@ -28,7 +28,7 @@ from ...logbook.state import Intervention, RunState
 from ..spec import RunSpec
 from . import checkpoint_requests, rollback_requests
 from .checkpoint_requests import CHECKPOINT_ACTIONS
-from .context import Pairs, is_training, make_decision
+from .context import Pairs, is_for_a_while, is_training, make_decision
 from .detectors import switch_of
 from .refusals import refuse, value_now
 from .rungs import given_up
@@ -215,8 +215,3 @@ def _is_switched(state: RunState, target: str) -> bool:
 def _is_acknowledged(state: RunState, incident: str) -> bool:
     known = state.incidents.get(incident)
     return known is not None and bool(known.acknowledged)
-
-
-def is_for_a_while(known: Intervention) -> bool:
-    """Whether a change is in force that comes to an end by itself."""
-    return known.stage == "applied" and known.until_step is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...logbook.events import InterventionRequested
 from ...logbook.fold_decisions import OWN
 from ...logbook.state import Intervention, RunState
-from .context import Pairs
+from .context import Pairs, is_for_a_while
 
 
 def own_climbs(state: RunState) -> list[Intervention]:
@@ -44,12 +44,11 @@ def rungs_down(state: RunState) -> list[float]:
 
 
 def is_held(state: RunState) -> bool:
-    """Whether a person's rate is in force for a while, or soon will be: no climb meanwhile."""
+    """Whether a person's rate is in force for a while, or on its way: no climb meanwhile."""
     return any(
         known.request.action in ("lr", "lr-factor")
         and known.request.by != OWN
-        and (known.stage == "sent" or known.request.for_steps is not None)
-        and known.stage in ("sent", "scheduled", "applied")
+        and (known.stage == "sent" or is_for_a_while(known))
         for known in state.interventions.values()
     )
 
@@ -67,7 +66,7 @@ def given_up(state: RunState, request: InterventionRequested) -> Pairs:
 def _set_by_person_s(state: RunState) -> float:
     """When a person last set the rate for good, 0.0 where nobody has."""
     times_s = [
-        known.requested_s
+        known.applied_s or known.requested_s
         for known in state.interventions.values()
         if known.request.action in ("lr", "lr-factor")
         and known.request.by != OWN
