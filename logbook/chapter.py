@@ -152,6 +152,9 @@ class _Author:
             return event.incident == name
         if self._is_over(record):
             return False
+        if isinstance(event, ev.CommandApplied) and event.phase == "loaded" and not event.error:
+            # Every node of every attempt says so: only one that holds something else is news.
+            return False
         if isinstance(event, ev.WorkerExited):
             self._exits.append(event)
             return self._has_room("worker-exited", len(self._exits) <= EXITS_MAX)

@@ -19,12 +19,14 @@ class StartAttempt(msgspec.Struct, frozen=True, tag="start-attempt"):
         a first start or a hardware fault.
     lr_factor:   what the learning rate is multiplied by for this rollback.
     quarantines: checkpoints not to be resumed from again.
+    intervention: the request that this attempt answers, "" where nobody asked for it.
     """
 
     plan: AttemptPlan
     rollback_onset: int | None = None
     lr_factor: float = 1.0
     quarantines: tuple[str, ...] = ()
+    intervention: str = ""
 
 
 class RunPreflight(msgspec.Struct, frozen=True, tag="run-preflight"):
@@ -62,6 +64,10 @@ class AwaitNodes(msgspec.Struct, frozen=True, tag="await-nodes"):
     """Stop the workers; the run goes on by itself as soon as enough nodes are usable."""
 
 
+ON_REQUEST = "on-request"
+"""The code of a pause that a person has asked for."""
+
+
 class PauseRun(msgspec.Struct, frozen=True, tag="pause-run"):
     """Stop the workers, keep everything, wait for a human."""
 
@@ -92,6 +98,19 @@ class CompleteIntervention(msgspec.Struct, frozen=True, tag="complete-interventi
     """A request that needs no order to the ranks has been carried out by another decision."""
 
     intervention: str
+
+
+class ExpireIntervention(msgspec.Struct, frozen=True, tag="expire-intervention"):
+    """A change that was made for a while is over; not every rank has said so."""
+
+    intervention: str
+
+
+class AcknowledgeIncident(msgspec.Struct, frozen=True, tag="acknowledge-incident"):
+    """A person has taken note of an incident."""
+
+    incident: str
+    by: str
 
 
 class VerifyCheckpoint(msgspec.Struct, frozen=True, tag="verify-checkpoint"):
@@ -161,6 +180,8 @@ Action = (
     | EndRun
     | SendCommand
     | RejectIntervention
+    | ExpireIntervention
+    | AcknowledgeIncident
     | VerifyCheckpoint
     | QuarantineCheckpoint
     | ReleaseCheckpoint

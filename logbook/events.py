@@ -300,10 +300,19 @@ class ActionDone(EventBase, frozen=True, tag="action-done"):
 
 
 class InterventionRequested(EventBase, frozen=True, tag="intervention-requested"):
-    """A person asks for a change. action: "lr", "lr-factor", "grad-clip", "checkpoint", "stop",
-    "resume", "quarantine", "release", "detector" (target "NAME=MODE"), "pin", "unpin", "verify",
-    "quarantine-checkpoint", "release-checkpoint" (target a checkpoint), "prune". value and target
-    as the action needs them."""
+    """A person asks for a change. value, target and values as the action needs them:
+
+    "lr", "lr-factor", "grad-clip" (value), "optimizer", "scaler" (values, by the names of
+    parameters.PARAMETERS), "skip" (target a range, as in hyper.Command), "checkpoint", "stop",
+    "pause", "resume", "rollback" (target a checkpoint, or else value a step), "revert" (target an
+    intervention), "ack" (target an incident), "quarantine", "release" (target a node), "detector"
+    (target "NAME=MODE"), "pin", "unpin", "verify", "quarantine-checkpoint", "release-checkpoint"
+    (target a checkpoint), "prune".
+    at_step: the step at which it is to take effect, None at once. for_steps: for so many steps
+        only, None for good.
+    seen_seq: the newest event that its author knew of: what was changed behind that is a conflict.
+    expect_value: the value that its author expects to change.
+    """
 
     id: str
     action: str
@@ -312,12 +321,19 @@ class InterventionRequested(EventBase, frozen=True, tag="intervention-requested"
     value: float = 0.0
     target: str = ""
     expect_attempt: int | None = None
+    values: dict[str, float] = msgspec.field(default_factory=dict)
+    at_step: int | None = None
+    for_steps: int | None = None
+    seen_seq: int | None = None
+    expect_value: float | None = None
 
 
 class CommandApplied(EventBase, frozen=True, tag="command-applied"):
     """The ranks of one node hold the new values, read back from the live optimizer.
 
     at_step is the first step under them; error "" means it took effect.
+    phase, cause, until_step: as in wire.Applied; phase "loaded" is what the ranks hold after the
+        load with which their attempt began.
     """
 
     attempt: int
@@ -329,6 +345,9 @@ class CommandApplied(EventBase, frozen=True, tag="command-applied"):
     previous: dict[str, float]
     error: str = ""
     hyper: Hyper | None = None
+    phase: str = "applied"
+    cause: str = ""
+    until_step: int | None = None
 
 
 class NoteAdded(EventBase, frozen=True, tag="note-added"):

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from . import events as ev
 from . import fold_checkpoints as cp
+from . import fold_interventions as iv
 from . import fold_preflight as pf
 from . import fold_training as tr
 from .energy import AttemptEnergy
@@ -24,7 +25,6 @@ from .state import (
     RECENT_STEPS,
     TREND_STEPS,
     AttemptState,
-    Intervention,
     NodeState,
     Remark,
     RunState,
@@ -155,7 +155,7 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
     earlier = tuple(entry for entry in state.lineage if entry[1] < e.step)
     validations = tuple(known for known in state.validations if known.step <= e.step)
     return replace(
-        state,
+        iv.rewound(state, e.step),
         attempt=running,
         checkpoints=checkpoints,
         trending=tuple(
@@ -279,44 +279,6 @@ def _action_done(state: RunState, e: ev.ActionDone, time_s: float) -> RunState:
     return replace(state, pending=pending)
 
 
-def _requested(state: RunState, e: ev.InterventionRequested, time_s: float) -> RunState:
-    if e.id in state.interventions:
-        return state
-    asked = Intervention(request=e, requested_s=time_s)
-    stopping = e.id if e.action == "stop" and not state.stopping else state.stopping
-    return replace(state, interventions={**state.interventions, e.id: asked}, stopping=stopping)
-
-
-def _command_applied(state: RunState, e: ev.CommandApplied, time_s: float) -> RunState:
-    running = state.running(e.attempt)
-    found = next((i for i in state.interventions.values() if i.seq == e.seq), None)
-    if running is None or found is None:
-        return state
-    acks = tuple(sorted({*found.acks, *e.ranks}))
-    stage = found.stage
-    if e.error:
-        stage = "failed"
-    elif found.request.action == "stop":
-        # Heard, but done only once the run has ended: until then every attempt must be told.
-        return state
-    elif len(acks) >= running.plan.mesh.world_size and stage == "sent":
-        stage = "applied"
-    first = not found.acks
-    known = replace(
-        found,
-        acks=acks,
-        stage=stage,
-        at_step=e.at_step,
-        readback=e.readback,
-        previous=e.previous if first else found.previous,
-        detail=e.error,
-    )
-    state = replace(state, interventions={**state.interventions, found.request.id: known})
-    if e.error or not first or e.hyper is None:
-        return state
-    return replace(state, hyper=e.hyper)
-
-
 def _note_added(state: RunState, e: ev.NoteAdded, time_s: float) -> RunState:
     known = state.incidents.get(e.incident or "")
     if e.incident is not None and known is None:
@@ -369,8 +331,8 @@ _HANDLERS: dict[type, _Handler] = {
     ev.FindingSeen: _finding_seen,
     ev.DecisionMade: _decision_made,
     ev.ActionDone: _action_done,
-    ev.InterventionRequested: _requested,
-    ev.CommandApplied: _command_applied,
+    ev.InterventionRequested: iv.requested,
+    ev.CommandApplied: iv.command_applied,
     ev.NoteAdded: _note_added,
     ev.ApiServed: _noted,
     ev.ApiFailed: _noted,

@@ -12,6 +12,7 @@ from . import fold_preflight as pf
 from .energy import AttemptEnergy
 from .events import InterventionRequested
 from .fold_checkpoints import with_failed_restart
+from .fold_interventions import ENDINGS, LINEAGE, LR, staged, topics_of, touched
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
 
 OWN = "midwatch"
@@ -32,7 +33,7 @@ def apply_decision(state: RunState, decision: d.Decision, time_s: float) -> RunS
     if decision.opens is not None:
         state = _opened(state, decision.opens, time_s)
     for name in decision.reverts:
-        state = _staged(state, name, "reverted", decision.reason)
+        state = staged(state, name, "reverted", decision.reason)
     action = decision.action
     if decision.incident is not None:
         state = fold_incident(
@@ -80,14 +81,6 @@ def _opened(state: RunState, draft: d.IncidentDraft, time_s: float) -> RunState:
     )
 
 
-def _staged(state: RunState, name: str, stage: str, detail: str) -> RunState:
-    known = state.interventions.get(name)
-    if known is None:
-        return state
-    known = replace(known, stage=stage, detail=detail)
-    return replace(state, interventions={**state.interventions, name: known})
-
-
 def _start_attempt(
     state: RunState, action: d.StartAttempt, decision: d.Decision, time_s: float
 ) -> RunState:
@@ -110,8 +103,13 @@ def _start_attempt(
         memory_since=plan.attempt if plan.memory_since is None else plan.memory_since,
     )
     state = _linked_to_incidents(state, plan.attempt)
+    if action.lr_factor != 1.0:
+        state = touched(state, (LR, "grad-clip"), OWN, f"a rollback, x{action.lr_factor:g}", time_s)
+    if action.intervention:
+        state = _went_back(state, action, time_s)
     if action.rollback_onset is None:
         return state
+    state = touched(state, (LINEAGE,), OWN, "a rollback", time_s)
     onset_data = [s.data_step for s in state.samples if s.step >= action.rollback_onset]
     done = Rollback(
         onset_data=onset_data[0] if onset_data else None,
@@ -124,6 +122,17 @@ def _start_attempt(
         attempt=plan.attempt,
     )
     return replace(state, rollbacks=(*state.rollbacks, done))
+
+
+def _went_back(state: RunState, action: d.StartAttempt, time_s: float) -> RunState:
+    """A person's way back is under way until the attempt holds its state."""
+    known = state.interventions.get(action.intervention)
+    if known is None:
+        return state
+    known = replace(known, stage="sent", sent_attempt=action.plan.attempt, sent_s=time_s)
+    state = replace(state, interventions={**state.interventions, action.intervention: known})
+    what = f"{known.request.id} ({known.request.reason})"
+    return touched(state, (LINEAGE,), known.request.by, what, time_s)
 
 
 def _without_attempt(state: RunState, time_s: float) -> RunState:
@@ -175,7 +184,8 @@ def _quarantine(
     if known is None:
         return state
     bad = replace(known, quarantined=decision.reason)
-    return replace(state, nodes={**state.nodes, action.node: bad})
+    state = replace(state, nodes={**state.nodes, action.node: bad})
+    return touched(state, (f"node {action.node}",), OWN, decision.reason, time_s)
 
 
 def _release(
@@ -185,13 +195,15 @@ def _release(
     if known is None:
         return state
     good = replace(known, quarantined="", num_hangs=0, lemon="", evict=None, drain=None)
-    return replace(state, nodes={**state.nodes, action.node: good})
+    state = replace(state, nodes={**state.nodes, action.node: good})
+    return touched(state, (f"node {action.node}",), OWN, decision.reason, time_s)
 
 
 def _set_detector(
     state: RunState, action: d.SetDetector, decision: d.Decision, time_s: float
 ) -> RunState:
-    return replace(state, detectors={**state.detectors, action.detector: action.mode})
+    state = replace(state, detectors={**state.detectors, action.detector: action.mode})
+    return touched(state, (f"detector {action.detector}",), OWN, decision.reason, time_s)
 
 
 def _await_nodes(
@@ -202,7 +214,21 @@ def _await_nodes(
 
 def _pause(state: RunState, action: d.PauseRun, decision: d.Decision, time_s: float) -> RunState:
     state = _without_attempt(state, time_s)
-    return replace(state, paused=action.code, pause_reason=decision.reason)
+    for name, known in state.interventions.items():
+        if known.request.action == "pause" and _is_honoured(state, known):
+            state = _settled_ending(state, name, decision.reason)
+    return replace(state, paused=action.code, pause_reason=decision.reason, stopping="")
+
+
+def _is_honoured(state: RunState, known: Intervention) -> bool:
+    """Whether the end of an attempt is what a stop or pause has asked for by now."""
+    is_due = known.stage == "scheduled" and (known.request.at_step or 0) <= state.step
+    return known.stage in ("requested", "sent") or is_due
+
+
+def _settled_ending(state: RunState, name: str, reason: str) -> RunState:
+    state = replace(state, hyper=state.hyper.without(name, state.step + 1))
+    return staged(state, name, "applied", reason)
 
 
 def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: float) -> RunState:
@@ -224,10 +250,11 @@ def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float)
     end = Status.STOPPED if action.stopped else Status.COMPLETED
     state = replace(_without_attempt(state, time_s), end=end, ended_s=time_s, preflight=None)
     for name, known in state.interventions.items():
-        if known.request.action == "stop" and known.stage in ("requested", "sent"):
-            state = _staged(state, name, "applied", decision.reason)
-        elif known.stage == "sent":
-            state = _staged(state, name, "failed", f"the run was {end} before it took effect")
+        if known.request.action in ENDINGS and known.stage in ("requested", "sent", "scheduled"):
+            state = _settled_ending(state, name, decision.reason)
+        elif known.stage in ("sent", "scheduled"):
+            state = replace(state, hyper=state.hyper.without(name, state.step + 1))
+            state = staged(state, name, "failed", f"the run was {end} before it took effect")
     return state
 
 
@@ -251,20 +278,36 @@ def _send(state: RunState, action: d.SendCommand, decision: d.Decision, time_s: 
         sent_s=time_s,
         num_sent=known.num_sent + 1 if again else 1,
     )
-    return replace(state, interventions={**state.interventions, name: known})
+    state = replace(state, interventions={**state.interventions, name: known})
+    request = known.request
+    what = f"{name} ({request.reason})"
+    return touched(state, topics_of(state, request), request.by, what, time_s)
 
 
 def _reject(
     state: RunState, action: d.RejectIntervention, decision: d.Decision, time_s: float
 ) -> RunState:
-    state = _staged(state, action.intervention, "rejected", decision.reason)
+    state = staged(state, action.intervention, "rejected", decision.reason)
     return replace(state, stopping="") if state.stopping == action.intervention else state
 
 
 def _complete(
     state: RunState, action: d.CompleteIntervention, decision: d.Decision, time_s: float
 ) -> RunState:
-    return _staged(state, action.intervention, "applied", decision.reason)
+    return staged(state, action.intervention, "applied", decision.reason)
+
+
+def _expire(
+    state: RunState, action: d.ExpireIntervention, decision: d.Decision, time_s: float
+) -> RunState:
+    return staged(state, action.intervention, "expired", decision.reason)
+
+
+def _acknowledge(
+    state: RunState, action: d.AcknowledgeIncident, decision: d.Decision, time_s: float
+) -> RunState:
+    said = decision.reason
+    return fold_incident(state, action.incident, lambda known: replace(known, acknowledged=said))
 
 
 def _close(
@@ -334,6 +377,8 @@ _APPLY: dict[type, _Apply] = {
     d.SendCommand: _send,
     d.RejectIntervention: _reject,
     d.CompleteIntervention: _complete,
+    d.ExpireIntervention: _expire,
+    d.AcknowledgeIncident: _acknowledge,
     d.CloseIncident: _close,
     d.VerifyCheckpoint: _verify,
     d.QuarantineCheckpoint: _quarantine_checkpoint,

@@ -5,67 +5,21 @@ An entry says what to ask for, not what comes of it: the policy judges every req
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from enum import StrEnum
-from typing import Any
-
-import msgspec
-
-from .state import RunState
-
-
-class FieldKind(StrEnum):
-    """What a field holds, and where its choices come from."""
-
-    NUMBER = "number"
-    NODE = "node"
-    CHECKPOINT = "checkpoint"
-    SWITCH = "switch"
-
-
-class Bound(msgspec.Struct, frozen=True):
-    """A limit of a number: a value of the spec by its dotted path, or value where it has none.
-
-    is_inverse: one over that value.
-    """
-
-    value: float
-    path: str = ""
-    is_inverse: bool = False
-
-    def resolve(self, spec: Mapping[str, Any]) -> float:
-        """Return the limit that holds under spec."""
-        found: Any = spec
-        for name in self.path.split(".") if self.path else ():
-            found = found.get(name) if isinstance(found, Mapping) else None
-        value = float(found) if isinstance(found, int | float) and self.path else self.value
-        return 1.0 / value if self.is_inverse else value
-
-
-class Field(msgspec.Struct, frozen=True):
-    """One thing to fill in. A number goes into the request's value, everything else into target."""
-
-    label: str
-    kind: FieldKind
-    help: str
-    low: Bound = Bound(-math.inf)
-    high: Bound = Bound(math.inf)
-
-
-class Form(msgspec.Struct, frozen=True):
-    """One intervention. action: as in events.InterventionRequested; key: of the terminal logbook.
-
-    is_guarded: the request holds for the attempt that its author saw, and no other.
-    """
-
-    action: str
-    key: str
-    title: str
-    help: str
-    fields: tuple[Field, ...] = ()
-    is_guarded: bool = True
-
+from .form_fields import AFTER_STEP as AFTER_STEP
+from .form_fields import AT_STEP as AT_STEP
+from .form_fields import FOR_STEPS as FOR_STEPS
+from .form_fields import WHOLE as WHOLE
+from .form_fields import Answers as Answers
+from .form_fields import Field as Field
+from .form_fields import FieldKind as FieldKind
+from .form_fields import Form as Form
+from .form_fields import answers_of as answers_of
+from .form_fields import choices_of as choices_of
+from .form_fields import fault_of as fault_of
+from .form_fields import fault_of_all as fault_of_all
+from .form_fields import number as number
+from .form_fields import range_text as range_text
+from .parameters import Bound as Bound
 
 _NODE = Field("node", FieldKind.NODE, "name of the node")
 _CHECKPOINT = Field("checkpoint", FieldKind.CHECKPOINT, "id of the checkpoint")
@@ -75,38 +29,91 @@ FORMS: tuple[Form, ...] = (
         "lr",
         "L",
         "Set the learning rate",
-        "The next step's rate; the rest of the schedule is scaled alike.",
-        (
-            Field(
-                "rate",
-                FieldKind.NUMBER,
-                "new rate of the next step",
-                Bound(1e-8, "limits.lr_min"),
-                Bound(1.0, "limits.lr_max"),
-            ),
-        ),
+        "Scales the remaining schedule so that the rate of that step is this value.",
+        (number("lr"), AT_STEP, FOR_STEPS),
     ),
     Form(
         "lr-factor",
         "F",
         "Scale the learning rate",
         "Multiplies the remaining schedule, on top of the factors in force.",
+        (number("lr-factor"), AT_STEP, FOR_STEPS),
+    ),
+    Form(
+        "grad-clip",
+        "C",
+        "Clip gradients",
+        "The largest global gradient norm that reaches the optimizer.",
+        (number("grad-clip"), AT_STEP, FOR_STEPS),
+    ),
+    Form(
+        "scaler",
+        "Z",
+        "Reset the loss scaler",
+        "fp16 only. What is left empty stays as it is.",
+        (number("loss-scale"), number("loss-scale-floor"), AT_STEP, FOR_STEPS),
+    ),
+    Form(
+        "optimizer",
+        "O",
+        "Change the optimizer",
+        "Adam's own values. What is left empty stays as it is.",
+        (
+            number("beta1"),
+            number("beta2"),
+            number("eps"),
+            number("weight-decay"),
+            AT_STEP,
+            FOR_STEPS,
+        ),
+    ),
+    Form(
+        "skip",
+        "J",
+        "Leave out data",
+        "Data steps that are still to come are not trained on.",
         (
             Field(
-                "factor",
-                FieldKind.NUMBER,
-                "factor on the remaining schedule",
-                Bound(100.0, "limits.lr_factor_max", is_inverse=True),
-                Bound(100.0, "limits.lr_factor_max"),
+                "data steps", FieldKind.RANGE, "FIRST:LAST, LAST not included; samples FIRST:LAST"
             ),
         ),
     ),
-    Form("stop", "S", "Stop the run", "Finishes the step, saves, and ends the run."),
+    Form(
+        "revert",
+        "T",
+        "Take a change back",
+        "A change that is scheduled or in force is so no longer.",
+        (Field("change", FieldKind.CHANGE, "id of the change"),),
+    ),
+    Form("checkpoint", "W", "Save now", "Saves the state without waiting.", (AFTER_STEP,)),
+    Form(
+        "rollback",
+        "B",
+        "Roll back",
+        "Goes on from an earlier state; the steps since are given up, changes stay in force.",
+        (_CHECKPOINT,),
+    ),
+    Form(
+        "pause",
+        "H",
+        "Pause the run",
+        "Finishes the step, saves, and ends the workers until it is resumed.",
+        (AFTER_STEP,),
+    ),
+    Form("stop", "S", "Stop the run", "Finishes the step, saves, and ends the run.", (AFTER_STEP,)),
     Form(
         "resume",
         "R",
         "Resume the run",
         "Sets a paused or stopped run going again; spent budgets start anew.",
+        is_guarded=False,
+    ),
+    Form(
+        "ack",
+        "A",
+        "Acknowledge an incident",
+        "Its note says who has taken note of it, and what they said.",
+        (Field("incident", FieldKind.INCIDENT, "id of the incident"),),
         is_guarded=False,
     ),
     Form(
@@ -179,55 +186,3 @@ FORMS: tuple[Form, ...] = (
         is_guarded=False,
     ),
 )
-
-
-class Answers(msgspec.Struct, frozen=True):
-    """A form filled in, as the parts of a request."""
-
-    value: float = 0.0
-    target: str = ""
-
-
-def choices_of(field: Field, state: RunState, switches: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what may stand in a field now; () where it is a number.
-
-    switches: every NAME=MODE there is.
-    """
-    if field.kind is FieldKind.NODE:
-        return tuple(state.nodes)
-    if field.kind is FieldKind.CHECKPOINT:
-        newest = sorted(state.checkpoints.values(), key=lambda known: -known.step)
-        return tuple(known.checkpoint for known in newest)
-    return switches if field.kind is FieldKind.SWITCH else ()
-
-
-def range_text(field: Field, spec: Mapping[str, Any]) -> str:
-    """Return the limits of a number for a person, "" where there are none."""
-    low, high = field.low.resolve(spec), field.high.resolve(spec)
-    return f"{low:g} to {high:g}" if math.isfinite(low) and math.isfinite(high) else ""
-
-
-def fault_of(field: Field, text: str, spec: Mapping[str, Any], choices: tuple[str, ...]) -> str:
-    """Return what is wrong with what a person wrote into a field, "" when nothing is."""
-    if not text.strip():
-        return f"{field.label} is missing"
-    if field.kind is not FieldKind.NUMBER:
-        return "" if text.strip() in choices else f"there is no {field.label} {text.strip()!r}"
-    try:
-        value = float(text)
-    except ValueError:
-        return f"{field.label} {text.strip()!r} is not a number"
-    if not field.low.resolve(spec) <= value <= field.high.resolve(spec):
-        return f"{field.label} {value:g} is outside {range_text(field, spec)}"
-    return ""
-
-
-def answers_of(form: Form, texts: tuple[str, ...]) -> Answers:
-    """Return the parts of the request that texts, one for each field and sound, amount to."""
-    value, target = 0.0, ""
-    for field, text in zip(form.fields, texts, strict=True):
-        if field.kind is FieldKind.NUMBER:
-            value = float(text)
-        else:
-            target = text.strip()
-    return Answers(value, target)

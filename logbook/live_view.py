@@ -83,7 +83,7 @@ def _figure(value: float | StepSample | None, form: str) -> str:
 
 def lr_multiplier(state: RunState) -> float:
     """Return what the schedule is multiplied by at the next step, all changes together."""
-    return math.prod(c.factor for c in state.hyper.lr_changes if c.from_step <= state.step + 1)
+    return state.hyper.factor_at(state.step + 1)
 
 
 def _multiplier(state: RunState) -> str:

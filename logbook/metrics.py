@@ -7,7 +7,6 @@ a checkpoint. Base units and `_total` as Prometheus has them; moments as timesta
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -76,8 +75,7 @@ def _gauges(state: RunState, summary: RunSummary) -> _Figures:
         yield "validation_perplexity", "Perplexity on held-out text.", measured.perplexity
         yield "validation_step", "Step of the newest such measurement.", measured.step
         yield "validation_seconds", "How long training waited for it.", measured.spent_s
-    changes = state.hyper.lr_changes
-    factor = math.prod(c.factor for c in changes if c.from_step <= state.step + 1)
+    factor = state.hyper.factor_at(state.step + 1)
     yield "learning_rate_factor", "What the LR schedule is multiplied by.", factor
     yield "step", "Newest completed step of the lineage.", state.step
     yield "attempt", "Number of the newest attempt.", state.num_attempts

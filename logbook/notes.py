@@ -277,6 +277,8 @@ def _outcome(state: RunState, incident: Incident) -> list[str]:
 def _remarks(state: RunState, incident: Incident) -> list[str]:
     name = incident.draft.id
     lines: list[str] = []
+    if incident.acknowledged:
+        lines += [f"Acknowledged: {_line(incident.acknowledged)}.", ""]
     for remark in incident.remarks:
         lines += [f"**{_line(remark.by)}**, {clock_text(remark.time_s)}, event #{remark.seq}:", ""]
         lines += [f"> {_quotable(line)}" for line in remark.text.splitlines()]

@@ -13,6 +13,9 @@ from . import decisions as de
 from . import events as ev
 from .clock import span_text
 from .energy import energy_text
+from .hyper import Command
+from .parameters import PARAMETERS, values_of
+from .state import Intervention
 
 
 def phrase_of(event: msgspec.Struct) -> str | None:
@@ -211,18 +214,51 @@ def _done(e: ev.ActionDone) -> str:
 
 
 def _requested(e: ev.InterventionRequested) -> str:
-    value = f" {e.value:g}" if e.action in ("lr", "lr-factor", "grad-clip") else ""
-    target = f" {e.target}" if e.target else ""
-    return f"{e.id} {e.by} asks for {e.action}{value}{target}: {e.reason}"
+    return f"{e.id} {e.by} asks for {request_text(e)}: {e.reason}"
+
+
+def request_text(e: ev.InterventionRequested) -> str:
+    """Return what a request asks for, in a few words."""
+    numbers = values_of(e.action, e.value, e.values)
+    if e.action in numbers:
+        words = [f"{e.action} {e.value:g}"]
+    else:
+        words = [e.action, *(f"{name} {value:g}" for name, value in numbers.items())]
+    words += [e.target] if e.target else []
+    if e.action == "rollback" and not e.target:
+        words.append(f"to step {e.value:g}")
+    words += [f"at step {e.at_step}"] if e.at_step is not None else []
+    words += [f"for {e.for_steps} steps"] if e.for_steps is not None else []
+    return " ".join(words)
+
+
+def changes_text(known: Intervention) -> str:
+    """Return what ranks read back before and under a change, where it differs; "-" for nothing."""
+    changed = [
+        f"{name} {known.previous[name]:.6g} -> {after:.6g}"
+        for name, after in known.readback.items()
+        if name in known.previous and known.previous[name] != after
+    ]
+    return ", ".join(changed) or "-"
+
+
+_TURNS = {
+    "applied": "in force",
+    "scheduled": "scheduled",
+    "expired": "over",
+    "loaded": "read back after the load",
+}
 
 
 def _applied(e: ev.CommandApplied) -> str:
+    what = f"command {e.seq}" if e.seq else e.cause or "the state"
     if e.error:
-        return f"command {e.seq} failed on {e.node}: {e.error}"
+        return f"{what} failed on {e.node}: {e.error}"
     changes = ", ".join(
         f"{name} {_before(e.previous, name)}{value:.6g}" for name, value in e.readback.items()
     )
-    return f"command {e.seq} in force on {e.node} from step {e.at_step}" + (
+    until = f" up to {e.until_step - 1}" if e.until_step is not None else ""
+    return f"{what} {_TURNS.get(e.phase, e.phase)} on {e.node} from step {e.at_step}{until}" + (
         f": {changes}" if changes else ""
     )
 
@@ -260,7 +296,7 @@ def action_text(action: de.Action) -> str:
         case de.EndRun(stopped, step):
             return f"end the run, {'stopped' if stopped else 'completed'} at step {step}"
         case de.SendCommand(command, _):
-            return f"send {command.kind} {command.value:g} as command {command.seq}"
+            return f"send {_command_text(command)} as command {command.seq}"
         case de.VerifyCheckpoint(name) | de.PinCheckpoint(name) | de.UnpinCheckpoint(name):
             return f"{_tag(action).split('-')[0]} {name}"
         case de.QuarantineCheckpoint(name) | de.ReleaseCheckpoint(name):
@@ -271,9 +307,26 @@ def action_text(action: de.Action) -> str:
             return f"close {incident}: {outcome}"
         case de.SetDetector(detector, mode):
             return f"switch {detector} to {mode}"
-        case de.RejectIntervention(intervention) | de.CompleteIntervention(intervention):
+        case de.AcknowledgeIncident(incident, by):
+            return f"acknowledge {incident} for {by}"
+        case (
+            de.RejectIntervention(intervention)
+            | de.CompleteIntervention(intervention)
+            | de.ExpireIntervention(intervention)
+        ):
             return f"{_tag(action).split('-')[0]} {intervention}"
     return _tag(action).replace("-", " ")
+
+
+def _command_text(command: Command) -> str:
+    words = [] if command.kind in PARAMETERS else [command.kind]
+    numbers = values_of(command.kind, command.value, command.values)
+    words += [f"{name} {value:g}" for name, value in numbers.items()]
+    words += [f"{command.value:g}"] if command.kind == "save-interval" else []
+    words += [command.target] if command.target else []
+    words += [f"at step {command.at_step}"] if command.at_step else []
+    words += [f"for {command.for_steps} steps"] if command.for_steps else []
+    return " ".join(words)
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:

@@ -6,7 +6,7 @@ from .checkpoint_text import health_text, outcome_text, verified_text
 from .chronicle import AttemptRow, Chronicle
 from .clock import clock_text, span_text
 from .document import Block, Heading, Table, Text
-from .phrases import bytes_text
+from .phrases import bytes_text, changes_text, request_text
 from .state import Intervention, NodeState, RunState
 from .summary import RunSummary
 
@@ -64,22 +64,15 @@ def interventions(state: RunState) -> list[Block]:
 
 def _intervention(known: Intervention) -> tuple[str, ...]:
     asked = known.request
-    value = f" {asked.value:g}" if asked.value else ""
-    target = f" {asked.target}" if asked.target else ""
     detail = f": {known.detail}" if known.detail else ""
-    changed = [
-        f"{name} {known.previous[name]:.6g} -> {after:.6g}"
-        for name, after in known.readback.items()
-        if name in known.previous and known.previous[name] != after
-    ]
     return (
         clock_text(known.requested_s)[:19],
         asked.by,
-        f"{asked.action}{value}{target}",
+        request_text(asked),
         asked.reason,
         f"{known.stage}{detail}",
         str(known.at_step) if known.at_step is not None else "-",
-        ", ".join(changed) or "-",
+        changes_text(known),
     )
 
 

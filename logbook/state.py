@@ -18,19 +18,19 @@ from .events import (
     FindingSeen,
     HangSuspected,
     InterventionRequested,
-    PreflightJudged,
     StartFailed,
     UploadFailed,
     ValidationDone,
     ValidationUnderWay,
     WorkerExited,
 )
-from .plan import AttemptPlan, PreflightPlan
-from .preflight import PreflightDone, SilentRank
+from .plan import AttemptPlan
 from .quantile import RunningMedian
 from .state_checkpoints import CheckpointState as CheckpointState
 from .state_checkpoints import FindingMark as FindingMark
 from .state_checkpoints import SaveCost as SaveCost
+from .state_preflight import NodeAnswers as NodeAnswers
+from .state_preflight import PreflightState as PreflightState
 from .wire import CheckpointTags, Hyper, StepSample
 
 RECENT_STEPS = 256
@@ -92,38 +92,6 @@ class NodeState(msgspec.Struct, frozen=True):
         return self.present and not self.quarantined
 
 
-class NodeAnswers(msgspec.Struct, frozen=True):
-    """What the ranks of one node have said in a preflight."""
-
-    done: tuple[PreflightDone, ...] = ()
-    silent: tuple[SilentRank, ...] = ()
-
-
-class PreflightState(msgspec.Struct, frozen=True):
-    """The preflight under way. heard_s: since when its silence counts against it.
-
-    begun: its nodes that are known to have got their order.
-    answers: by node. num_answered: ranks that have answered, or ended without.
-    lost_nodes: those of its nodes that were lost meanwhile. judged: its outcome, once it has one.
-    """
-
-    plan: PreflightPlan
-    heard_s: float
-    begun: tuple[str, ...] = ()
-    answers: dict[str, NodeAnswers] = {}
-    num_answered: int = 0
-    lost_nodes: tuple[str, ...] = ()
-    judged: PreflightJudged | None = None
-
-    @property
-    def done(self) -> list[PreflightDone]:
-        return [done for node in self.answers.values() for done in node.done]
-
-    @property
-    def silent(self) -> list[SilentRank]:
-        return [silent for node in self.answers.values() for silent in node.silent]
-
-
 class AttemptState(msgspec.Struct, frozen=True):
     """The current attempt and every sign of trouble it has shown. Times are seconds since epoch.
 
@@ -131,6 +99,7 @@ class AttemptState(msgspec.Struct, frozen=True):
         controller, which heard nothing before.
     signal_s: when the first sign of failure was recorded; None while all is well.
     tier, repaired, differs: as in events.AttemptResumed.
+    readback: what its ranks read back last from their live objects.
     """
 
     plan: AttemptPlan
@@ -155,6 +124,7 @@ class AttemptState(msgspec.Struct, frozen=True):
     alarm: FindingSeen | None = None
     finished: tuple[int, ...] = ()
     stopped: bool = False
+    readback: dict[str, float] = {}
 
     @property
     def number(self) -> int:
@@ -182,6 +152,7 @@ class Incident(msgspec.Struct, frozen=True):
     loss_after of the first step after it; steps_lost counts completed steps to be trained again.
     tier, differs: of the load that answered it, as in events.AttemptResumed.
     remarks: what people added to its note, oldest first.
+    acknowledged: the person who has taken note of it and why, "" before one has.
     """
 
     draft: IncidentDraft
@@ -204,6 +175,7 @@ class Incident(msgspec.Struct, frozen=True):
     closed_s: float | None = None
     outcome: str = ""
     remarks: tuple[Remark, ...] = ()
+    acknowledged: str = ""
 
     @property
     def is_watched(self) -> bool:
@@ -218,8 +190,12 @@ class Incident(msgspec.Struct, frozen=True):
 class Intervention(msgspec.Struct, frozen=True):
     """A person's change and how far it got.
 
-    stage: requested | rejected | sent | applied | failed | reverted.
+    stage: requested | rejected | sent | scheduled | applied | expired | failed | reverted.
+    at_step, until_step: its first step, and the first step after it (None: for good).
+    acks, expired_acks: ranks that have said so of its beginning, and of its end.
+    previous, readback, after: what ranks held before, under it, and after its end.
     sent_attempt, sent_s, num_sent: to which attempt it was last sent, when, and how many times so.
+    applied_s: when the first rank said that it holds, 0.0 before one has.
     """
 
     request: InterventionRequested
@@ -234,6 +210,19 @@ class Intervention(msgspec.Struct, frozen=True):
     sent_s: float = 0.0
     num_sent: int = 0
     detail: str = ""
+    until_step: int | None = None
+    expired_acks: tuple[int, ...] = ()
+    after: dict[str, float] = {}
+    applied_s: float = 0.0
+
+
+class Touch(msgspec.Struct, frozen=True):
+    """What changed something last: where that stands in the journal, who did it, what it was."""
+
+    seq: int
+    time_s: float
+    by: str
+    what: str
 
 
 class Rollback(msgspec.Struct, frozen=True):
@@ -272,6 +261,7 @@ class RunState(msgspec.Struct, frozen=True):
     remarks: what people wrote down about the run as a whole, the last of it.
     validations: the last RECENT_VALIDATIONS of this lineage, oldest first.
     validating: how far the measurement on held-out text is that is under way, None while none is.
+    touched: what changed a thing last, by its topic (fold_interventions.topics_of).
     """
 
     run: str = ""
@@ -333,6 +323,7 @@ class RunState(msgspec.Struct, frozen=True):
     remarks: tuple[Remark, ...] = ()
     validations: tuple[ValidationDone, ...] = ()
     validating: ValidationUnderWay | None = None
+    touched: dict[str, Touch] = {}
 
     @property
     def validation(self) -> ValidationDone | None:

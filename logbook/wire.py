@@ -14,6 +14,10 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from .hyper import Command as Command
+from .hyper import Hyper as Hyper
+from .hyper import LrChange as LrChange
+from .hyper import Setting as Setting
 from .preflight import PreflightDone
 from .progress import PROGRESS_BYTES as PROGRESS_BYTES
 from .progress import Phase as Phase
@@ -34,34 +38,6 @@ class Mesh(msgspec.Struct, frozen=True):
     @property
     def world_size(self) -> int:
         return self.dp_shard * self.tp
-
-
-class LrChange(msgspec.Struct, frozen=True):
-    """From from_step on the remaining schedule is multiplied by factor.
-
-    from_step is the first step that uses the factor; cause is the id of the intervention or
-    decision that made the change.
-    """
-
-    from_step: int
-    factor: float
-    cause: str
-
-
-class Hyper(msgspec.Struct, frozen=True):
-    """Every change made to a run since it was submitted; goes into every start command.
-
-    skipped: half-open ranges [first, last) of data steps that the sampler leaves out.
-    grad_clip: None keeps the value of the trainer's configuration.
-    loss_scale: None keeps the scaler state of the checkpoint; a value resets the scaler at start.
-    save_interval_steps: None saves as often as the trainer's configuration says.
-    """
-
-    lr_changes: tuple[LrChange, ...] = ()
-    grad_clip: float | None = None
-    skipped: tuple[tuple[int, int], ...] = ()
-    loss_scale: float | None = None
-    save_interval_steps: int | None = None
 
 
 class WorkerStart(msgspec.Struct, frozen=True):
@@ -115,6 +91,7 @@ class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
     differs:  what is not as it was where the checkpoint was saved, one line each.
     recalled: the last steps before the state, from memory: with their reporter their reports may
         have been lost. Rank 0's only.
+    readback: what the next step will run under, read from the live optimizer.
     """
 
     rank: int
@@ -126,6 +103,7 @@ class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
     repaired: tuple[tuple[str, str], ...] = ()
     differs: tuple[str, ...] = ()
     recalled: tuple[StepSample, ...] = ()
+    readback: dict[str, float] = {}
 
 
 class StepSample(msgspec.Struct, frozen=True, tag="step"):
@@ -231,6 +209,9 @@ class Applied(msgspec.Struct, frozen=True, tag="applied"):
 
     at_step is the first step that runs under the new values and is the same on every rank. hyper
     holds every change in force afterwards, None when the command changed nothing.
+    phase: "scheduled" when at_step is still to come, "applied" when it has, "expired" when at_step
+        is the first step after a change that was made for a while; seq is then 0.
+    cause: of the command. until_step: the first step that no longer runs under the new values.
     """
 
     rank: int
@@ -240,6 +221,9 @@ class Applied(msgspec.Struct, frozen=True, tag="applied"):
     previous: dict[str, float] = {}
     error: str = ""
     hyper: Hyper | None = None
+    phase: str = "applied"
+    cause: str = ""
+    until_step: int | None = None
 
 
 class WorkerFailed(msgspec.Struct, frozen=True, tag="failed"):
@@ -299,30 +283,6 @@ WorkerMessage = (
 
 ASIDE = 0
 """seq of an order that is no step of the run."""
-
-
-class Command(msgspec.Struct, frozen=True):
-    """An order to every rank of a run; seq is run-wide, starts at 1 and never repeats.
-
-    Ranks take a command at the first step boundary at which all of them have received it (the
-    highest seq received is agreed in the same all-reduce that votes on non-finite gradients).
-    kind and value:
-        "lr-factor"   multiply the remaining schedule by value
-        "lr"          make the learning rate of the next step equal value, as a factor of the
-                      remaining schedule
-        "grad-clip"   clip at value from the next step on
-        "save-interval"  save after every step that value, a whole number, divides
-        "checkpoint"  save now; value unused
-        "stop"        finish the current step, save, exit 0; value unused
-    An agent's own order stands outside that sequence, has seq ASIDE and is answered at once, by a
-    thread, also while the rank waits in a collective:
-        "trace"       say where the rank stands in its collectives (CollectiveTrace)
-    """
-
-    seq: int
-    kind: str
-    value: float = 0.0
-    cause: str = ""
 
 
 # --- frames --------------------------------------------------------------------------------------

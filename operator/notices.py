@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from ..logbook.clock import span_text
-from ..logbook.decisions import CloseIncident, Decision, Observe
+from ..logbook.decisions import ON_REQUEST, CloseIncident, Decision, Observe
 from ..logbook.phrases import action_text
 from ..logbook.state import Incident, RunState
 
@@ -86,7 +86,8 @@ def _of_run(state: RunState) -> _Timed:
         key = f"run-{state.resumed_s:.3f}"
         yield state.resumed_s, _notice(key, "resumed", f"{name} goes on at step {state.step}")
     if state.paused:
-        text = f"{name} is PAUSED and needs a person ({state.paused}): {state.pause_reason}"
+        needs = "" if state.paused == ON_REQUEST else " and needs a person"
+        text = f"{name} is PAUSED{needs} ({state.paused}): {state.pause_reason}"
         yield state.idle_s, _notice(f"run-{state.idle_s:.3f}", "paused", text)
     if state.ended_s is not None:
         text = f"{name} is {state.status} at step {state.step}"

@@ -20,6 +20,7 @@ from .agent import reports as rp
 from .examinations import Examinations
 from .exit_reading import ExitReader
 from .ports import CommitFound, NodeGone, NodeSigns, NodeUp, PruneResult, Signal, VerifyResult
+from .readbacks import applied_event, loaded_events
 from .worker_events import checkpoint_events, events_of
 
 Attach = Callable[[str, str], str]
@@ -146,7 +147,7 @@ class Observer:
 
     def _messages(self, state: RunState, report: rp.WorkerMessages) -> list[ev.Event]:
         events: list[ev.Event] = []
-        applied: dict[int, list[tuple[int, wire.Applied]]] = {}
+        applied: dict[tuple[int, str, str], list[tuple[int, wire.Applied]]] = {}
         stale = state.running(report.attempt) is None
         for rank, message in report.batch:
             if isinstance(message, wire.CheckpointStage):
@@ -159,10 +160,12 @@ class Observer:
             elif isinstance(message, TierRefused):
                 events += self._refused(state, report.node, message)
             elif isinstance(message, wire.Applied):
-                applied.setdefault(message.seq, []).append((rank, message))
+                key = (message.seq, message.cause, message.phase)
+                applied.setdefault(key, []).append((rank, message))
             else:
                 events += events_of(report.attempt, rank, message, state.step)
-        events += [_applied(report, seq, acks) for seq, acks in applied.items()]
+        events += [applied_event(report, acks) for acks in applied.values()]
+        events += [] if stale else loaded_events(report)
         return events + (_stale(report) if stale and not events else [])
 
     def _refused(self, state: RunState, node: str, message: TierRefused) -> list[ev.Event]:
@@ -281,25 +284,6 @@ def _upload(report: rp.CheckpointStored | rp.UploadTrouble) -> ev.Event:
     if isinstance(report, rp.CheckpointStored):
         return ev.CheckpointUploaded(report.checkpoint, report.node, report.bytes, report.upload_s)
     return ev.UploadFailed(report.node, report.code, report.message[:1000], report.since_s)
-
-
-def _applied(report: rp.WorkerMessages, seq: int, acks: list[tuple[int, wire.Applied]]) -> ev.Event:
-    first = acks[0][1]
-    values = {rank: ack.readback for rank, ack in acks}
-    error = next((ack.error for _, ack in acks if ack.error), "")
-    if not error and any(readback != first.readback for readback in values.values()):
-        error = f"ranks read back different values: {values}"
-    return ev.CommandApplied(
-        attempt=report.attempt,
-        seq=seq,
-        node=report.node,
-        ranks=tuple(rank for rank, _ in acks),
-        at_step=first.at_step,
-        readback=first.readback,
-        previous=first.previous,
-        error=error,
-        hyper=first.hyper,
-    )
 
 
 def _hang_row(row: RankProgress) -> ev.HangRow:

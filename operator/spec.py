@@ -14,6 +14,7 @@ from ..health.numerics.config import PanelConfig
 from .spec_api import ApiSpec
 from .spec_base import Seconds, Section, at_least
 from .spec_checkpoints import CheckpointsSpec, Retention
+from .spec_limits import Limits
 from .spec_outward import AccountingSpec, NotifySpec, ObserveSpec
 
 
@@ -120,22 +121,6 @@ class NumericPolicy(Section):
     """After this many healthy steps the LR climbs back one rung toward the schedule."""
     heal_steps: int = Field(default=20, ge=1)
     """A numeric incident is closed once this many steps past its onset were healthy."""
-
-
-class Limits(Section):
-    """Bounds on what a person may change mid-flight."""
-
-    lr_min: float = Field(default=1e-8, gt=0)
-    """Smallest learning rate an intervention may set."""
-    lr_max: float = Field(default=1.0, gt=0, validate_default=True)
-    """Largest learning rate an intervention may set."""
-    lr_factor_max: float = Field(default=100.0, gt=1)
-    """Largest factor (and, inverted, the smallest) an intervention may apply."""
-
-    @field_validator("lr_max")
-    @classmethod
-    def _lr_bounds_in_order(cls, lr_max: float, info: ValidationInfo) -> float:
-        return at_least("lr_min", lr_max, info)
 
 
 class RunSpec(Section):

@@ -1,29 +1,23 @@
-"""The control mailbox: orders from the agent, and how they change the run.
+"""The control mailbox: orders from the agent, and the watch on it.
 
 A thread takes Commands off the pipe; the loop asks for the highest seq received, all ranks agree
 on the lowest of those, and then each rank takes the commands up to it, in order, at the same step
-boundary. What a command does to the run is a pure function, so all ranks come to the same result,
-errors included. The thread is also the watch on the agent: when the pipe ends, the agent is gone
-and so, at once, is this process.
+boundary (effects.py says what they do). The thread is also the watch on the agent: when the pipe
+ends, the agent is gone and so, at once, is this process.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import signal
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
-from ..logbook.errors import ConfigError
-from ..logbook.wire import ASIDE, Command, Hyper, LrChange, command_reader
-from .config import TrainConfig
-from .schedule import factor_for_lr
+from ..logbook.wire import ASIDE, Command, command_reader
 
 EXIT_AGENT_GONE = 113
 """Exit status of a worker whose agent has gone."""
@@ -94,65 +88,6 @@ class Mailbox:
         self._on_gone()
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What a command does: a changed hyper, a save, a stop, or an error and nothing at all."""
-
-    hyper: Hyper
-    is_changed: bool = False
-    is_save: bool = False
-    is_stop: bool = False
-    error: str = ""
-
-
-def plan_effect(command: Command, hyper: Hyper, next_step: int, config: TrainConfig) -> Effect:
-    """Return what command does to a run whose next step is next_step.
-
-    Pure, so that every rank decides alike. An unknown kind or an impossible value is an error
-    that leaves the run as it was.
-    """
-    try:
-        match command.kind:
-            case "lr-factor":
-                return _scaled(hyper, next_step, _positive(command), command.cause)
-            case "lr":
-                factor = factor_for_lr(
-                    next_step,
-                    _positive(command),
-                    config.optimizer,
-                    config.schedule,
-                    hyper.lr_changes,
-                )
-                return _scaled(hyper, next_step, factor, command.cause)
-            case "grad-clip":
-                clipped = msgspec.structs.replace(hyper, grad_clip=_positive(command))
-                return Effect(clipped, is_changed=True)
-            case "save-interval":
-                spaced = msgspec.structs.replace(hyper, save_interval_steps=_whole(command))
-                return Effect(spaced, is_changed=True)
-            case "checkpoint":
-                return Effect(hyper, is_save=True)
-            case "stop":
-                return Effect(hyper, is_save=True, is_stop=True)
-    except ConfigError as error:
-        return Effect(hyper, error=f"{error.code}: {error.message}")
-    return Effect(hyper, error=f"unknown-command: no command is called {command.kind!r}")
-
-
-def save_interval_steps(hyper: Hyper, config: TrainConfig) -> int:
-    """Return after how many steps the state is saved."""
-    return hyper.save_interval_steps or config.checkpoint.interval_steps
-
-
-def is_save_due(step: int, hyper: Hyper, config: TrainConfig) -> bool:
-    """Whether the state after step is to be saved, by the interval alone.
-
-    A function of the step and of changes agreed by all ranks, so that no rank saves alone, and a
-    restart saves where an undisturbed run would have.
-    """
-    return step % save_interval_steps(hyper, config) == 0
-
-
 def exit_without_agent() -> None:
     """End this process at once; nothing it could still do has anyone to report to."""
     os._exit(EXIT_AGENT_GONE)
@@ -165,38 +100,6 @@ def die_with_parent() -> None:
     stuck in a call that never lets its threads run.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-
-
-def _positive(command: Command) -> float:
-    if math.isfinite(command.value) and command.value > 0.0:
-        return command.value
-    raise ConfigError(
-        "value-out-of-range",
-        f"{command.kind} {command.value} is not a finite number above 0",
-        remedy="Give a positive value.",
-    )
-
-
-def _whole(command: Command) -> int:
-    if _positive(command) == int(command.value):
-        return int(command.value)
-    raise ConfigError(
-        "value-out-of-range",
-        f"{command.kind} {command.value} is not a whole number of steps",
-        remedy="Give a whole number from 1 on.",
-    )
-
-
-def _scaled(hyper: Hyper, next_step: int, factor: float, cause: str) -> Effect:
-    if not (math.isfinite(factor) and factor > 0.0):
-        raise ConfigError(
-            "value-out-of-range",
-            f"the factor {factor} on the remaining schedule is not a finite number above 0",
-            remedy="Give a value nearer to the current rate.",
-        )
-    change = LrChange(from_step=next_step, factor=factor, cause=cause)
-    changed = msgspec.structs.replace(hyper, lr_changes=(*hyper.lr_changes, change))
-    return Effect(changed, is_changed=True)
 
 
 def _read_some(fd: int) -> bytes:

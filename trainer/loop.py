@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..checkpoints.manifest import SaveHeader
 from ..logbook.errors import Fatal
+from ..logbook.hyper import ONCE
 from ..logbook.tiers import TierRefused
 from ..logbook.wire import (
     Applied,
@@ -30,8 +31,8 @@ from ..logbook.wire import (
     RankSample,
     StepSample,
 )
-from .control import Effect, is_save_due, plan_effect, save_interval_steps
 from .data.sampler import data_step_for
+from .effects import Effect, due_commands, is_save_due, plan_due, plan_effect, save_interval_steps
 from .flops import model_flops_per_token
 from .mesh import coordinates
 from .parts import Parts
@@ -65,6 +66,7 @@ class Loop:
         is_stopped = False
         first_step = self._step + 1
         self._parts.progress.note(Phase.TRAINING)
+        self._catch_up()
         self._validate_if_due()
         while self._step < last_step and not is_stopped:
             outcome = self._train_one()
@@ -149,34 +151,65 @@ class Loop:
         )
 
     def _apply_commands(self, agreed_seq: int) -> tuple[bool, bool]:
-        """Apply every command up to agreed_seq; return (save now, stop)."""
-        wants_save = is_stopped = False
-        for command in self._parts.mailbox.take(agreed_seq):
-            effect = self._apply(command)
-            wants_save |= effect.is_save
-            is_stopped |= effect.is_stop
-        return wants_save, is_stopped
+        """Apply every command up to agreed_seq, and what is due; return (save now, stop)."""
+        next_step, parts = self._step + 1, self._parts
+        effects, told = [], set()
+        for command in parts.mailbox.take(agreed_seq):
+            previous = self._readback(next_step)
+            effect = plan_effect(command, self._hyper, next_step, parts.config, parts.mesh)
+            effects.append(self._apply(command, effect, previous))
+            told.add(command.cause)
+        for command in due_commands(self._hyper, next_step):
+            effects.append(self._apply_due(command))
+            told.add(command.cause)
+        self._tell_turns(told)
+        return any(e.is_save for e in effects), any(e.is_stop for e in effects)
 
-    def _apply(self, command: Command) -> Effect:
-        train_step = self._parts.train_step
+    def _catch_up(self) -> None:
+        """Apply what fell due before this attempt's first step; what happens once can wait."""
+        told = set()
+        for command in due_commands(self._hyper, self._step + 1):
+            if command.kind not in ONCE:
+                self._apply_due(command)
+                told.add(command.cause)
+        self._tell_turns(told)
+
+    def _apply_due(self, command: Command) -> Effect:
+        previous = self._readback(self._step + 1)
+        effect = plan_due(command, self._hyper, self._parts.config, self._parts.mesh)
+        return self._apply(command, effect, previous)
+
+    def _apply(self, command: Command, effect: Effect, previous: dict[str, float]) -> Effect:
         next_step = self._step + 1
-        previous = self._readback(next_step)
-        effect = plan_effect(command, self._hyper, next_step, self._parts.config)
         if effect.is_changed:
             self._hyper = effect.hyper
-            train_step.set_hyper(effect.hyper)
+            self._parts.train_step.set_hyper(effect.hyper, next_step)
         self._parts.report.send(
             Applied(
                 rank=self._parts.rank,
                 seq=command.seq,
-                at_step=next_step,
+                at_step=effect.at_step,
                 readback=self._readback(next_step),
                 previous=previous,
                 error=effect.error,
                 hyper=effect.hyper if effect.is_changed else None,
+                phase=effect.phase,
+                cause=command.cause,
+                until_step=effect.until_step,
             )
         )
         return effect
+
+    def _tell_turns(self, told: set[str]) -> None:
+        """Read back where a change that was made before begins or ends at the next step."""
+        next_step = self._step + 1
+        turns = [(cause, "applied") for cause in self._hyper.begun_at(next_step)]
+        turns += [(cause, "expired") for cause in self._hyper.ended_at(next_step)]
+        for cause, phase in turns:
+            if cause not in told or phase == "expired":
+                readback = self._readback(next_step)
+                turn = Applied(self._parts.rank, 0, next_step, readback, phase=phase, cause=cause)
+                self._parts.report.send(turn)
 
     def _readback(self, next_step: int) -> dict[str, float]:
         interval_steps = save_interval_steps(self._hyper, self._parts.config)

@@ -74,6 +74,18 @@ class LossScaler:
         """Factor of the loss in the next step."""
         return self._state.scale
 
+    @property
+    def floor(self) -> float:
+        """What the scale does not go below."""
+        return self._config.floor
+
+    def set_floor(self, floor: float) -> None:
+        """Let the scale go down to another floor from now on, and no further."""
+        if floor != self._config.floor:
+            self._config = self._config.model_copy(update={"floor": floor})
+        if self._state.scale < floor:
+            self._state = replace(self._state, scale=floor, floor_dwell_steps=0)
+
     def update(self, found_inf: bool) -> None:
         """Take note of one completed step; found_inf must be the value agreed by all ranks."""
         self._state = advance(self._state, found_inf, self._config)

@@ -9,6 +9,7 @@ placements of their parameters, so any mesh can load what another has saved.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,17 @@ from .config import OptimizerConfig
 from .dtensors import is_split_over_tp, like, local
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class OptimizerValues:
+    """What one update is made with."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
 
 
 class ShardedAdamW:
@@ -85,9 +97,13 @@ class ShardedAdamW:
         self.torch.step()
         self.drop_grads()
 
-    def set_lr(self, lr: float) -> None:
+    def set_values(self, values: OptimizerValues) -> None:
+        """Have the next update made with these values."""
         for group in self.torch.param_groups:
-            group["lr"] = lr
+            group["lr"] = values.lr
+            group["betas"] = (values.beta1, values.beta2)
+            group["eps"] = values.eps
+        self.torch.param_groups[0]["weight_decay"] = values.weight_decay
 
     def readback(self) -> dict[str, float]:
         """Return the values in force, read from torch's own optimizer."""
@@ -97,6 +113,7 @@ class ShardedAdamW:
             "lr": float(decayed["lr"]),
             "beta1": float(beta1),
             "beta2": float(beta2),
+            "eps": float(decayed["eps"]),
             "weight_decay": float(decayed["weight_decay"]),
         }
 

@@ -37,7 +37,7 @@ def resume(parts: Parts, candidates: Sequence[tuple[str, Opener]], hyper: Hyper 
     """
     memory = parts.saver.memory
     if memory is None and not candidates:
-        parts.report.send(Resumed(parts.rank, 0, ""))
+        parts.report.send(Resumed(parts.rank, 0, "", readback=parts.train_step.readback(1)))
         return Position(0, hyper or Hyper())
     parts.progress.note(Phase.LOADING)
     state = parts.train_step.state_dict()
@@ -57,7 +57,8 @@ def resume(parts: Parts, candidates: Sequence[tuple[str, Opener]], hyper: Hyper 
         if hyper is None:
             # A reset of the scaler was meant for the moment it was ordered, not for every resume.
             hyper = msgspec.structs.replace(header.hyper, loss_scale=None)
-        parts.train_step.set_hyper(hyper)
+        # Before the load: a scale is held above the floor in force.
+        parts.train_step.set_hyper(hyper, header.step + 1)
         parts.train_step.load_state_dict(state)
         parts.progress.step = header.step
     resumed = Resumed(
@@ -70,6 +71,7 @@ def resume(parts: Parts, candidates: Sequence[tuple[str, Opener]], hyper: Hyper 
         repaired=loaded.repaired,
         differs=_differences(loaded.manifest, parts) if parts.rank == 0 else (),
         recalled=recent if loaded.tier == MemorySource.tier and parts.rank == 0 else (),
+        readback=parts.train_step.readback(parts.progress.step + 1),
     )
     parts.report.send(resumed)
     return Position(parts.progress.step, hyper or Hyper(), resumed.recalled)

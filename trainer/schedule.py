@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from ..logbook.errors import ConfigError
-from ..logbook.wire import LrChange
+from ..logbook.hyper import LrChange, holds_at
 from .config import OptimizerConfig, ScheduleConfig
 
 
@@ -24,7 +24,7 @@ def lr_at(
     decaying under it, and changes made one after another multiply.
     Source: arXiv 2205.01068 section 2.2 for warm-up and decay, 2.5 for changes in mid-flight.
     """
-    factor = math.prod(change.factor for change in lr_changes if change.from_step <= step)
+    factor = math.prod(change.factor for change in lr_changes if holds_at(change, step))
     return optimizer.lr * _shape_at(step, schedule) * factor
 
 

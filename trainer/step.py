@@ -30,7 +30,7 @@ from .export import import_hf
 from .loss_scaler import LossScaler
 from .mesh import build_mesh, coordinates, share_cores
 from .model import Forward
-from .optim import MOMENTS, ShardedAdamW
+from .optim import MOMENTS, OptimizerValues, ShardedAdamW
 from .outcome import Agreement, Ballot, LocalResult, StepOutcome, Vote, conclude
 from .parallelize import build_model
 from .schedule import lr_at
@@ -102,7 +102,7 @@ class TrainStep:
         Shapes:  batches: config.microbatches(mesh) tensors (micro_batch_size, seq_len + 1) int64;
                  the ranks of one tp group bring the same ones.
         """
-        self.optimizer.set_lr(self._lr_at(step))
+        self.prepare(step)
         loss_scale = self.loss_scale
         self._laps.start()
         result = self.forward_backward(step, batches)
@@ -222,21 +222,48 @@ class TrainStep:
 
     # --- hyperparameters --------------------------------------------------------------------------
 
-    def set_hyper(self, hyper: Hyper) -> None:
-        """Use these LR changes and this clip from the next step on."""
+    def set_hyper(self, hyper: Hyper, next_step: int = 1) -> None:
+        """Use these changes, those first that hold at the next step."""
         self._hyper = hyper
-        clip = hyper.grad_clip
-        self._grad_clip = self.config.optimizer.grad_clip if clip is None else clip
+        self.prepare(next_step)
+
+    def prepare(self, step: int) -> None:
+        """Put what holds at a step into optimizer, clip and scaler; twice is like once.
+
+        A reset of the scaler that was ordered for this very step is made here.
+        """
+        hyper, config = self._hyper, self.config.optimizer
+
+        def at(parameter: str, otherwise: float) -> float:
+            value = hyper.value_at(parameter, step)
+            return otherwise if value is None else value
+
+        self.optimizer.set_values(
+            OptimizerValues(
+                lr=self._lr_at(step),
+                beta1=at("beta1", config.beta1),
+                beta2=at("beta2", config.beta2),
+                eps=at("eps", config.eps),
+                weight_decay=at("weight-decay", config.weight_decay),
+            )
+        )
+        self._grad_clip = at("grad-clip", config.grad_clip)
+        if self.scaler is not None:
+            self.scaler.set_floor(at("loss-scale-floor", self.config.loss_scaler.floor))
+            scale = hyper.struck_at("loss-scale", step)
+            if scale is not None:
+                self.scaler.reset(scale)
 
     def readback(self, step: int) -> dict[str, float]:
         """Return the values that step `step` will run under, read from the live objects.
 
-        The rate of that step is first set where run() would set it, and then read from there.
+        They are first set where run() would set them, and then read from there.
         """
-        self.optimizer.set_lr(self._lr_at(step))
+        self.prepare(step)
         values = {**self.optimizer.readback(), "grad_clip": self._grad_clip}
-        if self.loss_scale is not None:
-            values["loss_scale"] = self.loss_scale
+        if self.scaler is not None:
+            values["loss_scale"] = self.scaler.scale
+            values["loss_scale_floor"] = self.scaler.floor
         return values
 
     def _lr_at(self, step: int) -> float:

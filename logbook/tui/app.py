@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..state import Incident
     from .timeline_list import TimelineList
 
-SETTLED = frozenset({"applied", "rejected", "failed", "reverted"})
+SETTLED = frozenset({"scheduled", "applied", "rejected", "failed", "reverted", "expired"})
 
 
 class Pace(msgspec.Struct, frozen=True):

@@ -12,12 +12,16 @@ from ..state import RunState
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """A form filled in, and why. expect_attempt: the attempt its author saw, where that counts."""
+    """A form filled in, and why.
+
+    expect_attempt: the attempt its author saw, where that counts. seen_seq: the newest event then.
+    """
 
     form: Form
     answers: Answers
     reason: str
     expect_attempt: int | None = None
+    seen_seq: int | None = None
 
 
 class Places(msgspec.Struct, frozen=True):

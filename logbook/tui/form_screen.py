@@ -14,7 +14,17 @@ from textual.suggester import SuggestFromList
 from textual.widgets import Input, Static
 
 from ..errors import MidwatchError
-from ..interventions import Field, FieldKind, Form, answers_of, choices_of, fault_of, range_text
+from ..interventions import (
+    WHOLE,
+    Field,
+    FieldKind,
+    Form,
+    answers_of,
+    choices_of,
+    fault_of,
+    fault_of_all,
+    range_text,
+)
 from ..state import RunState
 from .confirm_screen import ConfirmScreen
 from .controls import Ask, Controls
@@ -25,7 +35,8 @@ SHOWN_CHOICES = 6
 class FormScreen(ModalScreen[str | None]):
     """Fields, a reason, a dry run, a confirmation. Dismissed with the id of the request made.
 
-    state is the run as its author saw it: a guarded request names the attempt of that moment.
+    state is the run as its author saw it: the request names the newest event of that moment, and
+    a guarded one the attempt.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -60,13 +71,16 @@ class FormScreen(ModalScreen[str | None]):
             body.border_title = self.form.title
             body.can_focus = False
             yield Static(Text(self.form.help))
-            for number, field in enumerate(self.form.fields):
-                yield Static(self._label(number, field))
-                choices = self._choices[number]
-                value = self._chosen if self._chosen in choices else ""
-                yield _input(f"field-{number}", value, choices)
+            numbered = list(enumerate(self.form.fields))
+            for number, field in numbered:
+                if field.kind not in WHOLE:
+                    yield from self._row(number, field)
             yield Static(Text.assemble(("reason", "bold"), "  why; it goes into the record"))
             yield _input("reason")
+            # Seldom wanted, so below what always is.
+            for number, field in numbered:
+                if field.kind in WHOLE:
+                    yield from self._row(number, field)
             yield Static(id="fault")
             yield Static(Text("enter: dry run   esc: leave", style="dim"))
 
@@ -82,6 +96,12 @@ class FormScreen(ModalScreen[str | None]):
 
     def action_leave(self) -> None:
         self.dismiss(None)
+
+    def _row(self, number: int, field: Field) -> ComposeResult:
+        yield Static(self._label(number, field))
+        choices = self._choices[number]
+        value = self._chosen if self._chosen in choices else ""
+        yield _input(f"field-{number}", value, choices)
 
     def _label(self, number: int, field: Field) -> Text:
         hint = field.help
@@ -104,13 +124,17 @@ class FormScreen(ModalScreen[str | None]):
                 self._say(fault, f"#field-{number}")
                 return None
             texts.append(text)
+        fault = fault_of_all(form, tuple(texts))
+        if fault:
+            self._say(fault, "#field-0")
+            return None
         reason = self.query_one("#reason", Input).value.strip()
         if not reason:
             self._say("every change needs a reason", "#reason")
             return None
         self._say("", None)
         expected = self._state.num_attempts if form.is_guarded else None
-        return Ask(form, answers_of(form, tuple(texts)), reason, expected)
+        return Ask(form, answers_of(form, tuple(texts)), reason, expected, self._state.seq)
 
     def _say(self, fault: str, field: str | None) -> None:
         self.query_one("#fault", Static).update(Text(fault))

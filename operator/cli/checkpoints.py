@@ -28,6 +28,7 @@ from ..checkpoint_view import CheckpointRow, checkpoint_rows, compared_with
 from ..policy.storage import retention_plan
 from ..spec import RunSpec
 from ..store import list_tiers, open_store
+from .channel import FolderChannel, open_channel
 from .output import (
     FAILED,
     Output,
@@ -113,7 +114,13 @@ def verify(
     """Read every byte of a checkpoint back, here; exit status 1 when it is not what was saved."""
     folder = find_run(run)
     if by_controller:
-        submit(folder, make_request("verify", reason, target=checkpoint), False, timeout_s, output)
+        submit(
+            FolderChannel(folder),
+            make_request("verify", reason, target=checkpoint),
+            False,
+            timeout_s,
+            output,
+        )
         known = load_state(folder).checkpoints.get(checkpoint)
         if timeout_s > 0 and known is not None and known.verified is False:
             raise SystemExit(FAILED)
@@ -195,7 +202,7 @@ def prune(
     """Delete now what retention no longer keeps; --dry-run says what would go, and why."""
     folder = find_run(run)
     if not dry_run:
-        submit(folder, make_request("prune", reason), False, timeout_s, output)
+        submit(FolderChannel(folder), make_request("prune", reason), False, timeout_s, output)
         return
     state = load_state(folder)
     plan = retention_plan(state, RunSpec.model_validate(state.spec), time.time())
@@ -256,7 +263,7 @@ def _ask(
     output: Output,
 ) -> None:
     request = make_request(action, reason, target=checkpoint)
-    submit(find_run(run), request, dry_run, timeout_s, output)
+    submit(open_channel(run), request, dry_run, timeout_s, output)
 
 
 def _rows(folder: Path) -> list[CheckpointRow]:

@@ -13,6 +13,7 @@ from ...logbook.reader import read
 from ..detector_score import score_shadows
 from ..policy.detectors import modes_now, refuse_switch
 from ..spec import RunSpec
+from .channel import FolderChannel
 from .output import Output, OutputOption, RunArgument, print_json
 from .runs import find_run, load_state
 from .steer import DryRunOption, ExpectOption, ReasonOption, TimeoutOption, make_request, submit
@@ -36,7 +37,7 @@ def detectors(
         if refusal:
             raise ConfigError("usage", f"--set {change}: {refusal}.")
         request = make_request("detector", reason, target=change, expect_attempt=expect_attempt)
-        submit(folder, request, dry_run, timeout_s, output)
+        submit(FolderChannel(folder), request, dry_run, timeout_s, output)
         return
     state = load_state(folder)
     spec = RunSpec.model_validate(state.spec)

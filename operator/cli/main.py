@@ -56,18 +56,9 @@ def command_line(name: str) -> typer.Typer:
 
 
 def _add_others(app: typer.Typer, name: str) -> None:
-    from . import (
-        checkpoints,
-        data,
-        detectors,
-        doctor,
-        health,
-        inspect,
-        metrics,
-        report,
-        serve,
-        steer,
-    )
+    from . import checkpoints, data, detectors, doctor, health, inspect, metrics, report, serve
+    from . import steer_life as sl
+    from . import steer_values as sv
 
     app.command()(inspect.status)
     app.command()(inspect.journal)
@@ -76,10 +67,12 @@ def _add_others(app: typer.Typer, name: str) -> None:
     app.command()(metrics.metrics)
     app.command()(serve.serve)
     app.command()(doctor.doctor)
-    app.command()(steer.lr)
-    app.command()(steer.stop)
-    app.command()(steer.resume)
-    app.command()(steer.release)
+    for change in (sv.lr, sv.clip, sv.scaler, sv.optimizer, sv.skip):
+        app.command()(change)
+    for order in (sl.checkpoint, sl.rollback, sl.pause, sl.resume, sl.stop):
+        app.command()(order)
+    for word in (sl.quarantine, sl.release, sl.ack, sl.revert, sl.interventions):
+        app.command()(word)
     app.command()(detectors.detectors)
     app.command()(health.xid)
     app.command()(health.classify)

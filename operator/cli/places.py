@@ -208,8 +208,16 @@ def all_records(place: Place) -> Iterator[Record[ev.Event]]:
         yield from batch
 
 
-def client_of(run: str | None, url: str | None, token_file: Path | None) -> ApiClient | None:
-    """Return the way to a served run, None where a command means one in a folder."""
+def client_of(
+    run: str | None, url: str | None = None, token_file: Path | None = None
+) -> ApiClient | None:
+    """Return the way to a served run, None where a command means one in a folder.
+
+    RUN may be the address itself. Raises: ConfigError[usage, token-unreadable, url-invalid,
+        ca-invalid]; NotFoundError[no-such-run].
+    """
+    if run is not None and run.startswith(("http://", "https://")) and url is None:
+        run, url = None, run
     if run is not None and url is not None:
         raise ConfigError("usage", "give RUN or --url, not both.")
     wanted = url or (os.environ.get(URL) if run is None else None)

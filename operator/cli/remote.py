@@ -12,18 +12,19 @@ from ...logbook.state import Intervention, RunState
 from ...logbook.tui.controls import Ask, Places
 from ..api.client import ApiClient
 
-POLL_S = 0.25
-SETTLED = ("applied", "rejected", "failed", "reverted")
 
+class RemoteChannel:
+    """A run that is served somewhere: what FolderChannel does in a folder, done over HTTP."""
 
-class RemoteDesk:
-    """The desk of a served run: what steer.submit does in a folder, done over HTTP."""
+    poll_s = 0.25
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
 
+    def seq(self) -> int:
+        return self._client.status().seq
+
     def plan(self, request: InterventionRequested) -> list[Decision]:
-        """Return what would be decided about a request now, [] when it would have to wait."""
         return self._client.try_out(request)
 
     def post(self, request: InterventionRequested) -> None:
@@ -34,26 +35,8 @@ class RemoteDesk:
             time.sleep(error.delay_s)
             self._client.post(request)
 
-    def wait(self, name: str, timeout_s: float) -> Intervention:
-        """Return a request once it is settled. Raises: MidwatchError[timed-out]."""
-        deadline_s = time.monotonic() + timeout_s
-        known: Intervention | None = None
-        where = "not yet seen by the controller"
-        while True:
-            try:
-                known = self._client.intervention(name)
-                where = known.stage if known is not None else where
-            except Retryable as error:
-                # The server may come back within the time that there is.
-                where = f"out of sight ({error.message})"
-            if known is not None and known.stage in SETTLED:
-                return known
-            if time.monotonic() >= deadline_s:
-                raise MidwatchError(
-                    "timed-out",
-                    f"{name} is {where} after {timeout_s:.0f} s; it stands and may still apply.",
-                )
-            time.sleep(POLL_S)
+    def look(self, name: str) -> Intervention | None:
+        return self._client.intervention(name)
 
 
 class RemoteControls:
@@ -69,7 +52,7 @@ class RemoteControls:
         all_switches: Callable[[], tuple[str, ...]],
     ) -> None:
         self._client = client
-        self._desk = RemoteDesk(client)
+        self._channel = RemoteChannel(client)
         self._request_of = request_of
         self._all_switches = all_switches
 
@@ -77,12 +60,12 @@ class RemoteControls:
         """Return what would be decided about a request now."""
         from .steer import plan_text
 
-        return plan_text(self._desk.plan(self._request_of(ask)))
+        return plan_text(self._channel.plan(self._request_of(ask)))
 
     def submit(self, ask: Ask) -> str:
         """Lay the request on the run's desk; return its id."""
         request = self._request_of(ask)
-        self._desk.post(request)
+        self._channel.post(request)
         return request.id
 
     def switches(self, state: RunState) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ...logbook.decisions import PruneCheckpoints, VerifyCheckpoint
+from ...logbook.decisions import ON_REQUEST, PruneCheckpoints, VerifyCheckpoint
 from ...logbook.errors import ConfigError, Fatal
 from ...logbook.events import DecisionMade, Event
 from ...logbook.live_view import render_live, render_summary
@@ -223,7 +223,8 @@ def _follow(
         if injector is not None:
             injector.strike(follower.state)
         show(new)
-        if follower.state.is_at_rest:
+        # Who has asked for a pause will ask for it to go on, and this holds what it goes on with.
+        if follower.state.is_at_rest and follower.state.paused != ON_REQUEST:
             return
         time.sleep(FRAME_S)
 

@@ -92,8 +92,12 @@ def _request_of(ask: Ask) -> InterventionRequested:
         ask.form.action,
         ask.reason,
         value=ask.answers.value,
+        values=ask.answers.values,
         target=ask.answers.target,
+        at_step=ask.answers.at_step,
+        for_steps=ask.answers.for_steps,
         expect_attempt=ask.expect_attempt,
+        seen_seq=ask.seen_seq,
     )
 
 

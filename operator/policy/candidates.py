@@ -33,6 +33,9 @@ def resume_point(state: RunState, spec: RunSpec) -> Resume:
         known = state.incidents[name]
         if _must_go_back(known):
             return _planned(state, known) or _last_good(state, spec, known)
+    limit_step = _asked_back_to(state)
+    if limit_step is not None:
+        return _as_resume(state, usable_until(state, limit_step))
     return _as_resume(state, newest_usable(_candidates(state)))
 
 
@@ -47,6 +50,8 @@ def memory_since(state: RunState, spec: RunSpec) -> int | None:
     if spec.checkpoints.memory.mode == "off" or barren >= MAX_BARREN_FROM_MEMORY:
         return None
     if any(_must_go_back(state.incidents[name]) for name in state.open_incidents):
+        return None
+    if _asked_back_to(state) is not None:
         return None
     return state.memory_since
 
@@ -83,6 +88,20 @@ def last_good_checkpoint(
 def newest_checkpoint(state: RunState) -> Choice:
     """Return the newest whole state, whatever it says of its health."""
     return newest_usable(_candidates(state))
+
+
+def usable_until(state: RunState, limit_step: int) -> Choice:
+    """Return the newest whole states of a step or earlier ones."""
+    return newest_usable([c for c in _candidates(state) if c.step <= limit_step])
+
+
+def _asked_back_to(state: RunState) -> int | None:
+    """The newest step that a person has sent the run back to, until an attempt holds it."""
+    for known in state.interventions.values():
+        if known.request.action == "rollback" and known.stage == "sent":
+            target = state.checkpoints.get(known.request.target)
+            return target.step if target is not None else int(known.request.value)
+    return None
 
 
 def nothing_to_resume(state: RunState, spec: RunSpec) -> tuple[str, str] | None:

@@ -1,9 +1,9 @@
-"""Small makers shared by the policy's files: ids that follow from the state alone."""
+"""What the policy's files share: ids that follow from the state alone, and two questions."""
 
 from __future__ import annotations
 
 from ...logbook.decisions import Action, Decision, IncidentDraft
-from ...logbook.state import RunState
+from ...logbook.state import Intervention, RunState
 
 Pairs = tuple[tuple[str, str], ...]
 About = IncidentDraft | str | None
@@ -42,3 +42,19 @@ def next_decision_id(state: RunState) -> str:
 def next_incident_id(state: RunState) -> str:
     """Return the id of the next incident to be opened, inc-0001 onward."""
     return f"inc-{len(state.incidents) + 1:04d}"
+
+
+def is_training(state: RunState) -> bool:
+    """Whether the current attempt completes steps and nothing is known to be wrong with it."""
+    attempt = state.attempt
+    return (
+        attempt is not None
+        and attempt.first_step_s is not None
+        and attempt.signal_s is None
+        and not attempt.finished
+    )
+
+
+def is_for_a_while(known: Intervention) -> bool:
+    """Whether a change is in force that comes to an end by itself."""
+    return known.stage == "applied" and known.until_step is not None

@@ -21,8 +21,7 @@ from ...logbook.state import Intervention, RunState, SaveCost
 from ...logbook.wire import Command
 from ..spec import RunSpec
 from ..spec_checkpoints import IntervalSpec
-from .context import Pairs, make_decision, next_decision_id
-from .requests import is_training
+from .context import Pairs, is_training, make_decision, next_decision_id
 
 KIND = "save-interval"
 MIN_SAVES = 3

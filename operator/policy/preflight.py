@@ -15,8 +15,7 @@ from ...logbook.plan import Placement, PreflightPlan
 from ...logbook.preflight import Thoroughness
 from ...logbook.state import NodeState, RunState
 from ..spec import RunSpec
-from .context import About, Pairs, make_decision
-from .requests import is_training
+from .context import About, Pairs, is_training, make_decision
 
 EVIDENCE_MAX = 16
 GATHER_S = 5.0

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from ...logbook.decisions import (
+    ON_REQUEST,
+    AcknowledgeIncident,
     Action,
     CompleteIntervention,
     Decision,
     EndRun,
+    ExpireIntervention,
+    PauseRun,
     QuarantineNode,
     RejectIntervention,
     ReleaseNode,
@@ -15,15 +21,20 @@ from ...logbook.decisions import (
     SetDetector,
 )
 from ...logbook.events import InterventionRequested
-from ...logbook.state import Intervention, RunState, Status
-from ...logbook.wire import Command
+from ...logbook.fold_interventions import ENDINGS
+from ...logbook.hyper import Command
+from ...logbook.parameters import values_of
+from ...logbook.state import Intervention, RunState
 from ..spec import RunSpec
-from . import checkpoint_requests
+from . import checkpoint_requests, rollback_requests
 from .checkpoint_requests import CHECKPOINT_ACTIONS
-from .context import make_decision
-from .detectors import refuse_switch, switch_of
+from .context import Pairs, is_for_a_while, is_training, make_decision
+from .detectors import switch_of
+from .refusals import refuse, value_now
+from .rungs import given_up
 
-COMMANDS = ("lr", "lr-factor", "grad-clip", "checkpoint", "stop")
+EXPIRY_GRACE_STEPS = 20
+"""Steps that ranks have to tell that a change is over before it is taken for granted."""
 RESEND_S = 10.0
 """A command that no rank has confirmed within this, or within three steps, is sent again."""
 
@@ -33,8 +44,8 @@ def answer_requests(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
     for known in state.interventions.values():
         if known.stage == "requested":
             decision = _answer(state, spec, known.request, now_s)
-        elif known.stage == "sent":
-            decision = _follow_up(state, known, now_s)
+        elif known.stage in ("sent", "scheduled") or is_for_a_while(known):
+            decision = _follow_up(state, spec, known, now_s)
         else:
             continue
         if decision is not None:
@@ -45,87 +56,113 @@ def answer_requests(state: RunState, spec: RunSpec, now_s: float) -> list[Decisi
 def _answer(
     state: RunState, spec: RunSpec, request: InterventionRequested, now_s: float
 ) -> Decision | None:
-    refusal = _refusal(state, spec, request)
+    refusal = refuse(state, spec, request)
     if refusal:
         return make_decision(state, RejectIntervention(request.id), refusal)
     if request.action in CHECKPOINT_ACTIONS:
         return checkpoint_requests.answer(state, spec, request, now_s)
     said = f"{request.by} asked: {request.reason or 'no reason given'}"
-    if request.action == "resume":
-        return make_decision(state, ResumeRun(), said)
-    if request.action == "detector":
-        return make_decision(state, SetDetector(*switch_of(request.target)), said)
-    if request.action in ("quarantine", "release"):
-        make: Action = (
-            QuarantineNode(request.target)
-            if request.action == "quarantine"
-            else ReleaseNode(request.target)
-        )
-        return make_decision(state, make, said)
-    if request.action == "stop" and state.attempt is None:
-        return make_decision(state, EndRun(stopped=True, step=state.step), said)
+    action = _action_at_once(state, request)
+    if action is not None:
+        return make_decision(state, action, said)
     if not is_training(state):
         return None
-    command = Command(state.next_command, request.action, request.value, request.id)
-    return make_decision(state, SendCommand(command, request.id), said)
+    if request.action == "rollback":
+        return rollback_requests.plan(state, spec, request, said, now_s)
+    send = SendCommand(_command(state.next_command, request, spec), request.id)
+    evidence = (*_values_now(state, request), *given_up(state, request))
+    return make_decision(state, send, said, evidence=evidence)
 
 
-def _refusal(state: RunState, spec: RunSpec, request: InterventionRequested) -> str:
-    limits, value = spec.limits, request.value
-    status = state.status
-    node = state.nodes.get(request.target)
-    attempt = request.expect_attempt
-    if attempt is not None and attempt != state.num_attempts:
-        return f"conflict: attempt {attempt} was expected, attempt {state.num_attempts} is current"
-    if request.action in CHECKPOINT_ACTIONS:
-        return checkpoint_requests.refuse(state, request)
-    if request.action in ("quarantine", "release"):
-        return "" if node is not None else f"there is no node {request.target!r}"
-    if request.action == "detector":
-        return refuse_switch(request.target)
-    if request.action == "resume":
-        paused = status in (Status.PAUSED, Status.STOPPED)
-        return "" if paused else f"only a paused or stopped run can be resumed; it is {status}"
-    if request.action not in COMMANDS:
-        return f"unknown action {request.action!r}"
-    if status.is_terminal:
-        return f"the run is {status}"
-    if request.action == "lr" and not limits.lr_min <= value <= limits.lr_max:
-        return f"lr {value:g} is outside limits [{limits.lr_min:g}, {limits.lr_max:g}]"
-    largest = limits.lr_factor_max
-    if request.action == "lr-factor" and not 1 / largest <= value <= largest:
-        return f"factor {value:g} is outside limits [{1 / largest:g}, {largest:g}]"
-    if request.action == "grad-clip" and not 0 < value < float("inf"):
-        return f"clip {value:g} is not a positive number"
-    return ""
+def _action_at_once(state: RunState, request: InterventionRequested) -> Action | None:
+    """What needs no rank to carry it out, None where ranks are needed."""
+    target, is_due = request.target, request.at_step is None
+    match request.action:
+        case "resume":
+            return ResumeRun()
+        case "detector":
+            return SetDetector(*switch_of(target))
+        case "quarantine":
+            return QuarantineNode(target)
+        case "release":
+            return ReleaseNode(target)
+        case "ack":
+            return AcknowledgeIncident(target, request.by)
+        case "stop" | "pause" if state.attempt is None and is_due:
+            return _ending(state, request)
+    return None
 
 
-def _follow_up(state: RunState, known: Intervention, now_s: float) -> Decision | None:
+def _ending(state: RunState, request: InterventionRequested) -> Action:
+    stopped = EndRun(stopped=True, step=state.step)
+    return PauseRun(ON_REQUEST) if request.action == "pause" else stopped
+
+
+def _command(seq: int, request: InterventionRequested, spec: RunSpec) -> Command:
+    # How long a range of samples is in data steps, only ranks can say: they get the limit.
+    most = float(spec.limits.skip_steps_max)
+    return Command(
+        seq,
+        request.action,
+        most if request.action == "skip" else request.value,
+        request.id,
+        request.values,
+        request.target,
+        request.at_step or 0,
+        request.for_steps or 0,
+    )
+
+
+def _values_now(state: RunState, request: InterventionRequested) -> Pairs:
+    names = values_of(request.action, request.value, request.values)
+    known = [(name, value_now(state, name)) for name in names]
+    return tuple((f"{name} now", f"{now:.6g}") for name, now in known if now is not None)
+
+
+def _follow_up(
+    state: RunState, spec: RunSpec, known: Intervention, now_s: float
+) -> Decision | None:
     """A command is sent again until it is confirmed, unless its change is in the start command.
 
     To the same attempt it goes under the same number, which a rank that has it ignores. A new
     attempt expects every number from its first one on, so there it gets a new one.
     """
     request, seq = known.request, known.seq
-    if request.action == "stop" and state.attempt is None:
-        why = f"attempt {known.sent_attempt} ended before it could stop, and none is running"
-        return make_decision(state, EndRun(stopped=True, step=state.step), why)
-    if not is_training(state):
+    is_ending = request.action in ENDINGS
+    if is_ending and state.attempt is None and (request.at_step or 0) <= state.step:
+        why = (
+            f"attempt {known.sent_attempt} ended before it could {request.action}, none is running"
+        )
+        return make_decision(state, _ending(state, request), why)
+    if request.action == "rollback" or not is_training(state):
         return None
+    if known.stage == "applied":
+        return _expiry(state, known)
     if known.sent_attempt == state.num_attempts:
         waited_s = now_s - known.sent_s
-        if known.acks or waited_s < _patience_s(state, known):
+        if known.acks or known.stage == "scheduled" or waited_s < _patience_s(state, known):
             return None
         why = f"no rank has confirmed it within {waited_s:.0f} s: sent again"
     elif known.acks:
         why = f"applied at step {known.at_step}; attempt {state.num_attempts} started with it"
         return make_decision(state, CompleteIntervention(request.id), why)
+    elif known.stage == "scheduled":
+        return None  # It is in the start command, and waits for its step there.
     else:
         seq = state.next_command
         why = f"attempt {known.sent_attempt} ended before it took effect: sent again"
     assert seq is not None
-    command = Command(seq, request.action, request.value, request.id)
-    return make_decision(state, SendCommand(command, request.id), why)
+    return make_decision(state, SendCommand(_command(seq, request, spec), request.id), why)
+
+
+def _expiry(state: RunState, known: Intervention) -> Decision | None:
+    """What ranks do not say of the end of a change, since none came past it, follows from the
+    step."""
+    until = known.until_step
+    if until is None or state.step < until + EXPIRY_GRACE_STEPS:
+        return None
+    why = f"its last step was {until - 1}, the run is at step {state.step}"
+    return make_decision(state, ExpireIntervention(known.request.id), why)
 
 
 def _patience_s(state: RunState, known: Intervention) -> float:
@@ -137,24 +174,37 @@ def _patience_s(state: RunState, known: Intervention) -> float:
 def complete_done(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Mark requests whose effect is already in the state."""
     for known in state.interventions.values():
-        if known.stage != "requested":
-            continue
-        request, node = known.request, state.nodes.get(known.request.target)
-        if request.action in CHECKPOINT_ACTIONS:
-            closing = checkpoint_requests.complete(state, spec, known, now_s)
-            if closing is not None:
-                return [closing]
-            continue
-        done = {
-            "quarantine": node is not None and bool(node.quarantined),
-            "release": node is not None and not node.quarantined,
-            "resume": state.resumed_s >= known.requested_s,
-            "detector": _is_switched(state, request.target),
-        }.get(request.action, False)
-        if done:
-            done_id = CompleteIntervention(request.id)
-            return [make_decision(state, done_id, f"{request.action} is in force")]
+        closing = _completion(state, spec, known, now_s) if known.stage == "requested" else None
+        if closing is not None:
+            return [closing]
     return []
+
+
+def plan_answer(
+    state: RunState, spec: RunSpec, request: InterventionRequested, now_s: float
+) -> Decision | None:
+    """Return what would be decided about a request made now, None while it would have to wait."""
+    known = Intervention(request=request, requested_s=now_s)
+    asked = replace(state, interventions={**state.interventions, request.id: known})
+    done = _completion(asked, spec, known, now_s)
+    return done if done is not None else _answer(asked, spec, request, now_s)
+
+
+def _completion(
+    state: RunState, spec: RunSpec, known: Intervention, now_s: float
+) -> Decision | None:
+    request, node = known.request, state.nodes.get(known.request.target)
+    if request.action in CHECKPOINT_ACTIONS:
+        return checkpoint_requests.complete(state, spec, known, now_s)
+    done = {
+        "quarantine": node is not None and bool(node.quarantined),
+        "release": node is not None and not node.quarantined,
+        "resume": state.resumed_s >= known.requested_s,
+        "detector": _is_switched(state, request.target),
+        "ack": _is_acknowledged(state, request.target),
+    }.get(request.action, False)
+    done_id = CompleteIntervention(request.id)
+    return make_decision(state, done_id, f"{request.action} is in force") if done else None
 
 
 def _is_switched(state: RunState, target: str) -> bool:
@@ -162,12 +212,6 @@ def _is_switched(state: RunState, target: str) -> bool:
     return state.detectors.get(detector) == mode
 
 
-def is_training(state: RunState) -> bool:
-    """Whether the current attempt completes steps and nothing is known to be wrong with it."""
-    attempt = state.attempt
-    return (
-        attempt is not None
-        and attempt.first_step_s is not None
-        and attempt.signal_s is None
-        and not attempt.finished
-    )
+def _is_acknowledged(state: RunState, incident: str) -> bool:
+    known = state.incidents.get(incident)
+    return known is not None and bool(known.acknowledged)

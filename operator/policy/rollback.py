@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 from msgspec.structs import replace
 
 from ...checkpoints.last_good import Choice
 from ...logbook.decisions import AwaitNodes, Decision, PauseRun, StartAttempt
+from ...logbook.hyper import Hyper, LrChange, Setting, holds_at
+from ...logbook.parameters import PARAMETERS
 from ...logbook.plan import AttemptPlan
 from ...logbook.state import AttemptState, Intervention, Rollback, RunState
-from ...logbook.wire import Hyper, LrChange
 from ..spec import RunSpec
 from .budget import spent_budget
 from .candidates import (
@@ -207,30 +210,49 @@ def _lowered(
 ) -> tuple[Hyper, tuple[str, ...]]:
     if factor == 1.0:
         return state.hyper, ()
+    before, now_step = state.hyper, state.step + 1
     kept: list[LrChange] = []
     reverts: list[str] = []
-    for change in state.hyper.lr_changes:
-        if change.from_step <= step:
-            kept.append(change)
-        elif change.factor > 1.0:
+    for change in before.lr_changes:
+        if change.from_step > step and change.factor > 1.0:
             reverts.append(change.cause)
         else:
             # A lower rate was somebody's will, or an earlier rung; going back does not undo it.
-            kept.append(replace(change, from_step=step + 1))
+            kept.append(_brought_forward(change, step, now_step))
+    settings: list[Setting] = []
+    for setting in before.settings:
+        if setting.from_step > step and PARAMETERS[setting.parameter].is_momentary:
+            # A reset of the scaler was meant for the state that is left behind.
+            reverts.append(setting.cause)
+        else:
+            settings.append(_brought_forward(setting, step, now_step))
     # One that no rank had confirmed yet would raise the rate right after the trouble.
     reverts += [n for n, known in state.interventions.items() if _is_raise_under_way(state, known)]
-    kept.append(LrChange(step + 1, factor, next_decision_id(state)))
-    clip = state.hyper.grad_clip
+    cause = next_decision_id(state)
+    kept.append(LrChange(step + 1, factor, cause))
     if spec.numeric.clip_at_rung is not None and rung.level + 1 >= spec.numeric.clip_at_rung:
-        clip = min(clip, spec.numeric.clip_to) if clip is not None else spec.numeric.clip_to
-    skipped = state.hyper.skipped if rung.skip is None else (*state.hyper.skipped, rung.skip)
-    hyper = replace(state.hyper, lr_changes=tuple(kept), grad_clip=clip, skipped=skipped)
+        clip, wanted = before.value_at("grad-clip", now_step), spec.numeric.clip_to
+        if clip is None or clip > wanted:
+            settings.append(Setting("grad-clip", wanted, step + 1, cause))
+    skipped = before.skipped if rung.skip is None else (*before.skipped, rung.skip)
+    hyper = replace(before, lr_changes=tuple(kept), settings=tuple(settings), skipped=skipped)
     return hyper, tuple(reverts)
+
+
+_Change = TypeVar("_Change", LrChange, Setting)
+
+
+def _brought_forward(change: _Change, step: int, now_step: int) -> _Change:
+    """A change in force holds from where the run goes back to; one that is over stays where it
+    was, and comes and goes there again."""
+    if change.from_step <= step or not holds_at(change, now_step):
+        return change
+    return replace(change, from_step=step + 1)
 
 
 def _is_raise_under_way(state: RunState, known: Intervention) -> bool:
     request = known.request
-    if known.stage != "sent" or known.acks:
+    if known.stage != "sent" or known.acks or request.at_step is not None:
         return False
     if request.action == "lr":
         return state.last is not None and request.value > state.last.lr

@@ -15,11 +15,10 @@ from ...logbook.state import AttemptState, NodeState, RunState
 from ..spec import RunSpec
 from .budget import spent_budget
 from .candidates import resume_point
-from .context import About, Pairs, next_incident_id
+from .context import About, Pairs, is_training, next_incident_id
 from .placement import plan_placement
 from .preflight import wants_preflight
 from .recovery import restart
-from .requests import is_training
 
 MIN_STEPS = 20
 """So many steps of the attempt must be known before the price of a restart is."""

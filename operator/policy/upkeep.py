@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from ...health.nodes.preflight_judge import DETECTOR as PREFLIGHT
-from ...logbook.decisions import CloseIncident, Decision, EndRun, IncidentDraft, Observe
+from ...logbook.decisions import (
+    ON_REQUEST,
+    CloseIncident,
+    Decision,
+    EndRun,
+    IncidentDraft,
+    Observe,
+    PauseRun,
+)
+from ...logbook.events import InterventionRequested
 from ...logbook.findings import Finding, Severity
+from ...logbook.fold_interventions import ENDINGS
 from ...logbook.state import Incident, RunState
 from ..spec import RunSpec
 from .context import make_decision, next_incident_id
@@ -19,8 +29,25 @@ def finish(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
         return []
     if _awaits_store(state, spec, now_s):
         return []
+    if attempt.stopped and (pause := _asked_pause(state)) is not None:
+        why = f"{pause.by} asked: {pause.reason}; the state of step {state.step} is saved"
+        return [make_decision(state, PauseRun(ON_REQUEST), why)]
     why = "stopped on request" if attempt.stopped else "every rank completed the last step"
     return [make_decision(state, EndRun(stopped=attempt.stopped, step=state.step), why)]
+
+
+def _asked_pause(state: RunState) -> InterventionRequested | None:
+    """The pause for which the ranks have stopped; none where somebody asked for the end as well."""
+    due = [
+        known.request
+        for known in state.interventions.values()
+        if known.request.action in ENDINGS
+        and known.stage in ("sent", "scheduled")
+        and (known.request.at_step or 0) <= state.step
+    ]
+    if not due or any(request.action == "stop" for request in due):
+        return None
+    return due[0]
 
 
 def _awaits_store(state: RunState, spec: RunSpec, now_s: float) -> bool:

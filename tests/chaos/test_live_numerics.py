@@ -151,6 +151,28 @@ def test_commands_read_and_steer_a_run(session: Session, corpus: Path, tmp_path:
         assert applied["stage"] == "applied"
         assert applied["acks"] == [0, 1, 2, 3]
         assert "limits" in midwatch("lr", folder, "--to", "7", "--reason", "no", status=4)
+        why = ["--reason", "to see"]
+        stale = midwatch("lr", folder, "--to", "1e-4", "--expect", "0.9", *why, status=4)
+        assert "conflict: lr was expected to be 0.9" in stale
+        adam = ["optimizer", folder, "--beta2", "0.98", "--for-steps", "1000000", *why]
+        changed = json.loads(midwatch(*adam, "-o", "json"))
+        assert (changed["previous"]["beta2"], changed["readback"]["beta2"]) == (0.95, 0.98)
+        assert changed["acks"] == [0, 1, 2, 3]
+        later = ["clip", folder, "--to", "0.3", "--at-step", "900000", *why]
+        waiting = json.loads(midwatch(*later, "-o", "json"))
+        assert (waiting["stage"], waiting["at_step"]) == ("scheduled", 900000)
+        assert "reverted" not in midwatch("interventions", folder)
+        midwatch("revert", waiting["request"]["id"], folder, *why)
+        midwatch("pause", folder, *why)
+        assert run.state.paused == "on-request"
+        held = run.state.step
+        midwatch("resume", folder, *why)
+        state = run.until(lambda state: state.step > held)
+        # The new processes say what they hold: nothing was undone by the load.
+        assert state.attempt is not None
+        assert (state.attempt.number, state.attempt.readback["beta2"]) == (2, 0.98)
+        assert state.attempt.differs == ()
+        assert "reverted: taken back by revert-" in midwatch("interventions", folder)
         midwatch("stop", folder, "--reason", "seen enough")
     status = json.loads(midwatch("status", folder, "-o", "json"))
     assert status["summary"]["status"] == "stopped"

@@ -40,9 +40,11 @@ SPECS = tuple(
 )
 nodes = st.sampled_from(NODES)
 ranks = st.integers(0, 3)
-actions = st.sampled_from(
-    ["lr", "lr-factor", "grad-clip", "checkpoint", "stop", "resume", "quarantine", "release", "no"]
-)
+ACTIONS = """lr lr-factor grad-clip checkpoint stop resume quarantine release no
+pause pause rollback optimizer revert ack"""
+actions = st.sampled_from(ACTIONS.split())
+timings = st.sampled_from([(None, None), (None, None), (None, 5), (3, None), (3, 5)])
+ages = st.sampled_from([None, 0, 40])
 about_checkpoints = st.sampled_from(
     ["pin", "unpin", "verify", "prune", "quarantine-checkpoint", "release-checkpoint"]
 )
@@ -235,11 +237,39 @@ class Policy(RuleBasedStateMachine):
 
     # --- people ----------------------------------------------------------------------------------
 
-    @rule(action=actions, value=st.sampled_from([0.5, 1e-3, 2.0]), node=nodes)
-    def ask(self, action: str, value: float, node: str) -> None:
+    @rule(
+        action=actions,
+        value=st.sampled_from([0.5, 1e-3, 2.0]),
+        node=nodes,
+        timing=timings,
+        age=ages,
+    )
+    def ask(
+        self,
+        action: str,
+        value: float,
+        node: str,
+        timing: tuple[int | None, int | None],
+        age: int | None,
+    ) -> None:
         self.asked += 1
         name = f"ask-{self.asked}"
-        self.tell(ev.InterventionRequested(name, action, "ann", "", value, node))
+        ahead, for_steps = timing
+        target = {"rollback": "", "revert": f"ask-{self.asked - 1}", "ack": "inc-0001"}
+        self.tell(
+            ev.InterventionRequested(
+                name,
+                action,
+                "ann",
+                "",
+                float(max(self.state.step - 7, 0)) if action == "rollback" else value,
+                target.get(action, node),
+                values={"beta2": 0.98} if action == "optimizer" else {},
+                at_step=self.state.step + ahead if ahead is not None else None,
+                for_steps=for_steps,
+                seen_seq=max(self.state.seq - age, 0) if age is not None else None,
+            )
+        )
 
     @rule(action=about_checkpoints, which=st.integers(0, 8))
     def ask_about_a_checkpoint(self, action: str, which: int) -> None:
@@ -251,11 +281,16 @@ class Policy(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: self.attempt is not None)
-    @rule(some=st.lists(ranks, min_size=1, max_size=4, unique=True), error=st.booleans())
-    def applied(self, some: list[int], error: bool) -> None:
+    @rule(
+        some=st.lists(ranks, min_size=1, max_size=4, unique=True),
+        error=st.booleans(),
+        phase=st.sampled_from(["applied", "applied", "scheduled", "expired"]),
+    )
+    def applied(self, some: list[int], error: bool, phase: str) -> None:
         number, at_step = self.state.num_attempts, self.state.step + 1
         for name, known in self.state.interventions.items():
-            if known.stage != "sent" or known.sent_attempt != number or known.seq is None:
+            is_open = known.stage in ("sent", "scheduled", "applied")
+            if not is_open or known.sent_attempt != number or known.seq is None:
                 continue
             hyper = None
             if known.request.action in ("lr", "lr-factor") and not error:
@@ -265,7 +300,18 @@ class Policy(RuleBasedStateMachine):
             said = "value-out-of-range" if error else ""
             self.tell(
                 ev.CommandApplied(
-                    number, known.seq, "n0", tuple(some), at_step, {}, {}, said, hyper=hyper
+                    number,
+                    known.seq,
+                    "n0",
+                    tuple(some),
+                    at_step,
+                    {},
+                    {},
+                    said,
+                    hyper=hyper,
+                    phase=phase,
+                    cause=name,
+                    until_step=at_step + 5 if known.request.for_steps else None,
                 )
             )
             return
@@ -278,7 +324,8 @@ class Policy(RuleBasedStateMachine):
         if state.paused and state.end is None:
             assert state.pause_reason
             assert state.attempt is None
-            assert state.open_incidents, "paused without an incident to read"
+            asked = state.paused == d.ON_REQUEST
+            assert asked or state.open_incidents, "paused without an incident to read"
 
     @invariant()
     def knows_what_it_knows_once(self) -> None:

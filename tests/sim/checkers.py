@@ -5,7 +5,6 @@ A checker reads only the journal and the world's own truth; it keeps a fold of i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -23,7 +22,7 @@ from .world import World
 
 HOUR_S = 3600.0
 FULL_LOOK_EVERY = 64
-SETTLED = ("applied", "rejected", "failed", "reverted")
+SETTLED = ("applied", "rejected", "failed", "reverted", "expired")
 
 
 def canonical(state: RunState) -> bytes:
@@ -33,7 +32,7 @@ def canonical(state: RunState) -> bytes:
 
 def rate_factor(hyper: Hyper, step: int) -> float:
     """What the changes in force multiply the scheduled rate of a step by."""
-    return math.prod(c.factor for c in hyper.lr_changes if c.from_step <= step)
+    return hyper.factor_at(step)
 
 
 class Checker:

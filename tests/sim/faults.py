@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
+from midwatch.logbook.decisions import ON_REQUEST
 from midwatch.logbook.state import Status
 from midwatch.logbook.wire import Hyper
 from midwatch.operator.spec import RunSpec
@@ -158,7 +160,8 @@ def _rests(night: Night) -> bool:
     state = night.state
     if state.status is Status.PAUSED:
         assert state.pause_reason
-        assert state.open_incidents, "paused without an incident"
+        asked = state.paused == ON_REQUEST
+        assert asked or state.open_incidents, "paused without an incident"
         return True
     if state.status is Status.WAITING:
         quarantined = any(node.quarantined for node in state.nodes.values())
@@ -271,20 +274,32 @@ def _checkpoint_request(night: Night, fault: Fault) -> None:
 
 
 def _person(night: Night, fault: Fault) -> None:
-    asks = [
-        ("lr-factor", 0.7, ""),
-        ("lr-factor", 1.5, ""),
-        ("lr-factor", 20.0, ""),
-        ("grad-clip", 0.3, ""),
-        ("checkpoint", 0.0, ""),
-        ("quarantine", 0.0, _node(night, fault)),
-        ("release", 0.0, _node(night, fault)),
-        ("resume", 0.0, ""),
-        ("lr", 5e-4, ""),
-        ("stop", 0.0, ""),
+    step = night.state.step
+    later: dict[str, int] = {"at_step": step + 5}
+    while_it_lasts: dict[str, int] = {"for_steps": 15}
+    asks: list[tuple[str, float, str, dict[str, Any]]] = [
+        ("lr-factor", 0.7, "", {}),
+        ("lr-factor", 1.5, "", {}),
+        ("lr-factor", 20.0, "", {}),
+        ("grad-clip", 0.3, "", {}),
+        ("checkpoint", 0.0, "", {}),
+        ("quarantine", 0.0, _node(night, fault), {}),
+        ("release", 0.0, _node(night, fault), {}),
+        ("resume", 0.0, "", {}),
+        ("lr", 5e-4, "", {}),
+        ("lr-factor", 0.8, "", {**later, **while_it_lasts}),
+        ("lr", 4e-4, "", while_it_lasts),
+        ("grad-clip", 0.5, "", later),
+        ("optimizer", 0.0, "", {"values": {"beta2": 0.98}, **while_it_lasts}),
+        ("scaler", 0.0, "", {"values": {"loss-scale": 32.0}, **later}),
+        ("pause", 0.0, "", {}),
+        ("pause", 0.0, "", later),
+        ("rollback", max(step - 15.0, 0.0), "", {}),
+        ("revert", 0.0, next(reversed(night.state.interventions), ""), {}),
+        ("stop", 0.0, "", {}),
     ]
-    action, value, target = asks[int(fault.amount * len(asks))]
-    night.ask(action, value, target, id=f"{action}-{fault.at_s:.3f}")
+    action, value, target, more = asks[int(fault.amount * len(asks))]
+    night.ask(action, value, target, id=f"{action}-{fault.at_s:.3f}", **more)
 
 
 _STRIKES: dict[str, Callable[[Night, Fault], None]] = {

@@ -8,11 +8,13 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from midwatch.health.nodes.liveness import RankProgress
+from midwatch.logbook.hyper import ONCE
 from midwatch.logbook.plan import AttemptPlan
 from midwatch.logbook.wire import (
     Applied,
     CheckpointStage,
     CheckpointTags,
+    Command,
     Finished,
     Phase,
     Resumed,
@@ -20,8 +22,18 @@ from midwatch.logbook.wire import (
     WorkerFailed,
     WorkerMessage,
 )
-from midwatch.trainer.control import Mailbox, is_save_due, plan_effect, save_interval_steps
+from midwatch.trainer.control import Mailbox
+from midwatch.trainer.effects import (
+    Effect,
+    due_commands,
+    is_save_due,
+    plan_due,
+    plan_effect,
+    save_interval_steps,
+)
+from midwatch.trainer.loss_scaler import ScalerState
 from midwatch.trainer.schedule import lr_at
+from msgspec.structs import replace
 
 from .training import Weights, tags_of, train_one
 
@@ -102,10 +114,12 @@ class Gang:
         self.weights = loaded.weights if loaded is not None else Weights()
         name = loaded.id if loaded is not None else ""
         for worker in self._alive():
-            self._say(worker, Resumed(worker.rank, self.weights.step, name, 0.1, passed_over))
+            resumed = Resumed(worker.rank, self.weights.step, name, 0.1, passed_over)
+            self._say(worker, replace(resumed, readback=self._readback()))
         if loaded is not None and loaded.is_unfit:
             self._fail(self.workers[0], "worker-raised", "no step can be made from this state")
             return
+        self._catch_up()
         self._next_step()
 
     # --- training --------------------------------------------------------------------------------
@@ -140,32 +154,82 @@ class Gang:
             self._next_step()
 
     def _apply_commands(self, agreed: int) -> tuple[bool, bool]:
-        wants_save = is_stopped = False
+        """As trainer.loop does it, for all ranks at once."""
+        config, mesh, next_step = self._world.config, self.plan.mesh, self.weights.step + 1
         taken = [worker.mailbox.take(agreed) for worker in self.workers.values()]
+        effects, told = [], set()
         for command in taken[0]:
-            next_step = self.weights.step + 1
-            effect = plan_effect(command, self.hyper, next_step, self._world.config)
-            previous = self._readback()
-            self.hyper = effect.hyper
+            effect = plan_effect(command, self.hyper, next_step, config, mesh)
+            effects.append(self._apply(command, effect))
+            told.add(command.cause)
+        for command in due_commands(self.hyper, next_step):
+            effects.append(self._apply(command, plan_due(command, self.hyper, config, mesh)))
+            told.add(command.cause)
+        self._tell_turns(told)
+        return any(e.is_save for e in effects), any(e.is_stop for e in effects)
+
+    def _catch_up(self) -> None:
+        config, mesh = self._world.config, self.plan.mesh
+        told = set()
+        for command in due_commands(self.hyper, self.weights.step + 1):
+            if command.kind not in ONCE:
+                self._apply(command, plan_due(command, self.hyper, config, mesh))
+                told.add(command.cause)
+        self._tell_turns(told)
+
+    def _apply(self, command: Command, effect: Effect) -> Effect:
+        previous = self._readback()
+        self.hyper = effect.hyper
+        self._reset_scale()
+        for worker in self.workers.values():
+            applied = Applied(
+                rank=worker.rank,
+                seq=command.seq,
+                at_step=effect.at_step,
+                readback=self._readback(),
+                previous=previous,
+                error=effect.error,
+                hyper=effect.hyper if effect.is_changed else None,
+                phase=effect.phase,
+                cause=command.cause,
+                until_step=effect.until_step,
+            )
+            self._say(worker, applied)
+        return effect
+
+    def _tell_turns(self, told: set[str]) -> None:
+        next_step = self.weights.step + 1
+        self._reset_scale()
+        turns = [(c, "applied") for c in self.hyper.begun_at(next_step) if c not in told]
+        turns += [(c, "expired") for c in self.hyper.ended_at(next_step)]
+        for cause, phase in turns:
             for worker in self.workers.values():
-                applied = Applied(
-                    rank=worker.rank,
-                    seq=command.seq,
-                    at_step=next_step,
-                    readback=self._readback(),
-                    previous=previous,
-                    error=effect.error,
-                    hyper=effect.hyper if effect.is_changed else None,
-                )
-                self._say(worker, applied)
-            wants_save |= effect.is_save
-            is_stopped |= effect.is_stop
-        return wants_save, is_stopped
+                readback = self._readback()
+                turn = Applied(worker.rank, 0, next_step, readback, phase=phase, cause=cause)
+                self._say(worker, turn)
+
+    def _reset_scale(self) -> None:
+        scale = self.hyper.struck_at("loss-scale", self.weights.step + 1)
+        if scale is not None:
+            self.weights = replace(self.weights, scaler=ScalerState(scale))
 
     def _readback(self) -> dict[str, float]:
         config, step = self._world.config, self.weights.step + 1
+        optimizer = config.optimizer
+
+        def at(parameter: str, otherwise: float) -> float:
+            value = self.hyper.value_at(parameter, step)
+            return otherwise if value is None else value
+
         return {
-            "lr": lr_at(step, config.optimizer, config.schedule, self.hyper.lr_changes),
+            "lr": lr_at(step, optimizer, config.schedule, self.hyper.lr_changes),
+            "grad_clip": at("grad-clip", optimizer.grad_clip),
+            "beta1": at("beta1", optimizer.beta1),
+            "beta2": at("beta2", optimizer.beta2),
+            "eps": at("eps", optimizer.eps),
+            "weight_decay": at("weight-decay", optimizer.weight_decay),
+            "loss_scale": self.weights.scaler.scale,
+            "loss_scale_floor": at("loss-scale-floor", config.loss_scaler.floor),
             "save_interval_steps": float(save_interval_steps(self.hyper, config)),
         }
 

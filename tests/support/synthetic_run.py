@@ -16,7 +16,7 @@ from midwatch.logbook.fold import evolve
 from midwatch.logbook.journal import Journal
 from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.state import RunState
-from midwatch.logbook.wire import Hyper, LrChange, Mesh, StepSample
+from midwatch.logbook.wire import Command, Hyper, LrChange, Mesh, StepSample
 from midwatch.operator.spec_file import spec_data
 from midwatch.tests.support.builders import START_S, make_sample, make_spec, make_tags
 
@@ -152,6 +152,22 @@ class SyntheticRun:
         """Somebody asks for a change and is refused."""
         self.tell(request)
         self.decide(d.RejectIntervention(request.id), "not now")
+
+    def steer(self, name: str, action: str, value: float) -> None:
+        """Ann asks for a factor on the rate, and every rank takes it from the next step on."""
+        attempt, seq = self.state.num_attempts, self.state.next_command
+        self.tell(ev.InterventionRequested(name, action, "ann", "to see", value))
+        self.decide(d.SendCommand(Command(seq, action, value, name), name), "ann asked: to see")
+        assert self.state.attempt is not None
+        at_step, ranks = self.state.step + 1, range(self.state.attempt.plan.mesh.world_size)
+        change = LrChange(at_step, value, name)
+        changes = (*self.state.hyper.lr_changes, change)
+        self.tell(
+            ev.CommandApplied(
+                attempt, seq, "n000", tuple(ranks), at_step, {"lr": 1.0 * value}, {"lr": 1.0},
+                hyper=Hyper(lr_changes=changes), cause=name,
+            )
+        )  # fmt: skip
 
     def close(self) -> None:
         """Let go of the journal, as a controller that goes away does."""

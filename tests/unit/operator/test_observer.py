@@ -289,3 +289,20 @@ def test_a_node_without_memory_for_the_tier_is_told_of_once() -> None:
     assert event.finding.severity is Severity.WARN
     assert event.finding.node == "n0"
     assert watch.see(said(1, msgspec.structs.replace(refused, rank=1))) == []
+
+
+def test_what_ranks_hold_after_a_load_is_told_for_each_node() -> None:
+    def loaded(rank: int, beta2: float) -> wire.Resumed:
+        return wire.Resumed(rank, 20, "x", readback={"beta2": beta2})
+
+    watch = Watch()
+    report = said(0, loaded(0, 0.98))
+    both = msgspec.structs.replace(report, batch=((0, loaded(0, 0.98)), (1, loaded(1, 0.98))))
+    resumed, event = watch.see(both)
+    assert isinstance(resumed, ev.AttemptResumed)
+    assert isinstance(event, ev.CommandApplied)
+    assert (event.phase, event.ranks, event.at_step, event.error) == ("loaded", (0, 1), 21, "")
+    odd = msgspec.structs.replace(report, batch=((2, loaded(2, 0.98)), (3, loaded(3, 0.95))))
+    [event] = watch.see(odd)
+    assert isinstance(event, ev.CommandApplied)
+    assert "ranks read back different values" in event.error

@@ -87,7 +87,7 @@ def test_changes_go_on_after_a_resume(
     at_step = first.applied()[0].at_step
     hyper = read_manifest(checkpoint_dir(tmp_path, first.committed()[-1])).header.hyper
     assert hyper.lr_changes[0].from_step == at_step
-    assert hyper.grad_clip == 0.3
+    assert hyper.value_at("grad-clip", at_step) == 0.3
 
     checkpoints = tuple(first.committed())
     second = Crew(

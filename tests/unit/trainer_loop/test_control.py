@@ -7,12 +7,18 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from midwatch.logbook.wire import ASIDE, Command, Hyper, LrChange, encode_frame
+from midwatch.logbook.wire import ASIDE, Command, Hyper, LrChange, Mesh, encode_frame
 from midwatch.trainer.config import TrainConfig
-from midwatch.trainer.control import Mailbox, plan_effect
+from midwatch.trainer.control import Mailbox
+from midwatch.trainer.effects import Effect
+from midwatch.trainer.effects import plan_effect as plan_effect_on
 from midwatch.trainer.schedule import lr_at
 
 CONFIG = TrainConfig.model_validate({"preset": "nano", "steps": 100})
+
+
+def plan_effect(command: Command, hyper: Hyper, next_step: int, config: TrainConfig) -> Effect:
+    return plan_effect_on(command, hyper, next_step, config, Mesh(2, 1))
 
 
 def never_gone() -> None:
@@ -95,7 +101,8 @@ def test_lr_makes_the_next_step_equal_the_value_on_top_of_earlier_changes() -> N
 
 def test_grad_clip_checkpoint_and_stop() -> None:
     clip = plan_effect(Command(1, "grad-clip", 0.3), Hyper(), 40, CONFIG)
-    assert clip.hyper.grad_clip == 0.3
+    assert clip.hyper.value_at("grad-clip", 40) == 0.3
+    assert clip.hyper.value_at("grad-clip", 39) is None
     save = plan_effect(Command(2, "checkpoint"), Hyper(), 40, CONFIG)
     assert (save.is_save, save.is_stop, save.is_changed) == (True, False, False)
     stop = plan_effect(Command(3, "stop"), Hyper(), 40, CONFIG)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from midwatch.logbook import events as ev
-from midwatch.logbook.interventions import FORMS, FieldKind, Form
+from midwatch.logbook.interventions import FORMS, WHOLE, Answers, FieldKind, Form
 from midwatch.logbook.tui.confirm_screen import ConfirmScreen
 from midwatch.logbook.tui.form_screen import FormScreen
 from midwatch.tests.support.screens import (
@@ -17,7 +19,7 @@ from midwatch.tests.support.screens import (
     watch_app,
     watching,
 )
-from midwatch.tests.support.synthetic_run import SyntheticRun
+from midwatch.tests.support.synthetic_run import SyntheticRun, write_night
 from textual.widgets import Input
 
 GOOD = {
@@ -25,12 +27,26 @@ GOOD = {
     FieldKind.NODE: "n002",
     FieldKind.CHECKPOINT: "step-00000050.a0001",
     FieldKind.SWITCH: "creep=shadow",
+    FieldKind.RANGE: "500:510",
+    FieldKind.STEP: "500",
+    FieldKind.COUNT: "20",
+    FieldKind.INCIDENT: "inc-0002",
+    FieldKind.CHANGE: "lr-factor-1",
 }
 REASON = "because"
 
 
+@pytest.fixture
+def steered(tmp_path: Path) -> Iterator[SyntheticRun]:
+    """A run with a change in force that can be taken back."""
+    run = write_night(tmp_path / "run")
+    run.steer("lr-factor-1", "lr-factor", 0.5)
+    yield run
+    run.close()
+
+
 def keys_of(text: str) -> list[str]:
-    names = {"-": "minus", "=": "equals_sign", ".": "full_stop", " ": "space"}
+    names = {"-": "minus", "=": "equals_sign", ".": "full_stop", " ": "space", ":": "colon"}
     return [names.get(char, char) for char in text]
 
 
@@ -39,16 +55,21 @@ def is_on(pilot: Any, screen: type) -> bool:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=[form.action for form in FORMS])
-def test_a_form_is_filled_in_tried_out_and_sent(night: SyntheticRun, form: Form) -> None:
+def test_a_form_is_filled_in_tried_out_and_sent(steered: SyntheticRun, form: Form) -> None:
     controls = RecordingControls()
 
     async def scenario() -> None:
-        async with watching(night, (80, 24), controls) as pilot:
+        async with watching(steered, (80, 24), controls) as pilot:
             await pilot.press(form.key)
             assert form.title in text_on(pilot)
             for field in form.fields:
-                await pilot.press(*keys_of(GOOD[field.kind]), "down")
-            await pilot.press(*keys_of(REASON), "enter")
+                if field.kind not in WHOLE:
+                    await pilot.press(*keys_of(GOOD[field.kind]), "down")
+            await pilot.press(*keys_of(REASON))
+            for field in form.fields:
+                if field.kind in WHOLE:
+                    await pilot.press("down", *keys_of(GOOD[field.kind]))
+            await pilot.press("enter")
             await until(pilot, lambda: is_on(pilot, ConfirmScreen))
             assert f"would decide send-command: {REASON}" in text_on(pilot)
             assert not controls.submitted
@@ -61,12 +82,20 @@ def test_a_form_is_filled_in_tried_out_and_sent(night: SyntheticRun, form: Form)
 
     drive(scenario())
     (ask,) = controls.submitted
-    numbers = [f for f in form.fields if f.kind is FieldKind.NUMBER]
-    targets = [GOOD[f.kind] for f in form.fields if f.kind is not FieldKind.NUMBER]
+    kinds = [field.kind for field in form.fields]
+    numbers = [field for field in form.fields if field.kind is FieldKind.NUMBER]
+    targets = [GOOD[kind] for kind in kinds if kind not in (FieldKind.NUMBER, *WHOLE)]
+    one_of_many = {field.parameter: 0.5 for field in numbers if field.is_optional}
     assert ask.form is form
     assert ask.reason == REASON
-    assert ask.answers.value == (0.5 if numbers else 0.0)
-    assert ask.answers.target == (targets[0] if targets else "")
+    assert ask.answers == Answers(
+        value=0.5 if numbers and not one_of_many else 0.0,
+        target=targets[0] if targets else "",
+        values=one_of_many,
+        at_step=500 if FieldKind.STEP in kinds else None,
+        for_steps=20 if FieldKind.COUNT in kinds else None,
+    )
+    assert ask.seen_seq == steered.state.seq
     assert ask.expect_attempt == (3 if form.is_guarded else None)
 
 
@@ -79,6 +108,13 @@ def test_a_form_is_filled_in_tried_out_and_sent(night: SyntheticRun, form: Form)
         (["F", *"n", *"a", *"n", "enter"], "factor nan is outside 0.01 to 100"),
         (["Q", *"n999", "enter"], "there is no node 'n999'"),
         (["S", "enter"], "every change needs a reason"),
+        (["O", "enter"], "nothing is asked for: fill in beta1 or beta2"),
+        (
+            ["C", *"1", "down", "r", "down", *"soon", "enter"],
+            "at step 'soon' is no number of steps",
+        ),
+        (["J", *"9", "enter"], "data steps '9' is no range FIRST:LAST"),
+        (["T", *"lr", "enter"], "there is no change 'lr'"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_sent(

@@ -27,8 +27,8 @@ from midwatch.operator.api.client import Access, ApiClient
 from midwatch.operator.api.refusal import Refusal
 from midwatch.operator.api.remote_run import RemoteSource, RemoteState
 from midwatch.operator.api.tokens import Role
-from midwatch.operator.cli.remote import RemoteControls, RemoteDesk
-from midwatch.operator.cli.steer import make_request
+from midwatch.operator.cli.remote import RemoteChannel, RemoteControls
+from midwatch.operator.cli.steer import make_request, wait_until_settled
 from midwatch.operator.desk import FileDesk
 from midwatch.tests.support.api_server import ApiServer
 from midwatch.tests.support.live_run import wait_until
@@ -179,25 +179,25 @@ def clerk(small_run: SyntheticRun) -> Iterator[SyntheticRun]:
 
 def test_a_request_is_followed_from_afar_until_it_is_settled(clerk: SyntheticRun) -> None:
     with ApiServer(clerk.folder) as server:
-        desk = RemoteDesk(server.client())
+        channel = RemoteChannel(server.client())
         request = make_request("lr-factor", "creeps", value=0.5)
-        desk.post(request)
-        known = desk.wait(request.id, DEADLINE_S)
+        channel.post(request)
+        known = wait_until_settled(channel, request.id, DEADLINE_S)
         assert (known.stage, known.detail) == ("rejected", "no lr-factor now")
         # Sent once more, it is not made once more.
-        desk.post(request)
+        channel.post(request)
     events = [record.event for record in read(clerk.folder / "journal", ev.Event)]
     assert sum(isinstance(event, ev.InterventionRequested) for event in events) == 1
 
 
 def test_a_request_that_nobody_settles_times_out_and_stands(small_run: SyntheticRun) -> None:
     with ApiServer(small_run.folder) as server:
-        desk = RemoteDesk(server.client())
+        channel = RemoteChannel(server.client())
         request = make_request("lr-factor", "creeps", value=0.5)
-        assert desk.plan(request)
-        desk.post(request)
+        assert channel.plan(request)
+        channel.post(request)
         with pytest.raises(MidwatchError) as late:
-            desk.wait(request.id, 0.0)
+            wait_until_settled(channel, request.id, 0.0)
         assert late.value.code == "timed-out"
         assert "requested" in late.value.message
 

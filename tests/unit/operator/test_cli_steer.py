@@ -1,0 +1,192 @@
+"""Every command that changes a run: what it asks for, tried out by the policy on a run on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from midwatch.logbook import decisions as d
+from midwatch.logbook.events import InterventionRequested
+from midwatch.operator.cli.channel import FolderChannel
+from midwatch.operator.cli.main import command_line
+from midwatch.operator.cli.output import Output, one_clear_error
+from midwatch.operator.cli.steer import make_request, submit
+from midwatch.tests.support.synthetic_run import SyntheticRun
+from typer.testing import CliRunner
+
+WHY = ["--reason", "to see"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyntheticRun]:
+    run = SyntheticRun(tmp_path_factory.mktemp("run"), nodes=2, spares=1, slots=2)
+    run.start("the first attempt")
+    run.train(130)
+    run.steer("earlier", "lr-factor", 0.5)
+    run.train(140)
+    run.decide(
+        d.Observe(), "seen", opens=d.IncidentDraft("inc-0001", "creep", "it creeps", 140, 0.0, 130)
+    )
+    yield run
+    run.close()
+
+
+def call(*words: str) -> tuple[int, str]:
+    """Run a command in this process; return its status and what it wrote."""
+    result = CliRunner().invoke(command_line(words[0]), list(words))
+    if isinstance(result.exception, Exception):
+        with pytest.raises(SystemExit) as end, one_clear_error():
+            raise result.exception
+        return int(str(end.value.code)), str(result.exception)
+    return result.exit_code, result.output
+
+
+def tried(run: SyntheticRun, *words: str) -> dict[str, Any]:
+    """The decision that a dry run of a command shows."""
+    name, *more = words
+    subject = [more.pop(0)] if name in ("quarantine", "release", "ack", "revert") else []
+    done = [name, *subject, str(run.folder), *more, *WHY, "--dry-run", "-o", "json"]
+    status, text = call(*done)
+    assert status == 0, text
+    decision: dict[str, Any] = json.loads(text.splitlines()[-1])[0]
+    return decision
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "expected"),
+    [
+        (["lr", "--to", "1e-4"], "lr", {"value": 1e-4}),
+        (["lr", "--factor", "0.5", "--at-step", "150"], "lr-factor", {"at_step": 150}),
+        (["clip", "--to", "0.3", "--for-steps", "20"], "grad-clip", {"for_steps": 20}),
+        (["scaler", "--reset", "8"], "scaler", {"values": {"loss-scale": 8.0}}),
+        (["scaler", "--floor", "0.5"], "scaler", {"values": {"loss-scale-floor": 0.5}}),
+        (
+            ["optimizer", "--beta2", "0.98", "--weight-decay", "0.05"],
+            "optimizer",
+            {"values": {"beta2": 0.98, "weight-decay": 0.05}},
+        ),
+        (["skip", "--data-steps", "200:210"], "skip", {"target": "200:210"}),
+        (["skip", "--samples", "8000:8200"], "skip", {"target": "samples 8000:8200"}),
+        (["revert", "earlier"], "revert", {"target": "earlier"}),
+        (["checkpoint"], "checkpoint", {}),
+        (["pause", "--at-step", "160"], "pause", {"at_step": 160}),
+        (["stop"], "stop", {}),
+    ],
+)
+def test_an_order_to_the_ranks_says_what_and_when(
+    run: SyntheticRun, words: list[str], kind: str, expected: dict[str, Any]
+) -> None:
+    action = tried(run, *words)["action"]
+    assert action["type"] == "send-command"
+    assert action["command"]["kind"] == kind
+    assert expected.items() <= action["command"].items()
+
+
+@pytest.mark.parametrize(
+    ("words", "tag", "expected"),
+    [
+        (["quarantine", "n001"], "quarantine-node", {"node": "n001"}),
+        (["ack", "inc-0001"], "acknowledge-incident", {"incident": "inc-0001"}),
+        (["rollback", "--to", "step-00000100.a0001"], "start-attempt", {}),
+        (["rollback", "--to-step", "99"], "start-attempt", {}),
+        (["lr", "--to", "50"], "reject-intervention", {}),
+        (["clip", "--to", "0.3", "--at-step", "9"], "reject-intervention", {}),
+        (["optimizer", "--beta2", "0.1"], "reject-intervention", {}),
+        (["scaler", "--reset", "8", "--for-steps", "5"], "reject-intervention", {}),
+        (["skip", "--data-steps", "1:5"], "reject-intervention", {}),
+        (["rollback", "--to-step", "7"], "reject-intervention", {}),
+        (["revert", "nobody"], "reject-intervention", {}),
+        (["ack", "inc-0099"], "reject-intervention", {}),
+        (["lr", "--to", "1e-4", "--expect", "0.5"], "reject-intervention", {}),
+    ],
+)
+def test_what_the_controller_does_by_itself_or_refuses(
+    run: SyntheticRun, words: list[str], tag: str, expected: dict[str, Any]
+) -> None:
+    decision = tried(run, *words)
+    assert decision["action"]["type"] == tag, decision["reason"]
+    assert expected.items() <= decision["action"].items()
+
+
+def test_a_rollback_goes_to_the_checkpoint_named_or_the_newest_up_to_the_step(
+    run: SyntheticRun,
+) -> None:
+    named = tried(run, "rollback", "--to", "step-00000100.a0001")["action"]["plan"]
+    assert (named["resume_step"], named["checkpoints"][0]) == (100, "step-00000100.a0001")
+    before = tried(run, "rollback", "--to-step", "99")["action"]["plan"]
+    assert before["resume_step"] == 50
+    # What was changed since stays in force.
+    assert before["hyper"]["lr_changes"][0]["cause"] == "earlier"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["lr"],
+        ["lr", "--to", "1e-4", "--factor", "0.5"],
+        ["clip"],
+        ["scaler"],
+        ["optimizer"],
+        ["skip"],
+        ["skip", "--data-steps", "9:3"],
+        ["rollback"],
+        ["rollback", "--to-step", "3", "--to", "x"],
+    ],
+)
+def test_what_says_too_little_or_too_much_is_a_usage_error(
+    run: SyntheticRun, words: list[str]
+) -> None:
+    name, *more = words
+    status, text = call(name, str(run.folder), *more, *WHY)
+    assert (status, "[usage]" in text) == (2, True), text
+
+
+def test_a_request_names_the_newest_event_that_its_author_could_see(run: SyntheticRun) -> None:
+    status, _ = call("clip", str(run.folder), "--to", "0.3", *WHY, "--timeout-s", "0")
+    assert status == 0
+    (path,) = (run.folder / "requests").glob("*.json")
+    request = msgspec.json.decode(path.read_bytes(), type=InterventionRequested)
+    path.unlink()
+    assert (request.action, request.value, request.reason) == ("grad-clip", 0.3, "to see")
+    assert request.seen_seq == run.state.seq
+
+
+def test_all_changes_are_listed_with_who_why_and_what_was_read_back(run: SyntheticRun) -> None:
+    status, text = call("interventions", str(run.folder), "-o", "json")
+    assert status == 0
+    (known,) = json.loads(text)
+    assert (known["request"]["id"], known["stage"], known["at_step"]) == ("earlier", "applied", 131)
+    assert (known["previous"]["lr"], known["readback"]["lr"]) == (1.0, 0.5)
+
+
+class Elsewhere:
+    """A run that is reached some other way: what a command needs of it, and nothing else."""
+
+    def __init__(self, channel: FolderChannel) -> None:
+        self._near = channel
+        self.posted: list[InterventionRequested] = []
+
+    def seq(self) -> int:
+        return 41
+
+    def plan(self, request: InterventionRequested) -> list[d.Decision]:
+        return self._near.plan(request)
+
+    def post(self, request: InterventionRequested) -> None:
+        self.posted.append(request)
+
+    def look(self, name: str) -> Any:
+        return None
+
+
+def test_a_command_reaches_a_run_by_any_channel(
+    run: SyntheticRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = Elsewhere(FolderChannel(run.folder))
+    request = make_request("grad-clip", "to see", value=0.3)
+    submit(far, request, dry_run=False, timeout_s=0.0, output=Output.TEXT)
+    assert [(r.id, r.seen_seq) for r in far.posted] == [(request.id, 41)]
+    assert f"requested as {request.id}" in capsys.readouterr().out
