@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -258,6 +259,18 @@ def test_commands_read_a_served_run(server: ApiServer, night: SyntheticRun, tmp_
     assert (refused.returncode, "[token-missing]" in refused.stderr) == (1, True)
     both = midwatch("status", "night", "--url", url)
     assert (both.returncode, "[usage]" in both.stderr) == (2, True)
+
+
+def test_a_run_is_served_by_hand_until_somebody_has_enough(small_run: SyntheticRun) -> None:
+    command = [*MIDWATCH, "serve", str(small_run.folder), "-o", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        told = json.loads(child.stdout.readline())
+        client = ApiClient(Access(told["url"], Path(told["tokens"]["viewer"]).read_text().strip()))
+        assert client.status().seq == small_run.state.seq
+        client.close()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(DEADLINE_S) == 0
 
 
 def test_watch_in_a_pipe_follows_a_served_run_to_its_end_over_a_restart(
