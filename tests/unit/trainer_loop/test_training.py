@@ -58,7 +58,9 @@ def test_every_rank_reports_every_step_and_its_end(
             s.data_s + s.forward_s + s.backward_s + s.comm_s + s.optimizer_s for s in samples
         ]
         assert all(0.0 < part <= s.step_s for part, s in zip(parts_s, samples, strict=True))
-        assert crew.said(Resumed, rank) == [Resumed(rank, 0, "")]
+        [resumed] = crew.said(Resumed, rank)
+        assert (resumed.rank, resumed.step, resumed.checkpoint) == (rank, 0, "")
+        assert resumed.readback["beta2"] == 0.95, "it says what it holds"
         assert crew.said(Finished, rank) == [Finished(rank, 5)]
         assert worker.page.read()[:2] == (5, Phase.DONE)
         assert bool(crew.said(StepSample, rank)) == (rank == 0)
