@@ -196,3 +196,5 @@ class WatchApp(App[None]):
         if name is not None:
             self._awaited.add(name)
             self.notify(f"{name} requested", markup=False)
+            # It may be settled, and its events taken in, before word of its sending is back.
+            self._tell_of_requests()

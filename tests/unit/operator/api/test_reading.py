@@ -177,6 +177,7 @@ def test_the_description_is_whole_and_names_every_address(server: ApiServer) -> 
     assert set(document["paths"]) == {
         "/healthz",
         "/metrics",
+        "/v1/checkpoints/places",
         "/v1/events",
         "/v1/events/stream",
         "/v1/incidents",
