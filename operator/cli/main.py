@@ -56,7 +56,18 @@ def command_line(name: str) -> typer.Typer:
 
 
 def _add_others(app: typer.Typer, name: str) -> None:
-    from . import checkpoints, data, detectors, doctor, health, inspect, metrics, report, steer
+    from . import (
+        checkpoints,
+        data,
+        detectors,
+        doctor,
+        health,
+        inspect,
+        metrics,
+        operate,
+        report,
+        steer,
+    )
 
     app.command()(inspect.status)
     app.command()(inspect.journal)
@@ -69,6 +80,7 @@ def _add_others(app: typer.Typer, name: str) -> None:
     app.command()(steer.resume)
     app.command()(steer.release)
     app.command()(detectors.detectors)
+    app.command()(operate.operator)
     app.command()(health.xid)
     app.command()(health.classify)
     app.command()(health.replay)
