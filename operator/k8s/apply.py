@@ -50,8 +50,10 @@ class Applier:
         kube: Kube,
         lookout: Lookout,
         teller: Teller,
+        status_every_s: float = STATUS_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._status_every_s = status_every_s
         self._kube, self._lookout, self._teller, self._clock = kube, lookout, teller, clock
         self._applied: dict[tuple[str, str, str], tuple[str, float]] = {}
         self._status_s: dict[str, float] = {}
@@ -179,8 +181,8 @@ class Applier:
         if _without_times(action.status) == _without_times(observed.status):
             return
         last_s = self._status_s.get(observed.uid)
-        if last_s is not None and self._clock() < last_s + STATUS_EVERY_S:
-            self._soon(last_s + STATUS_EVERY_S - self._clock())
+        if last_s is not None and self._clock() < last_s + self._status_every_s:
+            self._soon(last_s + self._status_every_s - self._clock())
             return
         body = {
             "apiVersion": names.API_VERSION,

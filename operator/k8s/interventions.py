@@ -41,6 +41,7 @@ ACTIONS = {
     "PruneCheckpoints": "prune",
     "RevertIntervention": "revert",
 }
+_COMING = "BringingBack"
 HOUR_S = 3600.0
 LR_TOLERANCE = 1e-3
 
@@ -164,6 +165,10 @@ def _next(observed: Observed, policy: InterventionPolicy, each: Object) -> list[
     waiting = _approval(observed, policy, each, status)
     if waiting is not None:
         return _news(status, waiting)
+    if each["spec"]["action"] == "Resume":
+        brought_back = _bring_back(observed, each, status)
+        if brought_back is not None:
+            return _news(status, brought_back)
     request = _at_ray_node(observed, to_request(each))
     is_dry = bool(each["spec"].get("dryRun"))
     if each["spec"]["action"] == "ReleaseNode" and not is_dry:
@@ -176,6 +181,32 @@ def _next(observed: Observed, policy: InterventionPolicy, each: Object) -> list[
         status.conditions.set("Accepted", UNKNOWN, "RunAway", "the run cannot be reached just now")
         return _news(status, status.write("pending", "waiting for the run"))
     return [Ask(request, is_dry, each["metadata"]["name"])]
+
+
+def _bring_back(observed: Observed, each: Object, status: StatusOf) -> SetInterventionStatus | None:
+    """Return the status of a resumption of a run that has stopped: its pods come anew.
+
+    None where the run is there to be asked. That it is accepted is what the pods come for.
+    """
+    is_coming = any(
+        c["reason"] == _COMING for c in (each.get("status") or {}).get("conditions") or ()
+    )
+    sight = observed.sight
+    if sight is not None and sight.status == "completed":
+        status.conditions.set("Accepted", FALSE, "Completed", "the run is completed")
+        return status.settle("rejected", "the run is completed")
+    is_orphaned = not (observed.jobs or observed.reach.jobs)
+    rests = sight is not None and (
+        sight.status == "stopped" or (sight.status == "paused" and is_orphaned)
+    )
+    if not (rests or is_coming or observed.status.get("finishedAt")):
+        return None
+    if is_coming and sight is not None and sight.status not in ("stopped", "paused"):
+        status.conditions.set("Accepted", TRUE, "Accepted", "")
+        status.conditions.set("Applied", TRUE, "Resumed", sight.doing)
+        return status.settle("applied", "the run goes on")
+    status.conditions.set("Accepted", TRUE, _COMING, "the run gets its pods anew")
+    return status.write("accepted", "the run gets its pods anew")
 
 
 def _target(each: Object) -> str:

@@ -1,8 +1,10 @@
 """The life of a run on Kubernetes, purely: when its cluster is wanted, started, stopped, removed.
 
 A run is resumable by design, since its folder holds everything. So to suspend a run, or to delete
-it, is to have it save and stop, and then to take its pods away; a later run of the same name and
-folder that finds itself stopped by the operator, and not by a person, goes on.
+it, is to have it save and stop, and then to take its pods away. To put a controller on a cluster
+is to have a run that rests go on; one that is over leaves its controller behind, so a run that is
+to go on after it has stopped gets its pods anew. What a person has paused or stopped waits for a
+person.
 """
 
 from __future__ import annotations
@@ -30,12 +32,13 @@ _OWN_STOPS = ("k8s-suspend-", "k8s-delete-")
 class Want(msgspec.Struct, frozen=True):
     """What is wanted of a run now. stop: id of the stop to ask for, "" when it is to run.
 
-    finished_s: when it ended, None while it may go on.
+    finished_s: when it ended, None while it may go on. recycles: the cluster goes, to come anew.
     """
 
     cluster: bool
     stop: str = ""
     finished_s: float | None = None
+    recycles: bool = False
 
 
 def judge_want(observed: Observed, spec: TrainingRunSpec) -> Want:
@@ -47,20 +50,24 @@ def judge_want(observed: Observed, spec: TrainingRunSpec) -> Want:
         return Want(keep and observed.now_s < deadline_s, stop=_suspend_id(observed))
     finished_s = finished_at(observed)
     if finished_s is None:
-        return Want(cluster=True)
+        recycles = spec.owns_cluster and _is_left_behind(observed)
+        return Want(cluster=not recycles, recycles=recycles)
     ttl_s = spec.deletion.ttl_seconds_after_finished
     return Want(observed.now_s < finished_s + ttl_s, finished_s=finished_s)
 
 
 def finished_at(observed: Observed) -> float | None:
     """Return when the run ended for good, None while it goes on or is wanted to."""
-    if _is_resumption_asked(observed):
+    if is_resumption_asked(observed):
         return None
     known_s = time_of(observed.status.get("finishedAt"))
     sight = observed.sight
     if sight is None:
         return known_s
     if not sight.is_over or own_stop(observed):
+        return None
+    if sight.status == "stopped" and known_s is None and _is_new_here(observed):
+        # It was stopped before this object was made, and making one is asking for it to go on.
         return None
     return known_s if known_s is not None else observed.now_s
 
@@ -79,27 +86,22 @@ def own_stop(observed: Observed) -> str:
     return last if last.startswith(_OWN_STOPS) else ""
 
 
-def plan_stop_and_go(observed: Observed, want: Want) -> list[Action]:
-    """Return the stop or the resumption that is due."""
+def plan_stop(observed: Observed, want: Want) -> list[Action]:
+    """Return the stop that is due."""
     sight = observed.sight
-    if sight is None:
+    if sight is None or not want.stop or sight.is_over or want.stop in sight.interventions:
         return []
-    if want.stop:
-        stop = _ask("stop", want.stop, "suspended by its spec")
-        return [] if sight.is_over or want.stop in sight.interventions else [stop]
-    stopped_by = own_stop(observed)
-    if stopped_by:
-        return [_ask("resume", f"k8s-resume-{stopped_by}", "wanted again by its TrainingRun")]
-    return []
+    return [_ask("stop", want.stop, "suspended by its spec")]
 
 
-def plan_start(observed: Observed, spec: TrainingRunSpec, run: RunSpec) -> list[Action]:
+def plan_start(observed: Observed, spec: TrainingRunSpec, run: RunSpec, want: Want) -> list[Action]:
     """Return the start of the controller when everything it needs is there and none was made.
 
     A job that succeeded has put the controller there; from then on Ray keeps it alive. One that
     failed is followed by another, later each time, and by none once the budget is spent.
     """
-    if observed.reach.jobs or not pods_ready(observed, spec, run):
+    may_start = not (want.stop or want.finished_s is not None or _is_held(observed))
+    if observed.reach.jobs or not may_start or not pods_ready(observed, spec, run):
         return []
     last = last_job(observed)
     number = 1 if last is None else last.number + 1
@@ -179,12 +181,33 @@ def _is_unstarted(observed: Observed) -> bool:
     return observed.sight is None and not observed.jobs and not told and not started
 
 
-def _is_resumption_asked(observed: Observed) -> bool:
-    for each in observed.interventions:
-        done = each.get("status") or {}
-        if each["spec"].get("action") == "Resume" and not done.get("settledAt"):
-            return not each["spec"].get("dryRun") and not is_true(done.get("conditions"), "Failed")
-    return False
+def _is_new_here(observed: Observed) -> bool:
+    """Whether no controller was put there for this object yet."""
+    return not observed.jobs and not (observed.status.get("job") or {}).get("id")
+
+
+def _is_left_behind(observed: Observed) -> bool:
+    """Whether a run that is to go on has only the controller that saw it end."""
+    sight, last = observed.sight, last_job(observed)
+    is_over = sight is not None and sight.status == "stopped"
+    return is_over and last is not None and last.status == "SUCCEEDED"
+
+
+def _is_held(observed: Observed) -> bool:
+    """Whether a paused run has lost its controller: another one would set it going by itself."""
+    is_paused = observed.sight is not None and observed.sight.status == "paused"
+    return is_paused and not is_resumption_asked(observed)
+
+
+def is_resumption_asked(observed: Observed) -> bool:
+    """Whether a person wants the run to go on, and it has not yet."""
+    return any(
+        each["spec"].get("action") == "Resume"
+        and not each["spec"].get("dryRun")
+        and not (each.get("status") or {}).get("settledAt")
+        and is_true((each.get("status") or {}).get("conditions"), "Accepted")
+        for each in observed.interventions
+    )
 
 
 def _suspend_id(observed: Observed) -> str:

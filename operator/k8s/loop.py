@@ -102,7 +102,9 @@ class Runs:
         self.turned_s = time.monotonic()
         await asyncio.sleep(self._times.calm_s if delay_s > 0 or is_failing else 0)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken[key].wait(), max(delay_s - self._times.calm_s, 0.0))
+            # Not wait_for: it may lose a cancellation that comes as what it waits for does.
+            async with asyncio.timeout(max(delay_s - self._times.calm_s, 0.0)):
+                await self._woken[key].wait()
 
     async def _look_and_act(self, key: Key) -> float | None:
         """Return after how long to look again; less than zero after a failure, None at the end."""

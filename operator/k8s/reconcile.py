@@ -38,8 +38,8 @@ def reconcile(observed: Observed, rules: Sequence[EvidenceRule] = DEFAULT_RULES)
     weighed = bad_nodes.weigh(observed, rules)
     actions = _objects(observed, spec, run, want, exclusions.nodes)
     if want.cluster:
-        actions += lifecycle.plan_start(observed, spec, run) if not want.stop else []
-        actions += lifecycle.plan_stop_and_go(observed, want)
+        actions += lifecycle.plan_start(observed, spec, run, want)
+        actions += lifecycle.plan_stop(observed, want)
         if spec.owns_cluster and want.finished_s is None:
             actions += bad_nodes.plan_evidence(observed, weighed)
             actions += bad_nodes.plan_returns(observed, lifecycle.wanted_pods(run))

@@ -139,6 +139,8 @@ def _judge_ready(observed: Observed, judged: Judged, conditions: Conditions) -> 
         gone = observed.cluster is None
         reason = "Suspended" if gone else "Suspending"
         message = "its pods are released" if gone else "it saves and stops"
+    elif judged.want.recycles:
+        reason, message = "ClusterStarting", "it gets its pods anew"
     elif judged.want.finished_s is not None and sight is None:
         # Its pods are gone: what it came to stands in the status already.
         known = [c for c in observed.status.get("conditions") or () if c["type"] == "Ready"]

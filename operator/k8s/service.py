@@ -18,7 +18,7 @@ from ...health.nodes.evidence import DEFAULT_RULES, EvidenceRule
 from ...logbook.errors import Fatal, MidwatchError
 from . import names
 from .access import Access
-from .apply import Applier
+from .apply import STATUS_EVERY_S, Applier
 from .client import APPROVALS, CLUSTERS, INTERVENTIONS, RUNS, Kind, Kube
 from .lease import LeaseHeld, LeaseTimes
 from .look import Lookout, Places
@@ -46,6 +46,7 @@ class Setting(msgspec.Struct, frozen=True):
     places: Places = Places()
     loop_times: LoopTimes = LoopTimes()
     lease_times: LeaseTimes = LeaseTimes()
+    status_every_s: float = STATUS_EVERY_S
     missing_s: float = 30.0
     """How long between two alarms about a kind that the cluster does not serve."""
 
@@ -113,11 +114,13 @@ class Operator:
     async def _lead(self) -> None:
         keeping = asyncio.create_task(self._lease.keep(), name="lease")
         working = asyncio.create_task(self._work(), name="work")
-        await asyncio.wait({keeping, working}, return_when=asyncio.FIRST_COMPLETED)
-        is_lost = keeping.done() and not working.done()
-        for task in (keeping, working):
-            task.cancel()
-        await asyncio.gather(keeping, working, return_exceptions=True)
+        try:
+            await asyncio.wait({keeping, working}, return_when=asyncio.FIRST_COMPLETED)
+            is_lost = keeping.done() and not working.done()
+        finally:
+            keeping.cancel()
+            working.cancel()
+            await asyncio.gather(keeping, working, return_exceptions=True)
         if is_lost:
             raise Fatal("lease-lost", f"the Lease {self._setting.lease[1]} is lost.")
         working.result()
@@ -126,9 +129,8 @@ class Operator:
         await self._await_definitions()
         served = await self._served()
         async with self._machinery() as (world, runs):
-            stop = asyncio.Event()
             tasks = [
-                asyncio.create_task(watch(world, self._access, stop), name="watch"),
+                asyncio.create_task(watch(world, self._access), name="watch"),
                 asyncio.create_task(self._relist(world, served), name="relist"),
                 asyncio.create_task(runs.until_fatal(), name="runs"),
             ]
@@ -138,7 +140,6 @@ class Operator:
                     task.result()
                 raise Fatal("watch-ended", "the watch over the cluster has ended by itself.")
             finally:
-                stop.set()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -148,7 +149,7 @@ class Operator:
         setting = self._setting
         world = World(setting.scope, lambda key: runs.wake(key))
         lookout = Lookout(self._kube, world, setting.places, setting.user)
-        applier = Applier(self._kube, lookout, self._teller)
+        applier = Applier(self._kube, lookout, self._teller, setting.status_every_s)
         runs = Runs(world, lookout, applier, setting.rules, setting.loop_times)
         self._world, self._runs = world, runs
         try:

@@ -1,0 +1,130 @@
+"""A whole operator against a whole pretended cluster, in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import kmock
+import msgspec
+from midwatch.operator.k8s.access import Access
+from midwatch.operator.k8s.lease import LeaseTimes
+from midwatch.operator.k8s.look import Places
+from midwatch.operator.k8s.loop import LoopTimes
+from midwatch.operator.k8s.service import Operator, Setting
+from midwatch.operator.k8s.world import Scope
+
+from .kube import ApiServer, Object
+from .kube_run import KubeRay, RunServer
+
+DEADLINE_S = 30.0
+QUICK = LoopTimes(resync_s=0.2, calm_s=0.01, back_off_max_s=0.2, relist_s=0.5)
+USER = "system:serviceaccount:midwatch-system:midwatch-operator"
+
+
+class Stage:
+    """The pretended cluster, and as many operators on it as a test starts."""
+
+    def __init__(self, server: ApiServer, kuberay: KubeRay, run: RunServer) -> None:
+        self.server, self.kuberay, self.run = server, kuberay, run
+        self.setting = Setting(
+            identity=("midwatch-system", "pod-0"),
+            user=USER,
+            scope=Scope(),
+            lease=("midwatch-system", "midwatch-operator"),
+            probe_port=0,
+            places=Places(lambda *_: run.url, lambda *_: run.url),
+            loop_times=QUICK,
+            lease_times=LeaseTimes(duration_s=1.0, renew_s=0.8, retry_s=0.1),
+            missing_s=0.1,
+            status_every_s=0.0,
+        )
+        self._num_operators = 0
+
+    @contextlib.asynccontextmanager
+    async def operator(self, **changes: Any) -> AsyncIterator[Operator]:
+        """An operator at work until the block ends; it is killed there, not asked to end."""
+        self._num_operators += 1
+        setting = msgspec.structs.replace(self.setting, **changes)
+        access = Access(str(self.server.url).rstrip("/"))
+        operator = Operator(access, setting, f"operator-{self._num_operators}")
+        task = asyncio.create_task(operator.run())
+        try:
+            yield operator
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+    async def until(self, holds: Callable[[], Any], what: str = "") -> Any:
+        """Let the cluster go on until something holds; return what it was."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not (found := holds()):
+            assert time.monotonic() < deadline_s, f"never: {what or holds}"
+            await self.kuberay.turn()
+            await asyncio.sleep(0.01)
+        return found
+
+    def training_run(self, name: str = "night") -> Object | None:
+        """The TrainingRun as it is now."""
+        return self.server.find("midwatch.dev/v1alpha1/trainingruns", "ml", name)
+
+    def cluster(self, name: str = "night") -> Object | None:
+        """Its RayCluster."""
+        return self.server.find("ray.io/v1/rayclusters", "ml", name)
+
+    def condition(self, kind: str, name: str = "night") -> tuple[str, str]:
+        """Status and reason of a condition of the TrainingRun."""
+        run = self.training_run(name) or {}
+        return _condition(run, kind)
+
+    def intervention(self, name: str, kind: str) -> tuple[str, str]:
+        """Status and reason of a condition of an Intervention."""
+        found = self.server.find("midwatch.dev/v1alpha1/interventions", "ml", name)
+        return _condition(found or {}, kind)
+
+    def pods(self, group: str = "") -> list[Object]:
+        """The pods of a group, "" for all."""
+        return [
+            pod
+            for pod in self.server.all("v1/pods")
+            if group in ("", pod["metadata"]["labels"].get("ray.io/group"))
+        ]
+
+    async def submit(self, run: Object) -> None:
+        """Apply a TrainingRun as a person does, the schema's defaults filled in."""
+        await self.server.put("midwatch.dev/v1alpha1/trainingruns", run)
+
+    async def bring_up(self) -> None:
+        """Follow the run until its controller is there, and have it train."""
+        await self.until(lambda: self.run.jobs, "the controller is started")
+        for job in self.run.jobs.values():
+            job["status"] = "SUCCEEDED"
+        self.run.train()
+        await self.until(lambda: self.condition("Ready")[0] == "True", "ready")
+
+
+@contextlib.asynccontextmanager
+async def stage(nodes: int = 5) -> AsyncIterator[Stage]:
+    """A cluster that serves everything, without an operator yet."""
+    server = ApiServer()
+    server.serve()
+    run = RunServer(server)
+    async with server, kmock.Server(server):
+        kuberay = KubeRay(server, nodes)
+        await kuberay.begin()
+        await run.begin()
+        try:
+            yield Stage(server, kuberay, run)
+        finally:
+            await run.end()
+
+
+def _condition(body: Object, kind: str) -> tuple[str, str]:
+    for each in (body.get("status") or {}).get("conditions") or ():
+        if each["type"] == kind:
+            return each["status"], each["reason"]
+    return "", ""
