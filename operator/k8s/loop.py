@@ -55,6 +55,7 @@ class Runs:
         self._woken: dict[Key, asyncio.Event] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_closed = False
         self.turned_s = time.monotonic()
         self.num_looks = 0
         self.num_failures = 0
@@ -63,7 +64,8 @@ class Runs:
         """Look at a run soon; one that is new gets a loop."""
         event = self._woken.setdefault(key, asyncio.Event())
         event.set()
-        if key not in self._tasks and self._world.runs.get(*key) is not None:
+        is_new = key not in self._tasks and not self._is_closed
+        if is_new and self._world.runs.get(*key) is not None:
             self._tasks[key] = asyncio.create_task(self._turn(key), name=f"run {'/'.join(key)}")
 
     async def until_fatal(self) -> None:
@@ -72,6 +74,7 @@ class Runs:
 
     async def close(self) -> None:
         """End every loop where it stands."""
+        self._is_closed = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -94,6 +97,7 @@ class Runs:
         finally:
             self._tasks.pop(key, None)
             self._woken.pop(key, None)
+            # It may have come back while its loop was about to end.
             if self._world.runs.get(*key) is not None and not self._fatal.done():
                 self.wake(key)
 
