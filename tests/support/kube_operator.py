@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import kmock
 import msgspec
 from midwatch.operator.k8s.access import Access
@@ -97,6 +98,40 @@ class Stage:
     async def submit(self, run: Object) -> None:
         """Apply a TrainingRun as a person does, the schema's defaults filled in."""
         await self.server.put("midwatch.dev/v1alpha1/trainingruns", run)
+
+    async def change_spec(self, **changes: Any) -> None:
+        """Change the spec of the TrainingRun as a person does."""
+        run = self.training_run()
+        assert run is not None
+        run["spec"] |= changes
+        await self.server.put("midwatch.dev/v1alpha1/trainingruns", run)
+
+    async def delete_run(self) -> None:
+        """Delete the TrainingRun as a person does: its finalizer holds it."""
+        async with aiohttp.ClientSession() as session:
+            path = "apis/midwatch.dev/v1alpha1/namespaces/ml/trainingruns/night"
+            (await session.delete(self.server.url / path, json={})).raise_for_status()
+
+    async def evict(self, pod: str) -> None:
+        """Delete a pod as the node controller does: it ends when its kubelet says so."""
+        found = self.server.find("v1/pods", "ml", pod)
+        assert found is not None
+        found["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        await self.server.put("v1/pods", found)
+
+    async def lose_node(self, name: str) -> None:
+        """Have a node stop answering."""
+        node = self.server.find("v1/nodes", None, name)
+        assert node is not None
+        node["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}]
+        await self.server.put("v1/nodes", node)
+
+    async def cordon(self, name: str) -> None:
+        """Cordon a node as an administrator does."""
+        node = self.server.find("v1/nodes", None, name)
+        assert node is not None
+        node["spec"]["unschedulable"] = True
+        await self.server.put("v1/nodes", node)
 
     async def bring_up(self) -> None:
         """Follow the run until its controller is there, and have it train."""

@@ -19,7 +19,7 @@ from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.record import to_json
 from midwatch.logbook.state import RunState
 from midwatch.logbook.summary import summarize
-from midwatch.logbook.wire import Hyper, Mesh
+from midwatch.logbook.wire import Command, Hyper, Mesh
 
 from .builders import make_sample
 from .kube import ApiServer, Object
@@ -230,6 +230,31 @@ class RunServer:
         plan = AttemptPlan(attempt, Mesh(len(nodes), 2), places, (), 0, Hyper())
         self.decide(d.StartAttempt(plan))
         self.tell(ev.AttemptResumed(attempt, 0, "", 0.1), ev.StepDone(attempt, make_sample(step)))
+
+    def node_at(self, host: str) -> str:
+        """Return the node of the run whose pod has this address."""
+        assert self.state is not None
+        return next(node.node for node in self.state.nodes.values() if node.host == host)
+
+    def apply_command(self, request: str, *, at_step: int, previous: float, current: float) -> None:
+        """Have every rank take a request on, and read its value back."""
+        assert self.state is not None
+        asked = self.state.interventions[request].request
+        command = Command(self.state.next_command, asked.action, asked.value, request)
+        self.decide(d.SendCommand(command, request))
+        attempt = self.state.num_attempts
+        for node, ranks in (("n0", (0, 1)), ("n1", (2, 3))):
+            self.tell(
+                ev.CommandApplied(
+                    attempt,
+                    command.seq,
+                    node,
+                    ranks,
+                    at_step,
+                    {"lr": current},
+                    {"lr": previous},
+                )
+            )
 
     def decide(self, action: d.Action, **more: Any) -> None:
         """Have the run's controller decide and do something."""
