@@ -39,19 +39,22 @@ class Stage:
             probe_port=0,
             places=Places(lambda *_: run.url, lambda *_: run.url),
             loop_times=QUICK,
-            lease_times=LeaseTimes(duration_s=1.0, renew_s=0.8, retry_s=0.1),
+            lease_times=LeaseTimes(duration_s=60.0, renew_s=50.0, retry_s=0.1),
             missing_s=0.1,
             status_every_s=0.0,
         )
         self._num_operators = 0
+
+    def access(self) -> Access:
+        """Return how the API server is reached."""
+        return Access(str(self.server.url).rstrip("/"))
 
     @contextlib.asynccontextmanager
     async def operator(self, **changes: Any) -> AsyncIterator[Operator]:
         """An operator at work until the block ends; it is killed there, not asked to end."""
         self._num_operators += 1
         setting = msgspec.structs.replace(self.setting, **changes)
-        access = Access(str(self.server.url).rstrip("/"))
-        operator = Operator(access, setting, f"operator-{self._num_operators}")
+        operator = Operator(self.access(), setting, f"operator-{self._num_operators}")
         task = asyncio.create_task(operator.run())
         try:
             yield operator
