@@ -53,7 +53,8 @@ def operator(
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for talkative in ("httpx", "kopf"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     from ..k8s.access import load_access
     from ..k8s.evidence_file import load_rules
     from ..k8s.service import Operator, Setting

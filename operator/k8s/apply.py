@@ -6,6 +6,7 @@ but for when things were written last, so that they are not written too often.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import secrets
@@ -112,12 +113,13 @@ class Applier:
         self._applied[key] = digest, self._clock()
 
     async def _make_token(self, action: act.MakeToken, observed: Observed) -> None:
-        body = {**action.body, "stringData": {names.TOKEN_KEY: secrets.token_urlsafe(32)}}
+        token = base64.b64encode(secrets.token_urlsafe(32).encode("ascii")).decode("ascii")
         try:
-            await self._kube.create(SECRETS, body)
+            await self._kube.create(SECRETS, {**action.body, "data": {names.TOKEN_KEY: token}})
         except Retryable as error:
             if error.code != "kube-conflict":
                 raise
+            return
         self._soon(0.0)
 
     async def _remove_cluster(self, action: act.RemoveCluster, observed: Observed) -> None:

@@ -63,6 +63,11 @@ class World:
             found[NODES] = self.nodes
         return found
 
+    @property
+    def is_known(self) -> bool:
+        """Whether everything was listed once: before, nothing may be taken for absent."""
+        return all(c.is_listed or k.plural in self.missing for k, c in self.caches.items())
+
     async def relist(self, kube: Kube) -> None:
         """List every resource anew. Raises: what was answered, once all are asked."""
         trouble: MidwatchError | None = None
@@ -71,7 +76,8 @@ class World:
                 await self._relist(kube, kind, cache)
                 self.missing.pop(kind.plural, None)
             except MidwatchError as error:
-                self.missing[kind.plural] = error.message
+                if error.code == "kube-missing":
+                    self.missing[kind.plural] = error.message
                 trouble = error
         if trouble is not None:
             raise trouble

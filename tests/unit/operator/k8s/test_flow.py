@@ -65,6 +65,19 @@ async def test_a_deleted_run_saves_and_stops_before_its_pods_go() -> None:
         await st.until(lambda: st.training_run() is None, "the object is released")
 
 
+async def test_a_run_deleted_while_no_operator_was_there_saves_and_stops_all_the_same() -> None:
+    async with stage() as st:
+        async with st.operator():
+            await st.submit(make_run())
+            await st.bring_up()
+        await st.delete_run()
+        async with st.operator():
+            await st.until(lambda: [a for a in st.run.asked if a["action"] == "stop"])
+            assert st.cluster() is not None
+            st.run.decide(d.EndRun(stopped=True, step=11))
+            await st.until(lambda: st.training_run() is None, "the object is released")
+
+
 async def test_a_deleted_run_that_never_stops_is_removed_when_its_time_is_over() -> None:
     async with stage() as st, st.operator():
         await st.submit(make_run(deletion={"timeoutSeconds": 0}))
