@@ -35,11 +35,12 @@ REAPPLY_S = 300.0
 class Outcome(msgspec.Struct, frozen=True):
     """What came of the actions of one look. again_s: when to look again at the latest.
 
-    run: the TrainingRun as it was written last, None where it was not.
+    run, cluster: the TrainingRun and the RayCluster as they were written, None where they were not.
     """
 
     again_s: float | None = None
     run: Object | None = None
+    cluster: Object | None = None
     failed: tuple[str, ...] = ()
 
 
@@ -60,21 +61,27 @@ class Applier:
         self._status_s: dict[str, float] = {}
         self._again_s: float | None = None
         self._run: Object | None = None
+        self._cluster: Object | None = None
 
     async def carry_out(self, actions: list[act.Action], observed: Observed) -> Outcome:
         """Carry out actions in their order. Raises: Fatal[lease-lost]."""
-        self._again_s, self._run = None, None
-        failed = []
+        self._again_s, self._run, self._cluster = None, None, None
+        failed: list[str] = []
+        is_placed = True
         for action in actions:
+            if isinstance(action, act.RemovePod) and not is_placed:
+                # Its node may not be excluded yet: the pod would come back to it.
+                continue
             try:
                 await self._do(action, observed)
             except MidwatchError as error:
                 if error.code == "lease-lost":
                     raise
                 failed.append(error.code)
+                is_placed = is_placed and not isinstance(action, act.ApplyObject)
                 _log.warning("%s: %s: %s", observed.name, type(action).__name__, error)
                 self._soon(error.delay_s if isinstance(error, Retryable) else STATUS_EVERY_S)
-        return Outcome(self._again_s, self._run, tuple(failed))
+        return Outcome(self._again_s, self._run, self._cluster, tuple(failed))
 
     def forget(self, uid: str) -> None:
         """Forget a run that is gone."""
@@ -109,7 +116,10 @@ class Applier:
         is_fresh = known is not None and self._clock() < known[1] + REAPPLY_S
         if action.is_there and is_fresh and known is not None and known[0] == digest:
             return
-        await self._kube.apply(KINDS[body["apiVersion"], body["kind"]], body)
+        kind = KINDS[body["apiVersion"], body["kind"]]
+        written = await self._kube.apply(kind, body)
+        if kind is CLUSTERS:
+            self._cluster = written
         self._applied[key] = digest, self._clock()
 
     async def _make_token(self, action: act.MakeToken, observed: Observed) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from ...health.nodes.evidence import DEFAULT_RULES, EvidenceRule, weigh_signs
 from ...health.nodes.verdicts import Action as Verdict
 from ...logbook.findings import Finding
+from . import names
 from .actions import Ask, RemovePod
 from .observed import Object, Observed, Pod, RayNode, time_text
 
@@ -48,14 +49,28 @@ def pod_of(observed: Observed, node: RayNode) -> Pod | None:
     return next((p for p in observed.pods if p.ip == node.host and p.is_live), None)
 
 
+def known_exclusions(observed: Observed) -> list[Object]:
+    """Return the exclusions in force, as they stand on the cluster itself, else in the status.
+
+    A pod is removed right after its node was excluded. Were that only in the status, which is
+    written seldom, the next look would know nothing of it, and the node would take the pod back.
+    """
+    annotations = (observed.cluster or {}).get("metadata", {}).get("annotations") or {}
+    noted = annotations.get(names.EXCLUDED)
+    if noted is None:
+        return list(observed.status.get("excludedNodes") or ())
+    try:
+        return msgspec.json.decode(noted, type=list[dict[str, str]])
+    except msgspec.MsgspecError:
+        return list(observed.status.get("excludedNodes") or ())
+
+
 def plan_exclusions(observed: Observed, released: Sequence[str], nodes_max: int) -> Exclusions:
     """Return which nodes of the cluster are out: those known to be, and those newly quarantined.
 
     released: nodes that people want back.
     """
-    rows = [
-        row for row in observed.status.get("excludedNodes") or () if row["node"] not in released
-    ]
+    rows = [row for row in known_exclusions(observed) if row["node"] not in released]
     refused: list[str] = []
     for node in observed.sight.nodes if observed.sight is not None else ():
         pod = pod_of(observed, node)

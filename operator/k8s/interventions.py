@@ -13,6 +13,7 @@ from typing import Any
 
 from . import names
 from .actions import Action, Ask, LabelIntervention, RemoveIntervention, SetInterventionStatus
+from .bad_nodes import known_exclusions
 from .conditions import FALSE, TRUE, UNKNOWN, Conditions
 from .model import InterventionPolicy
 from .observed import Object, Observed, time_of, time_text
@@ -173,7 +174,7 @@ def _next(observed: Observed, policy: InterventionPolicy, each: Object) -> list[
     is_dry = bool(each["spec"].get("dryRun"))
     if each["spec"]["action"] == "ReleaseNode" and not is_dry:
         target = _target(each)
-        if any(target == row["node"] for row in observed.status.get("excludedNodes") or ()):
+        if any(target == row["node"] for row in known_exclusions(observed)):
             return []
         if target in observed.nodes and request.get("target") == target:
             return [_released(status, target)]

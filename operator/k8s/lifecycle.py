@@ -237,7 +237,7 @@ def _entrypoint(observed: Observed, spec: TrainingRunSpec) -> str:
     # Nobody but this job is ours on such a cluster: it serves the API as long as it lives.
     folder = names.run_dir(spec.storage.mount_path, observed.namespace, observed.name)
     serve = f"exec midwatch serve {folder} --host 0.0.0.0 --port {names.API_PORT}"
-    return f"{start} && until [ -d {folder}/journal ]; do sleep 1; done && {serve}"
+    return f"{start} && {serve}"
 
 
 def _job_env(spec: TrainingRunSpec, run: RunSpec) -> dict[str, str]:

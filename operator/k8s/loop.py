@@ -138,6 +138,8 @@ class Runs:
             # What was written is known at once: the watch may tell of it late.
             is_gone = not outcome.run["metadata"].get("finalizers") and observed.deleting_s
             self._world.runs.see("DELETED" if is_gone else "MODIFIED", outcome.run)
+        if outcome.cluster is not None:
+            self._world.clusters.see("MODIFIED", outcome.cluster)
         if outcome.failed:
             self.num_failures += 1
         again_s = self._times.resync_s

@@ -20,6 +20,7 @@ RUN_UID_LABEL = f"{GROUP}/run-uid"
 ORIGIN_LABEL = f"{GROUP}/origin"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 CORDONED_BY = f"{GROUP}/cordoned-by"
+EXCLUDED = f"{GROUP}/excluded-nodes"
 PERSON, AUTOMATIC = "person", "automatic"
 
 RAY_CLUSTER_LABEL = "ray.io/cluster"

@@ -152,9 +152,12 @@ def _api_container(owner: Owner, spec: TrainingRunSpec) -> Object:
     container["volumeMounts"].append({"name": _TOKENS, "mountPath": names.TOKEN_DIR})
     return {
         **container,
-        # A container that ends waits longer each time: it waits for the run folder itself.
+        # A container that ends waits longer each time, so it waits by itself: until the controller
+        # has written down the spec in which these tokens are named.
         "command": ["/bin/sh", "-c"],
-        "args": [f"until [ -d {folder}/journal ]; do sleep 1; done; exec {serve}"],
+        "args": [
+            f"until grep -qs {names.TOKEN_DIR}/ {folder}/journal/*; do sleep 1; done; exec {serve}"
+        ],
         "env": _env(spec.ray.env),
         "ports": [{"name": names.API_PORT_NAME, "containerPort": names.API_PORT}],
     }

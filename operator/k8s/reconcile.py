@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from ...health.nodes.evidence import DEFAULT_RULES, EvidenceRule
 from ...logbook.errors import ConfigError
 from ..spec import RunSpec
@@ -36,7 +38,7 @@ def reconcile(observed: Observed, rules: Sequence[EvidenceRule] = DEFAULT_RULES)
     released = released_nodes(observed, policy)
     exclusions = bad_nodes.plan_exclusions(observed, released, spec.placement.max_excluded_nodes)
     weighed = bad_nodes.weigh(observed, rules)
-    actions = _objects(observed, spec, run, want, exclusions.nodes)
+    actions = _objects(observed, spec, run, want, exclusions)
     if want.cluster:
         actions += lifecycle.plan_start(observed, spec, run, want)
         actions += lifecycle.plan_stop(observed, want)
@@ -67,7 +69,7 @@ def _objects(
     spec: TrainingRunSpec,
     run: RunSpec,
     want: lifecycle.Want,
-    excluded: Sequence[str],
+    exclusions: bad_nodes.Exclusions,
 ) -> list[Action]:
     """Return the objects that are to be there, or the removal of the cluster that is not."""
     cluster = observed.cluster
@@ -88,10 +90,12 @@ def _objects(
     if observed.reach.kuberay:
         return actions
     actions.append(ApplyObject(build_service(owner, observed.name)))
-    hosts = bad_nodes.hostnames(excluded, observed.nodes)
+    hosts = bad_nodes.hostnames(exclusions.nodes, observed.nodes)
     is_going = cluster is not None and cluster["metadata"].get("deletionTimestamp")
     if not is_going:
         desired = build_cluster(owner, spec, run, hosts)
+        noted = msgspec.json.encode(exclusions.rows).decode()
+        desired["metadata"]["annotations"] = {names.EXCLUDED: noted}
         actions.append(ApplyObject(desired, is_there=cluster is not None))
     return actions
 

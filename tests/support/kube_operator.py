@@ -90,6 +90,15 @@ class Stage:
         found = self.server.find("midwatch.dev/v1alpha1/interventions", "ml", name)
         return _condition(found or {}, kind)
 
+    def events(self) -> list[str]:
+        """The reasons of all Events."""
+        return [each["reason"] for each in self.server.all("events.k8s.io/v1/events")]
+
+    def excluded(self) -> list[str]:
+        """The nodes that the status of the TrainingRun says are excluded."""
+        run = self.training_run() or {}
+        return [row["node"] for row in (run.get("status") or {}).get("excludedNodes") or ()]
+
     def pods(self, group: str = "") -> list[Object]:
         """The pods of a group, "" for all."""
         return [

@@ -31,8 +31,7 @@ async def test_a_run_gets_its_cluster_its_controller_and_a_status() -> None:
         types = [each["type"] for each in run["status"]["conditions"]]
         assert types[:6] == ["Admitted", "Ready", "Progressing", "Degraded", "Stalled", "Succeeded"]
         assert all(each["observedGeneration"] == 1 for each in run["status"]["conditions"])
-        events = [each["reason"] for each in st.server.all("events.k8s.io/v1/events")]
-        assert "Training" in events
+        await st.until(lambda: "Training" in st.events(), "it is told")
 
 
 async def test_a_run_that_completes_keeps_its_status_and_gives_its_pods_back() -> None:
@@ -164,9 +163,7 @@ async def test_a_quarantined_node_is_excluded_and_its_place_taken_by_another() -
         await st.until(lambda: len(st.pods("worker")) == 2, "another pod takes its place")
         nodes = {p["spec"]["nodeName"] for p in st.pods("worker")}
         assert before[victim] not in nodes
-        run = st.training_run()
-        assert run is not None
-        assert [row["node"] for row in run["status"]["excludedNodes"]] == [before[victim]]
+        await st.until(lambda: st.excluded() == [before[victim]], "the status says so")
         asked = await st.until(lambda: [a for a in st.run.asked if a["action"] == "release"])
         assert (asked[0]["target"], asked[0]["id"]) == (node, f"k8s-release-{node}-agent-at-{host}")
 
