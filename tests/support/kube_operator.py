@@ -59,8 +59,10 @@ class Stage:
         try:
             yield operator
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
+            if not task.done():
+                task.cancel()
+            # One that ended by itself is a failure of the test, whatever else failed.
+            with contextlib.suppress(asyncio.CancelledError):
                 await task
 
     async def until(self, holds: Callable[[], Any], what: str = "") -> Any:
