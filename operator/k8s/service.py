@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -70,7 +71,9 @@ class Operator:
     async def run(self) -> None:
         """Work until there is a reason to end. Raises: that reason."""
         server = await serve_probes(self._setting.probe_port, self.health)
-        self.probe_port = server.sockets[0].getsockname()[1]
+        # Any free port is another one for each family of addresses.
+        found = sorted(server.sockets, key=lambda each: each.family != socket.AF_INET)
+        self.probe_port = found[0].getsockname()[1]
         heart = asyncio.create_task(self._beat())
         try:
             self._is_standby = True
