@@ -20,7 +20,7 @@ from ...logbook.errors import MidwatchError, Retryable
 from . import actions as act
 from . import names
 from .client import CLUSTERS, INTERVENTIONS, KINDS, NODES, PODS, RUNS, SECRETS, Kube
-from .interventions import previewed, refused
+from .intervention_status import previewed, refused
 from .look import Lookout
 from .observed import Object, Observed
 from .run_api import Refused, lay_request, start_job, stop_job

@@ -8,7 +8,8 @@ from typing import Any
 from . import names
 from .actions import Action, CreateIntervention, SetInterventionStatus
 from .conditions import TRUE, UNKNOWN
-from .interventions import StatusOf, is_automatic
+from .intervention_status import StatusOf
+from .interventions import is_automatic
 from .model import InterventionPolicy
 from .observed import Object, Observed
 

@@ -106,8 +106,20 @@ def _finish(observed: Observed, conditions: Conditions, more: Object) -> SetRunS
         "observedGeneration": observed.generation,
         **more,
     }
-    tells = tuple(_tell(each) for each in conditions.changed() if each["type"] in _TOLD)
+    tells = tuple(_tell(each) for each in conditions.changed() if _is_news(each, observed))
     return SetRunStatus(status, tells)
+
+
+def _is_news(condition: Object, observed: Observed) -> bool:
+    """Whether people want to be told: not that all is as it was expected to be from the start."""
+    kind, status = condition["type"], condition["status"]
+    if kind not in _TOLD or status == UNKNOWN:
+        return False
+    known = {c["type"]: c["status"] for c in observed.status.get("conditions") or ()}
+    is_first = known.get(kind, UNKNOWN) == UNKNOWN
+    return (
+        not (is_first and kind in ("Admitted", "Degraded", "Stalled")) or (kind, status) in _ALARMS
+    )
 
 
 def _tell(condition: Object) -> Tell:
@@ -271,7 +283,6 @@ def _run_figures(observed: Observed) -> Object:
     assert sight is not None
     summary, state = sight.summary, sight.state
     last = state.get("last") or {}
-    ettr = summary.get("ettr_frac")
     attempts = int(summary.get("attempts") or 0)
     usable = [n for n in sight.nodes if n.present and not n.quarantined]
     return {
@@ -283,7 +294,7 @@ def _run_figures(observed: Observed) -> Object:
         "learningRate": _number(last.get("lr"), ".4g"),
         "lossScale": _number(last.get("loss_scale"), "g"),
         "gradNorm": _number(last.get("grad_norm"), ".3g"),
-        "goodput": "" if ettr is None else f"{ettr:.1%}",
+        "goodput": _number(summary.get("ettr_frac"), ".1%"),
         "restarts": max(attempts - 1, 0),
         "lastGood": _newest_verified(state),
         "openIncidents": list(state.get("open_incidents") or ()),

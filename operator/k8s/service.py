@@ -21,9 +21,11 @@ from . import names
 from .access import Access
 from .apply import STATUS_EVERY_S, Applier
 from .client import APPROVALS, CLUSTERS, INTERVENTIONS, RUNS, Kind, Kube
+from .interventions import plan_orphans
 from .lease import LeaseHeld, LeaseTimes
 from .look import Lookout, Places
 from .loop import LoopTimes, Runs
+from .observed import Object, Observed
 from .probes import Health, serve_probes
 from .tell import Teller
 from .watch import watch
@@ -131,10 +133,10 @@ class Operator:
     async def _work(self) -> None:
         await self._await_definitions()
         served = await self._served()
-        async with self._machinery() as (world, runs):
+        async with self._machinery() as (world, runs, applier):
             tasks = [
                 asyncio.create_task(watch(world, self._access), name="watch"),
-                asyncio.create_task(self._relist(world, served), name="relist"),
+                asyncio.create_task(self._relist(world, served, applier), name="relist"),
                 asyncio.create_task(runs.until_fatal(), name="runs"),
             ]
             try:
@@ -148,7 +150,7 @@ class Operator:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     @contextlib.asynccontextmanager
-    async def _machinery(self) -> AsyncIterator[tuple[World, Runs]]:
+    async def _machinery(self) -> AsyncIterator[tuple[World, Runs, Applier]]:
         setting = self._setting
         world = World(setting.scope, lambda key: runs.wake(key))
         lookout = Lookout(self._kube, world, setting.places, setting.user)
@@ -156,7 +158,7 @@ class Operator:
         runs = Runs(world, lookout, applier, setting.rules, setting.loop_times)
         self._world, self._runs = world, runs
         try:
-            yield world, runs
+            yield world, runs, applier
         finally:
             await runs.close()
             await lookout.close()
@@ -183,7 +185,7 @@ class Operator:
     async def _served(self) -> frozenset[Kind]:
         return frozenset([k for k in (*OWN_KINDS, CLUSTERS) if await self._kube.serves(k)])
 
-    async def _relist(self, world: World, served: frozenset[Kind]) -> None:
+    async def _relist(self, world: World, served: frozenset[Kind], applier: Applier) -> None:
         """List everything anew from time to time, and end when what is served has changed.
 
         kopf watches what was served when it began.
@@ -199,8 +201,9 @@ class Operator:
                     )
                 await world.relist(self._kube)
                 self._trouble = ""
+                await self._tend_orphans(world, applier)
             except MidwatchError as error:
-                if error.code == "served-kinds-changed":
+                if error.code in ("served-kinds-changed", "lease-lost"):
                     raise
                 only_kuberay = set(world.missing) <= {CLUSTERS.plural}
                 self._trouble = "" if only_kuberay and world.runs.is_listed else error.message
@@ -209,6 +212,17 @@ class Operator:
                 self._wake(key)
             delay_s = self._setting.loop_times.relist_s
             await asyncio.sleep(delay_s if not self._trouble else min(delay_s, 5.0))
+
+    async def _tend_orphans(self, world: World, applier: Applier) -> None:
+        """See to Interventions that no run's loop looks after."""
+        now_s = time.time()
+        runs = {key for key, _ in world.runs.items()}
+        for place in sorted({key[0] for key, _ in world.interventions.items()}):
+            bodies = [body for key, body in world.interventions.items() if key[0] == place]
+            there = {name for namespace, name in runs if namespace == place}
+            actions = plan_orphans(bodies, there, now_s)
+            nobody: Object = {"metadata": {"name": "", "namespace": place, "uid": ""}}
+            await applier.carry_out(actions, Observed(now_s=now_s, run=nobody))
 
     def _wake(self, key: tuple[str, str]) -> None:
         if self._runs is not None:

@@ -12,7 +12,8 @@ from midwatch.logbook.state import RunState
 from midwatch.logbook.wire import Command
 from midwatch.operator.k8s import actions as act
 from midwatch.operator.k8s.automatic import plan_automatic
-from midwatch.operator.k8s.interventions import plan_interventions, previewed, refused, to_request
+from midwatch.operator.k8s.intervention_status import previewed, refused
+from midwatch.operator.k8s.interventions import plan_interventions, plan_orphans, to_request
 from midwatch.operator.k8s.model import InterventionPolicy
 from midwatch.operator.k8s.observed import Observed, time_text
 from midwatch.tests.support.builders import decided, fold, make_sample, started
@@ -229,6 +230,19 @@ def test_settled_objects_are_kept_for_their_time_and_labels_are_put_on() -> None
     del bare["metadata"]["labels"]
     (label,) = of_kind(plan_interventions(seen(bare), POLICY), act.LabelIntervention)
     assert label.labels["midwatch.dev/origin"] == "person"
+
+
+def test_what_is_asked_of_a_run_that_is_not_there_is_answered_and_goes_one_day() -> None:
+    each = asked("a", "Checkpoint", age_s=300.0)
+    assert plan_orphans([each], {"night"}, NOW_S) == []
+    assert plan_orphans([asked("b", "Checkpoint", age_s=1.0)], {"day"}, NOW_S) == []
+    (said_no,) = plan_orphans([each], {"day"}, NOW_S)
+    assert isinstance(said_no, act.SetInterventionStatus)
+    assert said(dict(said_no.status), "Accepted") == ("False", "NoSuchRun")
+    each["status"] = said_no.status
+    assert plan_orphans([each], {"day"}, NOW_S) == []
+    later = NOW_S + 3e6
+    assert plan_orphans([each], {"day"}, later) == [act.RemoveIntervention("a", "uid-a")]
 
 
 def test_what_the_controller_decided_is_recorded_once_and_followed_to_its_end() -> None:
