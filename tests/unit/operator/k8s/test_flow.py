@@ -199,3 +199,40 @@ async def test_a_cordoned_node_is_left_after_a_checkpoint() -> None:
         await st.until(
             lambda: victim["metadata"]["name"] not in {p["metadata"]["name"] for p in st.pods()}
         )
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+async def test_a_run_is_put_on_a_cluster_that_is_there_and_leaves_it_as_it_is(kind: str) -> None:
+    async with stage() as st, st.operator():
+        shared = {
+            "metadata": {"name": "shared", "namespace": "ml"},
+            "spec": {
+                "authOptions": {"mode": "token"},
+                "headGroupSpec": {"template": {"metadata": {"labels": {}}, "spec": {}}},
+                "workerGroupSpecs": [],
+            },
+        }
+        await st.server.put("ray.io/v1/rayclusters", shared)
+        job = {"metadata": {"name": "batch", "namespace": "ml"}}
+        await st.server.put("ray.io/v1/rayjobs", {**job, "status": {"rayClusterName": "shared"}})
+        name = "shared" if kind == "RayCluster" else "batch"
+        await st.submit(make_run(clusterSelector={"kind": kind, "name": name}))
+        await st.until(lambda: st.run.jobs, "the controller is started")
+        (started,) = st.run.jobs.values()
+        assert "midwatch serve" in started["entrypoint"]
+        tokens = started["runtime_env"]["env_vars"]
+        assert tokens["MIDWATCH_OPERATOR_TOKEN"] != tokens["MIDWATCH_VIEWER_TOKEN"]
+        started["status"] = "RUNNING"
+        st.run.train()
+        st.run.join("n0", "10.9.9.9")
+        await st.until(lambda: st.condition("Ready")[0] == "True")
+        service = st.server.find("v1/services", "ml", "night-midwatch")
+        assert service is not None
+        assert service["spec"]["selector"]["ray.io/cluster"] == "shared"
+        await st.delete_run()
+        await st.until(lambda: any(a["action"] == "stop" for a in st.run.asked))
+        st.run.decide(d.EndRun(stopped=True, step=11))
+        await st.until(lambda: st.training_run() is None, "the object is released")
+        assert started["status"] == "STOPPED"
+        assert st.cluster("shared") is not None
+        assert st.cluster() is None

@@ -218,3 +218,21 @@ def test_what_is_told_is_told_only_when_it_changes() -> None:
     assert second.tells == ()
     times = {c["lastTransitionTime"] for c in second.status["conditions"]}
     assert times == {c["lastTransitionTime"] for c in first.status["conditions"]}
+
+
+def test_a_run_that_its_queue_has_not_admitted_says_so() -> None:
+    waiting = {
+        "metadata": {"name": "night", "uid": "cluster-uid"},
+        "status": {"conditions": [{"type": "RayClusterSuspended", "status": "True"}]},
+    }
+    spec = {"scheduling": {"queueName": "team"}}
+    actions = reconcile(look(spec=spec, cluster=waiting, pods=(), jobs=()))
+    assert condition(actions, "Admitted") == ("False", "Queued")
+    assert not of_kind(actions, act.StartController)
+
+
+def test_without_kuberay_nothing_of_it_is_made() -> None:
+    seen = look(cluster=None, pods=(), jobs=(), reach=Reach(kuberay="404"))
+    actions = reconcile(seen)
+    assert not of_kind(actions, act.ApplyObject)
+    assert condition(actions, "Admitted") == ("False", "KubeRayMissing")
