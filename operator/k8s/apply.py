@@ -184,8 +184,7 @@ class Applier:
             await self._write_intervention(said.name, said.status, observed)
             return
         if action.is_dry_run and about is not None:
-            text = msgspec.json.encode(answer).decode()[:1000]
-            said = previewed(about, text, observed.now_s)
+            said = previewed(about, _foretold(answer), observed.now_s)
             await self._write_intervention(said.name, said.status, observed)
         self._soon(1.0)
 
@@ -263,6 +262,13 @@ class Applier:
         act.RemoveIntervention: _remove_intervention,
         act.Tell: _tell,
     }
+
+
+def _foretold(answer: Any) -> str:
+    """Return what a dry run answered, for a person: each decision's action and reason."""
+    decisions = answer if isinstance(answer, list) else []
+    told = [f"{(d.get('action') or {}).get('type', '')}: {d.get('reason', '')}" for d in decisions]
+    return "; ".join(told)[:1000] or "it would have to wait"
 
 
 def _without_times(status: Object) -> Object:

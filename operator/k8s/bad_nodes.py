@@ -118,7 +118,8 @@ def plan_evidence(
                 planned += save
                 continue
         if not node.quarantined:
-            request = _request("quarantine", f"k8s-sign-{pod.uid}-{finding.kind}", finding.message)
+            name = names.request_id("sign", pod.uid, finding.kind)
+            request = _request("quarantine", name, finding.message)
             planned.append(Ask({**request, "target": node.node}))
         elif leaves or finding.action == Verdict.EVICT:
             planned.append(RemovePod(pod.name, pod.uid))
@@ -135,7 +136,7 @@ def _saving(observed: Observed, pod: Pod, finding: Finding) -> list[Ask | Remove
     sight = observed.sight
     if sight is None or sight.status != "training":
         return None
-    name = f"k8s-save-{pod.uid}-{finding.kind}"
+    name = names.request_id("save", pod.uid, finding.kind)
     known = sight.interventions.get(name)
     if known is None:
         return [Ask(_request("checkpoint", name, f"before leaving {pod.node}: {finding.message}"))]
@@ -194,7 +195,7 @@ def plan_returns(observed: Observed, wanted_pods: int) -> list[Ask]:
             {
                 **_request(
                     "release",
-                    f"k8s-release-{node.node}-{node.incarnation}",
+                    names.request_id("release", node.node, node.incarnation),
                     "its pod is gone, and another one has taken its place",
                 ),
                 "target": node.node,

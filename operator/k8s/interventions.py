@@ -44,6 +44,7 @@ ACTIONS = {
 }
 _COMING = "BringingBack"
 HOUR_S = 3600.0
+BY_CHARS = 128
 ORPHAN_S = 60.0
 """A request may be there before its run is."""
 ORPHAN_RETENTION_S = 2_592_000.0
@@ -60,7 +61,7 @@ def to_request(intervention: Object) -> dict[str, Any]:
         "id": intervention["metadata"]["uid"],
         "action": "lr-factor" if multiplier is not None else ACTIONS[spec["action"]],
         "reason": spec["reason"],
-        "by": spec["requestedBy"],
+        "by": spec["requestedBy"][:BY_CHARS],
     }
     number = multiplier if multiplier is not None else params.get("value")
     optional = {

@@ -156,7 +156,7 @@ def plan_removal(observed: Observed, timeout_s: float, owns_cluster: bool) -> li
         return [SetFinalizer(present=False)]
     is_late = observed.now_s >= deleting_s + timeout_s
     if not (is_late or _is_stopped(observed) or _is_unstarted(observed)):
-        name = f"k8s-delete-{observed.uid}"
+        name = names.request_id("delete", observed.uid)
         sight = observed.sight
         if sight is None or name in sight.interventions:
             return []
@@ -211,7 +211,7 @@ def is_resumption_asked(observed: Observed) -> bool:
 
 
 def _suspend_id(observed: Observed) -> str:
-    return f"k8s-suspend-{observed.uid}-{observed.generation}"
+    return names.request_id("suspend", observed.uid, str(observed.generation))
 
 
 def _since_suspended(observed: Observed) -> float:

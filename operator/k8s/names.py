@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 GROUP = "midwatch.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -66,6 +68,11 @@ def head_service_name(cluster: str) -> str:
 def job_prefix(uid: str) -> str:
     """Return what the Ray jobs that start the controller of one TrainingRun begin with."""
     return f"midwatch-{uid}-"
+
+
+def request_id(*parts: str) -> str:
+    """Return an id under which the operator asks for something, as the run's API takes it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(("k8s", *parts)))[:128]
 
 
 def run_dir(mount: str, namespace: str, run: str) -> str:

@@ -135,6 +135,29 @@ async def test_a_learning_rate_reaches_the_run_once_and_its_outcome_comes_back()
         assert sum(a["id"] == uid for a in st.run.asked) == 1
 
 
+async def test_a_dry_run_says_what_would_be_decided_and_asks_for_nothing() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        wanted = make_intervention("try", "SetLearningRate", params={"value": "1e-4"}, dryRun=True)
+        await st.server.put(INTERVENTIONS, wanted)
+        await st.until(lambda: st.intervention("try", "Applied") == ("False", "DryRun"))
+        found = st.server.find(INTERVENTIONS, "ml", "try")
+        assert found is not None
+        assert "it would be done" in found["status"]["message"]
+        assert st.run.state is not None
+        assert not st.run.state.interventions
+
+
+async def test_what_the_api_refuses_is_shown_with_its_code() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        st.run.refuses["stop"] = 409, {"code": "run-over", "message": "nobody acts on it"}
+        await st.server.put(INTERVENTIONS, make_intervention("end", "Stop"))
+        await st.until(lambda: st.intervention("end", "Accepted") == ("False", "RunOver"))
+
+
 async def test_what_the_controller_does_by_itself_appears_beside_it() -> None:
     async with stage() as st, st.operator():
         await st.submit(make_run())
