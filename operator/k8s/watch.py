@@ -24,7 +24,7 @@ from .world import World
 
 INACTIVE_S = 70.0
 CONNECT_S = 10.0
-END_S = 5.0
+END_S = 10.0
 _BACK_OFFS_S = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0)
 _LAST_BACK_OFF_S = 15.0
 
@@ -83,6 +83,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     # What is served is looked up by main.py, which needs no right to read definitions for it.
     settings.scanning.disabled = True
+    settings.queueing.exit_timeout = 0.5
     # kopf takes away the finalizer that it holds for its own where no handler needs it: not ours.
     settings.persistence.finalizer = f"{names.GROUP}/unused"
     settings.watching.inactivity_timeout = INACTIVE_S
