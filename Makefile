@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.setup-stamp
 ARGS   ?=
 
-.PHONY: setup run test bench lint lock clean
+.PHONY: setup run test bench lint crds lock clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,10 @@ lint: setup build/typing/midwatch
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The custom resource definitions, from the models; a test holds the files to them.
+crds: setup
+	$(BIN)/python -m midwatch.operator.k8s.crd
 
 # mypy finds the package by its name through this link, since the repository root is the package.
 build/typing/midwatch:

@@ -56,7 +56,18 @@ def command_line(name: str) -> typer.Typer:
 
 
 def _add_others(app: typer.Typer, name: str) -> None:
-    from . import checkpoints, data, detectors, doctor, health, inspect, metrics, report, serve
+    from . import (
+        checkpoints,
+        data,
+        detectors,
+        doctor,
+        health,
+        inspect,
+        metrics,
+        operate,
+        report,
+        serve,
+    )
     from . import steer_life as sl
     from . import steer_values as sv
 
@@ -74,6 +85,7 @@ def _add_others(app: typer.Typer, name: str) -> None:
     for word in (sl.quarantine, sl.release, sl.ack, sl.revert, sl.interventions):
         app.command()(word)
     app.command()(detectors.detectors)
+    app.command()(operate.operator)
     app.command()(health.xid)
     app.command()(health.classify)
     app.command()(health.replay)

@@ -1,0 +1,252 @@
+"""The life of a run on Kubernetes, purely: when its cluster is wanted, started, stopped, removed.
+
+A run is resumable by design, since its folder holds everything. So to suspend a run, or to delete
+it, is to have it save and stop, and then to take its pods away. To put a controller on a cluster
+is to have a run that rests go on; one that is over leaves its controller behind, so a run that is
+to go on after it has stopped gets its pods anew. What a person has paused or stopped waits for a
+person.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import yaml
+
+from ..spec import RunSpec
+from . import names
+from .actions import Action, Ask, RemoveCluster, SetFinalizer, StartController, StopController
+from .conditions import is_true
+from .model import TrainingRunSpec
+from .observed import Observed, time_of
+
+STARTS_MAX = 10
+START_WAIT_S, START_WAIT_MAX_S = 15.0, 600.0
+TEARDOWN_S = 180.0
+"""How long a deleted cluster may take to go before the run goes without it."""
+_SPEC_PATH = "/tmp/midwatch-spec.yaml"
+_OWN_STOPS = ("k8s-suspend-", "k8s-delete-")
+
+
+class Want(msgspec.Struct, frozen=True):
+    """What is wanted of a run now. stop: id of the stop to ask for, "" when it is to run.
+
+    finished_s: when it ended, None while it may go on. recycles: the cluster goes, to come anew.
+    """
+
+    cluster: bool
+    stop: str = ""
+    finished_s: float | None = None
+    recycles: bool = False
+
+
+def judge_want(observed: Observed, spec: TrainingRunSpec) -> Want:
+    """Return whether the run is to have its pods, to stop, or has ended."""
+    if spec.suspend:
+        may_rest = _is_stopped(observed) or _is_unstarted(observed)
+        keep = observed.cluster is not None and not may_rest
+        deadline_s = _since_suspended(observed) + spec.deletion.timeout_seconds
+        return Want(keep and observed.now_s < deadline_s, stop=_suspend_id(observed))
+    finished_s = finished_at(observed)
+    if finished_s is None:
+        recycles = spec.owns_cluster and _is_left_behind(observed)
+        return Want(cluster=not recycles, recycles=recycles)
+    ttl_s = spec.deletion.ttl_seconds_after_finished
+    return Want(observed.now_s < finished_s + ttl_s, finished_s=finished_s)
+
+
+def finished_at(observed: Observed) -> float | None:
+    """Return when the run ended for good, None while it goes on or is wanted to."""
+    if is_resumption_asked(observed):
+        return None
+    known_s = time_of(observed.status.get("finishedAt"))
+    sight = observed.sight
+    if sight is None:
+        return known_s
+    if not sight.is_over or own_stop(observed):
+        return None
+    if sight.status == "stopped" and known_s is None and _is_new_here(observed):
+        # It was stopped before this object was made, and making one is asking for it to go on.
+        return None
+    return known_s if known_s is not None else observed.now_s
+
+
+def own_stop(observed: Observed) -> str:
+    """Return the id of the stop by which the operator itself ended the run, "" if none did."""
+    sight = observed.sight
+    if sight is None or sight.status != "stopped":
+        return ""
+    stops = [
+        (float(known.get("requested_s", 0.0)), str(name))
+        for name, known in sight.interventions.items()
+        if (known.get("request") or {}).get("action") == "stop"
+    ]
+    last = max(stops, default=(0.0, ""))[1]
+    return last if last.startswith(_OWN_STOPS) else ""
+
+
+def plan_stop(observed: Observed, want: Want) -> list[Action]:
+    """Return the stop that is due."""
+    sight = observed.sight
+    if sight is None or not want.stop or sight.is_over or want.stop in sight.interventions:
+        return []
+    return [_ask("stop", want.stop, "suspended by its spec")]
+
+
+def plan_start(observed: Observed, spec: TrainingRunSpec, run: RunSpec, want: Want) -> list[Action]:
+    """Return the start of the controller when everything it needs is there and none was made.
+
+    A job that succeeded has put the controller there; from then on Ray keeps it alive. One that
+    failed is followed by another, later each time, and by none once the budget is spent.
+    """
+    may_start = not (want.stop or want.finished_s is not None or _is_held(observed))
+    if observed.reach.jobs or not may_start or not pods_ready(observed, spec, run):
+        return []
+    last = last_job(observed)
+    number = 1 if last is None else last.number + 1
+    if last is not None:
+        due_s = last.ended_s + min(START_WAIT_S * 2.0 ** (last.number - 1), START_WAIT_MAX_S)
+        failed = last.status in ("FAILED", "STOPPED")
+        if not failed or number > STARTS_MAX or observed.now_s < due_s:
+            return []
+    job_id = f"{names.job_prefix(observed.uid)}{number}"
+    env, entrypoint = _job_env(spec, run), _entrypoint(observed, spec)
+    return [StartController(job_id, entrypoint, env, brings_tokens=not spec.owns_cluster)]
+
+
+def pods_ready(observed: Observed, spec: TrainingRunSpec, run: RunSpec) -> bool:
+    """Whether the head and every node, spares included, are there."""
+    if not spec.owns_cluster:
+        return observed.cluster is not None
+    head = any(p.is_head and p.is_ready and p.is_live for p in observed.pods)
+    return head and num_ready(observed) >= wanted_pods(run)
+
+
+def num_ready(observed: Observed) -> int:
+    """Return how many pods of nodes are ready."""
+    return sum(1 for p in observed.pods if p.is_ready and p.is_live and not p.is_head)
+
+
+def wanted_pods(run: RunSpec) -> int:
+    """Return how many pods of nodes the run wants, spares included."""
+    return run.num_nodes + run.nodes.spares
+
+
+def last_job(observed: Observed) -> Any:
+    """Return the newest job that was to start the controller, None when there was none."""
+    return max(observed.jobs, key=lambda job: job.number, default=None)
+
+
+def is_start_spent(observed: Observed) -> bool:
+    """Whether the controller could not be started as often as is tried."""
+    last = last_job(observed)
+    return last is not None and last.status == "FAILED" and last.number >= STARTS_MAX
+
+
+def plan_removal(observed: Observed, timeout_s: float, owns_cluster: bool) -> list[Action]:
+    """Return what is next for a deleted run: save and stop, its pods, at last the object.
+
+    Checkpoints and logbook stay where they are.
+    """
+    deleting_s, cluster = observed.deleting_s, observed.cluster
+    if deleting_s is None or not observed.has_finalizer:
+        return []
+    if cluster is None:
+        return [SetFinalizer(present=False)]
+    is_late = observed.now_s >= deleting_s + timeout_s
+    if not (is_late or _is_stopped(observed) or _is_unstarted(observed)):
+        name = names.request_id("delete", observed.uid)
+        sight = observed.sight
+        if sight is None or name in sight.interventions:
+            return []
+        return [_ask("stop", name, "its TrainingRun is deleted")]
+    if not owns_cluster:
+        job = last_job(observed)
+        stop = [] if job is None or job.is_over else [StopController(job.id)]
+        return [*stop, SetFinalizer(present=False)]
+    if observed.now_s >= deleting_s + timeout_s + TEARDOWN_S:
+        return [SetFinalizer(present=False)]
+    return [RemoveCluster(cluster["metadata"]["name"], cluster["metadata"]["uid"])]
+
+
+def _is_stopped(observed: Observed) -> bool:
+    return observed.sight is not None and observed.sight.is_over
+
+
+def _is_unstarted(observed: Observed) -> bool:
+    """Whether no controller was ever put there, as far as anything tells."""
+    told = (observed.status.get("run") or {}).get("seq", 0)
+    started = (observed.status.get("job") or {}).get("id", "")
+    return observed.sight is None and not observed.jobs and not told and not started
+
+
+def _is_new_here(observed: Observed) -> bool:
+    """Whether no controller was put there for this object yet."""
+    return not observed.jobs and not (observed.status.get("job") or {}).get("id")
+
+
+def _is_left_behind(observed: Observed) -> bool:
+    """Whether a run that is to go on has only the controller that saw it end."""
+    sight, last = observed.sight, last_job(observed)
+    is_over = sight is not None and sight.status == "stopped"
+    return is_over and last is not None and last.status == "SUCCEEDED"
+
+
+def _is_held(observed: Observed) -> bool:
+    """Whether a paused run has lost its controller: another one would set it going by itself."""
+    is_paused = observed.sight is not None and observed.sight.status == "paused"
+    return is_paused and not is_resumption_asked(observed)
+
+
+def is_resumption_asked(observed: Observed) -> bool:
+    """Whether a person wants the run to go on, and it has not yet."""
+    return any(
+        each["spec"].get("action") == "Resume"
+        and not each["spec"].get("dryRun")
+        and not (each.get("status") or {}).get("settledAt")
+        and is_true((each.get("status") or {}).get("conditions"), "Accepted")
+        for each in observed.interventions
+    )
+
+
+def _suspend_id(observed: Observed) -> str:
+    return names.request_id("suspend", observed.uid, str(observed.generation))
+
+
+def _since_suspended(observed: Observed) -> float:
+    """Return when the stop of this suspension was asked for: from then on it has its time."""
+    sight = observed.sight
+    known = sight.interventions.get(_suspend_id(observed)) if sight is not None else None
+    if known is not None:
+        return float(known.get("requested_s", observed.now_s))
+    for each in observed.status.get("conditions") or ():
+        if each["type"] == "Ready" and each["reason"] == "Suspending":
+            return time_of(each["lastTransitionTime"]) or observed.now_s
+    return observed.now_s
+
+
+def _ask(action: str, name: str, reason: str) -> Ask:
+    return Ask({"id": name, "action": action, "reason": reason, "by": "midwatch-operator"})
+
+
+def _entrypoint(observed: Observed, spec: TrainingRunSpec) -> str:
+    start = f'printf "%s" "$MIDWATCH_SPEC" > {_SPEC_PATH} && midwatch run {_SPEC_PATH} --detach'
+    if spec.owns_cluster:
+        return start
+    # Nobody but this job is ours on such a cluster: it serves the API as long as it lives.
+    folder = names.run_dir(spec.storage.mount_path, observed.namespace, observed.name)
+    serve = f"exec midwatch serve {folder} --host 0.0.0.0 --port {names.API_PORT}"
+    return f"{start} && {serve}"
+
+
+def _job_env(spec: TrainingRunSpec, run: RunSpec) -> dict[str, str]:
+    data = {**spec.run, "name": run.name, "run_dir": run.run_dir}
+    tokens = {
+        role: {"file": f"{names.TOKEN_DIR}/{role}"}
+        if spec.owns_cluster
+        else {"env": names.token_variable(role)}
+        for role in (names.VIEWER, names.OPERATOR)
+    }
+    data["api"] = {**(data.get("api") or {}), "tokens": tokens}
+    return {"MIDWATCH_SPEC": yaml.safe_dump(data, sort_keys=False)}

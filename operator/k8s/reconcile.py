@@ -1,0 +1,112 @@
+"""reconcile(observed) -> actions: everything the operator decides, in order, purely.
+
+It reads no clock and keeps nothing: what it must remember stands in the cluster's own objects, so
+that an operator that dies between any two actions is followed by one that decides the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ...health.nodes.evidence import DEFAULT_RULES, EvidenceRule
+from ...logbook.errors import ConfigError
+from ..spec import RunSpec
+from . import bad_nodes, lifecycle, names, run_status
+from .actions import Action, ApplyObject, Cordon, MakeToken, RemoveCluster, SetFinalizer
+from .automatic import plan_automatic
+from .interventions import plan_interventions, released_nodes
+from .model import DeletionSpec, TrainingRunSpec, read_spec
+from .observed import Observed
+from .raycluster import Owner, build_cluster, build_service, build_token_secret
+
+
+def reconcile(observed: Observed, rules: Sequence[EvidenceRule] = DEFAULT_RULES) -> list[Action]:
+    """Return what is to be done now, the status last; nothing of it waits for another of it."""
+    if observed.deleting_s is not None:
+        return _remove(observed)
+    if not observed.has_finalizer:
+        # Before any effect: what is made must be taken away again.
+        return [SetFinalizer(present=True), run_status.first_status(observed)]
+    try:
+        spec, run = read_spec(observed.run["spec"], observed.name, observed.namespace)
+    except ConfigError as error:
+        return [run_status.invalid_status(observed, error.message)]
+    want = lifecycle.judge_want(observed, spec)
+    policy = spec.intervention_policy
+    released = released_nodes(observed, policy)
+    exclusions = bad_nodes.plan_exclusions(observed, released, spec.placement.max_excluded_nodes)
+    weighed = bad_nodes.weigh(observed, rules)
+    actions = _objects(observed, spec, run, want, exclusions)
+    if want.cluster:
+        actions += lifecycle.plan_start(observed, spec, run, want)
+        actions += lifecycle.plan_stop(observed, want)
+        if spec.owns_cluster and want.finished_s is None:
+            actions += bad_nodes.plan_evidence(observed, weighed)
+            actions += bad_nodes.plan_returns(observed, lifecycle.wanted_pods(run))
+            actions += bad_nodes.plan_removals(observed, exclusions.nodes)
+            actions += _cordons(observed, spec, exclusions.nodes)
+    actions += plan_interventions(observed, policy)
+    actions += plan_automatic(observed, policy)
+    findings = [finding for _, _, finding in weighed]
+    judged = run_status.Judged(spec, run, want, exclusions, findings)
+    return [*actions, run_status.run_status(observed, judged)]
+
+
+def _remove(observed: Observed) -> list[Action]:
+    raw = observed.run.get("spec") or {}
+    owns_cluster = not raw.get("clusterSelector")
+    timeout_s = (raw.get("deletion") or {}).get("timeoutSeconds", DeletionSpec().timeout_seconds)
+    actions = lifecycle.plan_removal(observed, float(timeout_s), owns_cluster)
+    if any(isinstance(each, SetFinalizer) for each in actions):
+        return actions
+    return [*actions, run_status.removal_status(observed)] if observed.has_finalizer else actions
+
+
+def _objects(
+    observed: Observed,
+    spec: TrainingRunSpec,
+    run: RunSpec,
+    want: lifecycle.Want,
+    exclusions: bad_nodes.Exclusions,
+) -> list[Action]:
+    """Return the objects that are to be there, or the removal of the cluster that is not."""
+    cluster = observed.cluster
+    if not want.cluster:
+        if cluster is None or not spec.owns_cluster:
+            return []
+        return [RemoveCluster(cluster["metadata"]["name"], cluster["metadata"]["uid"])]
+    owner = Owner(observed.run)
+    actions: list[Action] = []
+    for role in (names.VIEWER, names.OPERATOR):
+        if names.token_secret_name(observed.name, role) not in observed.secrets:
+            actions.append(MakeToken(build_token_secret(owner, role)))
+    if not spec.owns_cluster:
+        if cluster is not None:
+            service = build_service(owner, cluster["metadata"]["name"])
+            actions.append(ApplyObject(service))
+        return actions
+    if observed.reach.kuberay:
+        return actions
+    actions.append(ApplyObject(build_service(owner, observed.name)))
+    hosts = bad_nodes.hostnames(exclusions.nodes, observed.nodes)
+    is_going = cluster is not None and cluster["metadata"].get("deletionTimestamp")
+    if not is_going:
+        desired = build_cluster(owner, spec, run, hosts)
+        noted = msgspec.json.encode(exclusions.rows).decode()
+        desired["metadata"]["annotations"] = {names.EXCLUDED: noted}
+        actions.append(ApplyObject(desired, is_there=cluster is not None))
+    return actions
+
+
+def _cordons(observed: Observed, spec: TrainingRunSpec, excluded: Sequence[str]) -> list[Action]:
+    by = f"{observed.namespace}/{observed.name}"
+    actions: list[Action] = []
+    for name, node in sorted(observed.nodes.items()):
+        if name in excluded:
+            if spec.placement.cordon == "Quarantined" and not node.is_cordoned:
+                actions.append(Cordon(name, by))
+        elif node.is_cordoned and node.cordoned_by == by:
+            actions.append(Cordon(name, by, is_on=False))
+    return actions

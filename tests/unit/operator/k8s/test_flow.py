@@ -1,0 +1,261 @@
+"""The whole flow in process: a real kopf on a real API server's protocol, a real run's state."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from midwatch.logbook import decisions as d
+from midwatch.logbook import events as ev
+from midwatch.tests.support.kube_operator import USER, stage
+from midwatch.tests.support.kube_run import make_intervention, make_run
+
+pytestmark = pytest.mark.asyncio
+INTERVENTIONS = "midwatch.dev/v1alpha1/interventions"
+
+
+async def test_a_run_gets_its_cluster_its_controller_and_a_status() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        run, cluster = st.training_run(), st.cluster()
+        assert run is not None
+        assert cluster is not None
+        assert run["metadata"]["finalizers"] == ["midwatch.dev/finalizer"]
+        assert cluster["metadata"]["ownerReferences"][0]["uid"] == run["metadata"]["uid"]
+        assert (len(st.pods("worker")), len(st.pods("spare"))) == (2, 1)
+        (job,) = st.run.jobs.values()
+        spec = yaml.safe_load(job["runtime_env"]["env_vars"]["MIDWATCH_SPEC"])
+        assert (spec["name"], spec["run_dir"]) == ("night", "/midwatch/ml/night")
+        assert run["status"]["run"]["step"] == 10
+        assert run["status"]["cluster"]["headPod"].startswith("night-head-")
+        types = [each["type"] for each in run["status"]["conditions"]]
+        assert types[:6] == ["Admitted", "Ready", "Progressing", "Degraded", "Stalled", "Succeeded"]
+        assert all(each["observedGeneration"] == 1 for each in run["status"]["conditions"])
+        await st.until(lambda: "Training" in st.events(), "it is told")
+
+
+async def test_a_run_that_completes_keeps_its_status_and_gives_its_pods_back() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run(deletion={"ttlSecondsAfterFinished": 0}))
+        await st.bring_up()
+        st.run.decide(d.EndRun(stopped=False, step=100))
+        await st.until(lambda: st.condition("Succeeded") == ("True", "Completed"))
+        await st.until(lambda: st.cluster() is None and not st.pods(), "the pods are gone")
+        await st.until(lambda: st.condition("Ready") == ("False", "Completed"))
+        run = st.training_run()
+        assert run is not None
+        assert run["status"]["finishedAt"]
+        assert run["status"]["run"]["step"] == 10
+
+
+async def test_a_deleted_run_saves_and_stops_before_its_pods_go() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        run = st.training_run()
+        assert run is not None
+        uid = run["metadata"]["uid"]
+        await st.delete_run()
+        asked = await st.until(lambda: [a for a in st.run.asked if a["action"] == "stop"])
+        assert asked[0]["id"] == f"k8s-delete-{uid}"
+        assert st.cluster() is not None
+        st.run.decide(d.EndRun(stopped=True, step=11))
+        await st.until(lambda: st.cluster() is None, "the cluster is removed")
+        await st.until(lambda: st.training_run() is None, "the object is released")
+
+
+async def test_a_run_deleted_while_no_operator_was_there_saves_and_stops_all_the_same() -> None:
+    async with stage() as st:
+        async with st.operator():
+            await st.submit(make_run())
+            await st.bring_up()
+        await st.delete_run()
+        async with st.operator():
+            await st.until(lambda: [a for a in st.run.asked if a["action"] == "stop"])
+            assert st.cluster() is not None
+            st.run.decide(d.EndRun(stopped=True, step=11))
+            await st.until(lambda: st.training_run() is None, "the object is released")
+
+
+async def test_a_deleted_run_that_never_stops_is_removed_when_its_time_is_over() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run(deletion={"timeoutSeconds": 0}))
+        await st.bring_up()
+        await st.delete_run()
+        await st.until(lambda: st.training_run() is None, "the object is released")
+
+
+async def test_a_suspended_run_stops_releases_its_pods_and_goes_on_later() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        await st.change_spec(suspend=True)
+        await st.until(lambda: any(a["action"] == "stop" for a in st.run.asked))
+        st.run.decide(d.EndRun(stopped=True, step=11))
+        await st.until(lambda: st.cluster() is None, "the pods are released")
+        await st.until(lambda: st.condition("Ready") == ("False", "Suspended"))
+        st.run.jobs.clear()
+        await st.change_spec(suspend=False)
+        await st.until(lambda: st.run.jobs, "a controller is put there again")
+        st.run.tell(ev.InterventionRequested("resume-2", "resume", "root", "submitted again"))
+        st.run.decide(d.ResumeRun())
+        st.run.start_attempt("n0", "n1")
+        await st.until(lambda: st.condition("Ready")[0] == "True")
+
+
+async def test_a_spec_that_cannot_work_is_told_and_nothing_is_made() -> None:
+    async with stage() as st, st.operator():
+        run = make_run()
+        run["spec"]["run"]["mesh"] = {"dp_shard": 3, "tp": 1}
+        await st.submit(run)
+        await st.until(lambda: st.condition("Admitted") == ("False", "InvalidSpec"))
+        told = st.training_run()
+        assert told is not None
+        assert "ranks_per_node" in told["status"]["conditions"][0]["message"]
+        assert st.cluster() is None
+
+
+async def test_a_learning_rate_reaches_the_run_once_and_its_outcome_comes_back() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        wanted = make_intervention("slower", "SetLearningRate", params={"multiplier": "0.5"})
+        made = await st.server.put(INTERVENTIONS, wanted)
+        await st.until(lambda: any(a["action"] == "lr-factor" for a in st.run.asked))
+        uid = made["metadata"]["uid"]
+        assert [a["by"] for a in st.run.asked if a["id"] == uid] == ["ann"]
+        st.run.apply_command(uid, at_step=12, previous=1e-3, current=5e-4)
+        await st.until(lambda: st.intervention("slower", "Applied")[0] == "True")
+        found = st.server.find(INTERVENTIONS, "ml", "slower")
+        assert found is not None
+        status = found["status"]
+        assert (status["appliedAtStep"], status["acks"]) == (12, "4/4")
+        assert (status["previous"], status["current"]) == ({"lr": "0.001"}, {"lr": "0.0005"})
+        assert found["metadata"]["labels"]["midwatch.dev/origin"] == "person"
+        assert sum(a["id"] == uid for a in st.run.asked) == 1
+
+
+async def test_a_dry_run_says_what_would_be_decided_and_asks_for_nothing() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        wanted = make_intervention("try", "SetLearningRate", params={"value": "1e-4"}, dryRun=True)
+        await st.server.put(INTERVENTIONS, wanted)
+        await st.until(lambda: st.intervention("try", "Applied") == ("False", "DryRun"))
+        found = st.server.find(INTERVENTIONS, "ml", "try")
+        assert found is not None
+        assert "it would be done" in found["status"]["message"]
+        assert st.run.state is not None
+        assert not st.run.state.interventions
+
+
+async def test_what_the_api_refuses_is_shown_with_its_code() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        st.run.refuses["stop"] = 409, {"code": "run-over", "message": "nobody acts on it"}
+        await st.server.put(INTERVENTIONS, make_intervention("end", "Stop"))
+        await st.until(lambda: st.intervention("end", "Accepted") == ("False", "RunOver"))
+
+
+async def test_what_the_controller_does_by_itself_appears_beside_it() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        draft = d.IncidentDraft("inc-0001", "node-lost", "n1 is gone", 10, 1.0, 10)
+        st.run.decide(d.QuarantineNode("n2"), opens=draft, incident="inc-0001")
+        made = await st.until(lambda: st.server.all(INTERVENTIONS))
+        assert made[0]["spec"]["action"] == "QuarantineNode"
+        assert made[0]["spec"]["requestedBy"] == USER
+        assert made[0]["metadata"]["labels"]["midwatch.dev/origin"] == "automatic"
+        name = made[0]["metadata"]["name"]
+        await st.until(lambda: st.intervention(name, "Applied")[0] == "True")
+
+
+async def test_a_quarantined_node_is_excluded_and_its_place_taken_by_another() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        before = {p["metadata"]["name"]: p["spec"]["nodeName"] for p in st.pods("worker")}
+        victim = sorted(before)[0]
+        host = next(p for p in st.pods() if p["metadata"]["name"] == victim)["status"]["podIP"]
+        node = st.run.node_at(host)
+        st.run.tell(ev.NodeLost(node, f"agent-at-{host}", "its agent died"))
+        st.run.decide(d.QuarantineNode(node))
+        await st.until(lambda: victim not in {p["metadata"]["name"] for p in st.pods()})
+        await st.until(lambda: len(st.pods("worker")) == 2, "another pod takes its place")
+        nodes = {p["spec"]["nodeName"] for p in st.pods("worker")}
+        assert before[victim] not in nodes
+        await st.until(lambda: st.excluded() == [before[victim]], "the status says so")
+        asked = await st.until(lambda: [a for a in st.run.asked if a["action"] == "release"])
+        assert (asked[0]["target"], asked[0]["id"]) == (node, f"k8s-release-{node}-agent-at-{host}")
+
+
+async def test_the_pod_of_a_dead_node_does_not_block_its_replacement() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        victim = st.pods("worker")[0]
+        node, host = victim["spec"]["nodeName"], victim["status"]["podIP"]
+        st.server.lost_nodes.add(node)
+        await st.lose_node(node)
+        st.run.tell(ev.NodeLost(st.run.node_at(host), f"agent-at-{host}", "silent"))
+        await st.evict(victim["metadata"]["name"])
+        await st.until(
+            lambda: victim["metadata"]["name"] not in {p["metadata"]["name"] for p in st.pods()}
+        )
+        await st.until(lambda: len(st.pods("worker")) == 2, "another pod takes its place")
+
+
+async def test_a_cordoned_node_is_left_after_a_checkpoint() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        victim = st.pods("worker")[0]
+        await st.cordon(victim["spec"]["nodeName"])
+        saved = await st.until(lambda: [a for a in st.run.asked if a["action"] == "checkpoint"])
+        assert not [a for a in st.run.asked if a["action"] == "quarantine"]
+        st.run.apply_command(saved[0]["id"], at_step=13, previous=0.0, current=0.0)
+        left = await st.until(lambda: [a for a in st.run.asked if a["action"] == "quarantine"])
+        assert left[0]["target"] == st.run.node_at(victim["status"]["podIP"])
+        st.run.decide(d.QuarantineNode(left[0]["target"]))
+        await st.until(
+            lambda: victim["metadata"]["name"] not in {p["metadata"]["name"] for p in st.pods()}
+        )
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+async def test_a_run_is_put_on_a_cluster_that_is_there_and_leaves_it_as_it_is(kind: str) -> None:
+    async with stage() as st, st.operator():
+        shared = {
+            "metadata": {"name": "shared", "namespace": "ml"},
+            "spec": {
+                "authOptions": {"mode": "token"},
+                "headGroupSpec": {"template": {"metadata": {"labels": {}}, "spec": {}}},
+                "workerGroupSpecs": [],
+            },
+        }
+        await st.server.put("ray.io/v1/rayclusters", shared)
+        job = {"metadata": {"name": "batch", "namespace": "ml"}}
+        await st.server.put("ray.io/v1/rayjobs", {**job, "status": {"rayClusterName": "shared"}})
+        name = "shared" if kind == "RayCluster" else "batch"
+        await st.submit(make_run(clusterSelector={"kind": kind, "name": name}))
+        await st.until(lambda: st.run.jobs, "the controller is started")
+        (started,) = st.run.jobs.values()
+        assert "midwatch serve" in started["entrypoint"]
+        tokens = started["runtime_env"]["env_vars"]
+        assert tokens["MIDWATCH_OPERATOR_TOKEN"] != tokens["MIDWATCH_VIEWER_TOKEN"]
+        started["status"] = "RUNNING"
+        st.run.train()
+        st.run.join("n0", "10.9.9.9")
+        await st.until(lambda: st.condition("Ready")[0] == "True")
+        service = st.server.find("v1/services", "ml", "night-midwatch")
+        assert service is not None
+        assert service["spec"]["selector"]["ray.io/cluster"] == "shared"
+        await st.delete_run()
+        await st.until(lambda: any(a["action"] == "stop" for a in st.run.asked))
+        st.run.decide(d.EndRun(stopped=True, step=11))
+        await st.until(lambda: st.training_run() is None, "the object is released")
+        assert started["status"] == "STOPPED"
+        assert st.cluster("shared") is not None
+        assert st.cluster() is None
