@@ -57,6 +57,7 @@ def command_line(name: str) -> typer.Typer:
 
 def _add_others(app: typer.Typer, name: str) -> None:
     from . import checkpoints, data, detectors, doctor, health, inspect, metrics, report, steer
+    from .submit import submit
 
     app.command()(inspect.status)
     app.command()(inspect.journal)
@@ -64,6 +65,7 @@ def _add_others(app: typer.Typer, name: str) -> None:
     app.command()(report.report)
     app.command()(metrics.metrics)
     app.command()(doctor.doctor)
+    app.command()(submit)
     app.command()(steer.lr)
     app.command()(steer.stop)
     app.command()(steer.resume)
