@@ -29,8 +29,10 @@ def intervene(
     reason: ReasonOption = "",
     value: Annotated[str | None, typer.Option(help="New value, a decimal number.")] = None,
     multiplier: Annotated[str | None, typer.Option(help="Factor, a decimal number.")] = None,
+    values: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=NUMBER, of SetOptimizer and SetScaler.")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Node, checkpoint, incident, ...")] = None,
-    text: Annotated[str | None, typer.Option(help="What to write down.")] = None,
     expect_attempt: Annotated[
         int | None, typer.Option(help="Refuse unless this attempt is current.")
     ] = None,
@@ -47,7 +49,12 @@ def intervene(
     kubectl: Kubectl = ctx.obj
     _require(reason)
     uid = kubectl.get(RUNS, run)["metadata"]["uid"]
-    params = {"value": value, "multiplier": multiplier, "target": target, "text": text}
+    params = {
+        "value": value,
+        "multiplier": multiplier,
+        "values": _by_name(values or []),
+        "target": target,
+    }
     expect = {"attempt": expect_attempt, "learningRate": expect_lr}
     spec = {
         "runRef": {"name": run, "uid": uid},
@@ -106,6 +113,17 @@ def _decide(kubectl: Kubectl, name: str, decision: str, reason: str, output: Out
 def _require(reason: str) -> None:
     if not reason:
         raise ConfigError("usage", "every change needs --reason.", remedy="Say why in a few words.")
+
+
+def _by_name(pairs: list[str]) -> dict[str, str]:
+    """Values by the name before their equals sign. Raises: ConfigError[usage]."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise ConfigError("usage", f"--set {pair!r} is not NAME=NUMBER.")
+        found[name] = value
+    return found
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,14 @@ def test_a_second_person_decides(
     assert "created" in out
 
 
+def test_several_values_at_once(cli: Cli, cluster: KubeServer) -> None:
+    ask = ("intervene", "opt", "SetOptimizer", "--reason", "x", "--timeout-s", "0")
+    assert cli(*ask, "--set", "beta2=0.95", "--set", "weight-decay=0.1")[0] == 0
+    params = _made(cluster, "interventions")[0]["spec"]["params"]
+    assert params == {"values": {"beta2": "0.95", "weight-decay": "0.1"}}
+    assert cli(*ask, "--set", "beta2")[0] == 2
+
+
 def test_nothing_is_asked_without_a_reason(cli: Cli, cluster: KubeServer) -> None:
     for words in (("intervene", "opt", "Pause"), ("approve", "opt-stop-1")):
         code, _, err = cli(*words)
