@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from tests.support.kube_yaml import load_all
+
 Object = dict[str, Any]
 MANIFESTS = Path(__file__).parents[3] / "manifests"
 KUBECTL = Path(sys.executable).with_name("kubectl")
@@ -37,7 +39,7 @@ def _rendered(folder: str) -> tuple[str, str]:
 
 def render(folder: str) -> list[Object]:
     """Return the objects of one kustomization."""
-    return [known for known in yaml.safe_load_all(_rendered(folder)[0]) if known]
+    return load_all(_rendered(folder)[0])
 
 
 def complaints(folder: str) -> str:
