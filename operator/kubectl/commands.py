@@ -34,6 +34,7 @@ FAR: dict[str, tuple[str, ...]] = {
     "quarantine": ACTS,
     "release": ACTS,
     "ack": ACTS,
+    "revert": ACTS,
 }
 OWN: dict[str, Callable[..., None]] = {"intervene": intervene, "approve": approve, "reject": reject}
 

@@ -16,6 +16,8 @@ from .cluster import Kubectl, find_kubectl
 from .commands import FAR, LOOKS, OWN, catalogue, own_command_line
 from .forward import Forward
 
+# What a person has set for another run, and what would win over what is said here.
+OVERRIDING = ("MIDWATCH_TOKEN_FILE", "MIDWATCH_CA_FILE")
 USAGE = """Usage: kubectl midwatch COMMAND RUN [OPTIONS]
 
 Watch and steer the TrainingRun RUN; it is reached by port-forward. kubectl's own flags
@@ -71,6 +73,8 @@ def _far(command: str, words: Words) -> None:
     kubectl = find_kubectl(words.connection)
     access = find_access(kubectl, run, FAR[command])
     with Forward(kubectl, access.service, access.port) as forward:
+        for name in OVERRIDING:
+            os.environ.pop(name, None)
         os.environ["MIDWATCH_URL"] = forward.url
         os.environ["MIDWATCH_TOKEN"] = access.token
         if FAR[command] != LOOKS:

@@ -1,4 +1,4 @@
-"""The operator itself on a real API server, with the rights of its service account and no others."""
+"""The operator on a real API server, with the rights of its service account and no others."""
 
 from __future__ import annotations
 

@@ -61,6 +61,17 @@ def test_acting_takes_the_operators_token_and_the_clusters_name(
     assert "port-forward --address 127.0.0.1 service/opt-midwatch :8470 -n training" in call
 
 
+def test_what_was_set_for_another_run_does_not_win(
+    cli: Cli, cluster: KubeServer, midwatch: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIDWATCH_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("MIDWATCH_TOKEN", "another")
+    monkeypatch.setenv("MIDWATCH_TOKEN_FILE", "/nowhere")
+    assert cli("status", "opt")[0] == 0
+    assert '"role": "viewer"' in midwatch[0]["answer"]
+    assert "MIDWATCH_TOKEN_FILE" not in os.environ
+
+
 def test_nothing_is_left_behind(
     cli: Cli, cluster: KubeServer, midwatch: Seen, tmp_path: Path
 ) -> None:
