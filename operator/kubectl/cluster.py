@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -38,9 +39,10 @@ class Forbidden(Fatal):
 
 
 class Kubectl(msgspec.Struct, frozen=True):
-    """kubectl with the flags that say where to and as whom."""
+    """kubectl with the flags that say where to and as whom; their paths are relative to folder."""
 
     program: str
+    folder: str
     connection: tuple[str, ...] = ()
 
     def command(self, *words: str) -> list[str]:
@@ -56,6 +58,7 @@ class Kubectl(msgspec.Struct, frozen=True):
             done = subprocess.run(
                 self.command(*words),
                 input=given,
+                cwd=self.folder,
                 capture_output=True,
                 check=False,
                 timeout=CALL_TIMEOUT_S,
@@ -106,7 +109,7 @@ def find_kubectl(connection: Sequence[str]) -> Kubectl:
         raise Fatal(
             "kubectl-missing", "there is no kubectl on the path.", remedy="Install kubectl."
         )
-    return Kubectl(program, tuple(connection))
+    return Kubectl(program, os.getcwd(), tuple(connection))
 
 
 def _as_ours(words: Sequence[str], told: str) -> MidwatchError:

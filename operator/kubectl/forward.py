@@ -98,6 +98,7 @@ class Forward:
             # A group of its own: Ctrl-C is for the command that uses it, which ends it then.
             self._process = subprocess.Popen(
                 command,
+                cwd=self._kubectl.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

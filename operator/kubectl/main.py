@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from ...logbook.errors import ConfigError, MidwatchError
@@ -79,7 +80,9 @@ def _far(command: str, words: Words) -> None:
         os.environ["MIDWATCH_TOKEN"] = access.token
         if FAR[command] != LOOKS:
             _go_by_the_clusters_name(kubectl)
-        midwatch()
+        # Where there is no run, none of this folder can be taken for the one that is meant.
+        with tempfile.TemporaryDirectory() as nowhere, contextlib.chdir(nowhere):
+            midwatch()
 
 
 def run_and_options(command: str, words: Sequence[str]) -> tuple[str | None, Sequence[str]]:

@@ -25,6 +25,7 @@ def midwatch(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     def command() -> None:
         url, token = os.environ["MIDWATCH_URL"], os.environ["MIDWATCH_TOKEN"]
+        assert not list(Path.cwd().iterdir())
         told = {"argv": " ".join(plugin.sys.argv), "by": os.environ["LOGNAME"], "url": url}
         seen.append(told | {"answer": _ask(url, token)})
 
@@ -156,6 +157,16 @@ def test_a_run_that_is_not_there(cli: Cli, cluster: KubeServer, midwatch: Seen) 
     cluster.forbidden.clear()
     status, _, err = cli("status", "opt", "--cache-dir", os.environ["HOME"] + "/fresh")
     assert (status, "[midwatch-not-installed]" in err) == (3, True), err
+
+
+def test_a_relative_kubeconfig_is_found(
+    cli: Cli, cluster: KubeServer, midwatch: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", "kubeconfig")
+    assert cli("status", "opt")[0] == 0
+    assert midwatch
+    assert Path.cwd() == tmp_path
 
 
 def test_a_cluster_that_is_not_there(cli: Cli, cluster: KubeServer, midwatch: Seen) -> None:
