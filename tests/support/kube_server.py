@@ -101,6 +101,9 @@ class KubeServer:
         if fixed is not None:
             return 200, fixed
         parts = path.split("/")
+        if parts[-2] == "namespaces":
+            # kubectl looks whether it is the namespace that is not there.
+            return 200, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": parts[-1]}}
         if "namespaces" in parts and parts[-1] != "namespaces":
             namespace, resource, *name = parts[parts.index("namespaces") + 1 :]
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import subprocess
 import sys
@@ -29,17 +30,17 @@ def kustomizations(kind: str = "Kustomization") -> list[str]:
 
 
 @functools.cache
-def _rendered(folder: str) -> tuple[str, str]:
+def _rendered(folder: str) -> tuple[list[Object], str]:
     done = subprocess.run(
         [KUBECTL, "kustomize", MANIFESTS / folder], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
+    return load_all(done.stdout), done.stderr
 
 
 def render(folder: str) -> list[Object]:
-    """Return the objects of one kustomization."""
-    return load_all(_rendered(folder)[0])
+    """Return the objects of one kustomization, to do with as one likes."""
+    return copy.deepcopy(_rendered(folder)[0])
 
 
 def complaints(folder: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -36,6 +37,7 @@ FOREIGN = {
 }
 
 
+@functools.cache
 def _schemas() -> dict[str, Object]:
     """The schema of each of our kinds, unknown fields refused where none are declared."""
     found = {}
