@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from ...logbook.errors import Fatal, MidwatchError, Retryable
+from ...logbook.errors import ConfigError, Fatal, MidwatchError, Retryable
 from ..cli.runs import NotFoundError
 
 GROUP = "midwatch.dev"
 RUNS = f"trainingruns.{GROUP}"
 CALL_TIMEOUT_S = 60.0
-_MAX_MESSAGE = 600
+_MAX_MESSAGE = 1200
 _AWAY = (
     "Unable to connect to the server",
     "was refused - did you specify the right host or port",
@@ -52,7 +52,7 @@ class Kubectl(msgspec.Struct, frozen=True):
         """Return what kubectl prints.
 
         Raises: NotFoundError[no-such-object, midwatch-not-installed]; Forbidden[forbidden];
-            Retryable[kubernetes-unreachable]; Fatal[kubectl-failed].
+            ConfigError[object-invalid]; Retryable[kubernetes-unreachable]; Fatal[kubectl-failed].
         """
         try:
             done = subprocess.run(
@@ -130,6 +130,8 @@ def _as_ours(words: Sequence[str], told: str) -> MidwatchError:
         return Forbidden(
             "forbidden", f"{brief}.", remedy="Roles for people: docs/kubernetes.md, Who may what."
         )
+    if " is invalid: " in told or "(Invalid)" in told or "(BadRequest)" in told:
+        return ConfigError("object-invalid", f"{brief}.")
     if any(sign in told for sign in _AWAY):
         return Retryable("kubernetes-unreachable", f"{brief}.", delay_s=5.0)
     return Fatal("kubectl-failed", f"{brief}.")

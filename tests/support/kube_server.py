@@ -101,7 +101,7 @@ class KubeServer:
         if fixed is not None:
             return 200, fixed
         parts = path.split("/")
-        if parts[-2] == "namespaces":
+        if parts[-2:-1] == ["namespaces"]:
             # kubectl looks whether it is the namespace that is not there.
             return 200, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": parts[-1]}}
         if "namespaces" in parts and parts[-1] != "namespaces":
@@ -136,6 +136,10 @@ class KubeServer:
         body = json.loads(data)
         parts = path.split("/")
         namespace, resource = parts[parts.index("namespaces") + 1 :]
+        if body.get("spec", {}).get("action") == "Dance":
+            return 422, _status(
+                422, "Invalid", 'The Intervention "x" is invalid: spec.action: Dance'
+            )
         meta = body["metadata"]
         name = meta.get("name") or f"{meta['generateName']}{uuid.uuid4().hex[:5]}"
         fields = {key: value for key, value in body.items() if key in ("spec", "data")}

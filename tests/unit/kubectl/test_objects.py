@@ -100,6 +100,11 @@ def test_a_second_person_decides(
     assert "created" in out
 
 
+def test_what_the_kind_does_not_know(cli: Cli, cluster: KubeServer) -> None:
+    code, _, err = cli("intervene", "opt", "Dance", "--reason", "x")
+    assert (code, "[object-invalid]" in err) == (2, True), err
+
+
 def test_several_values_at_once(cli: Cli, cluster: KubeServer) -> None:
     ask = ("intervene", "opt", "SetOptimizer", "--reason", "x", "--timeout-s", "0")
     assert cli(*ask, "--set", "beta2=0.95", "--set", "weight-decay=0.1")[0] == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import typer
+from midwatch.operator.cli.main import command_line
 
 from tests.support.rbac import Ask, Rbac
 
@@ -199,6 +201,20 @@ def test_ports_and_labels_lead_somewhere(folder: str) -> None:
     for known in objects:
         if known["kind"] == "ServiceMonitor" and known["metadata"]["name"] == "midwatch-operator":
             assert known["spec"]["endpoints"][0]["port"] in {p["name"] for p in service["ports"]}
+
+
+@pytest.mark.parametrize("folder", ["base", "install/cluster", "install/namespaced"])
+def test_the_operator_is_started_with_arguments_that_it_has(folder: str) -> None:
+    (pod,) = _pods(render(folder))
+    command, *words = pod["containers"][0]["args"]
+    known = typer.main.get_group(command_line(command)).commands[command]
+    # Help is asked for, so that nothing but the arguments is looked at.
+    with pytest.raises(SystemExit) as end:
+        known.main([*words, "--help"], prog_name=command)
+    assert end.value.code == 0
+    flags = {flag for parameter in known.params for flag in parameter.opts}
+    flags |= {flag for parameter in known.params for flag in parameter.secondary_opts}
+    assert {word for word in words if word.startswith("--")} <= flags
 
 
 def test_images_of_a_cluster_are_pinned() -> None:
