@@ -14,10 +14,13 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from midwatch.logbook.errors import Retryable
 from midwatch.logbook.state import Status
 from midwatch.operator.cli.runs import load_state
+from midwatch.operator.runtime.ray_jobs import JobOrder, JobServer, follow_job, submit_job
 from midwatch.operator.spec_file import spec_data
 
+from tests.support.cut_line import CutLine
 from tests.support.live_run import build_corpus, nano_spec, wait_until
 
 pytestmark = pytest.mark.chaos
@@ -146,6 +149,35 @@ def test_midwatch_submit_follows_the_run_to_its_end(
     assert load_state(tmp_path / "run").status is Status.COMPLETED
     again = _submit(head, spec, "--id", "one")
     assert (again.returncode, "job-exists" in again.stderr) == (2, True), again.stderr
+
+
+def test_a_lost_connection_is_made_again_and_nothing_is_shown_twice(
+    head: Head, tmp_path: Path
+) -> None:
+    token = head.env["RAY_AUTH_TOKEN"]
+    count = "import time; [print('count', n, flush=True) or time.sleep(0.3) for n in range(12)]"
+    order = JobOrder("counts", f'python -c "{count}"', str(tmp_path))
+    shown: list[str] = []
+
+    def accepted() -> bool:
+        try:
+            return submit_job(JobServer(head.dashboard, token), order) == "counts"
+        except Retryable:
+            return False
+
+    wait_until(accepted, "the cluster never took a job", deadline_s=120.0)
+    with CutLine(int(head.dashboard.rpartition(":")[2])) as line:
+
+        def show(text: str) -> None:
+            shown.append(text)
+            if len(shown) == 2:
+                line.cut()
+
+        outcome = follow_job(JobServer(line.url, token), "counts", show)
+    assert outcome.is_success, outcome
+    assert len(shown) > 2, "the line was never cut while there was more to come"
+    lines = [line for line in "".join(shown).splitlines() if line.startswith("count")]
+    assert lines == [f"count {n}" for n in range(12)]
 
 
 def test_a_failed_job_is_told_as_one(head: Head, corpus: Path, tmp_path: Path) -> None:
