@@ -23,11 +23,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     run = write_night(tmp_path_factory.mktemp("served") / "night", nodes=9, spares=1, slots=2)
     command = [*PYTHON, "midwatch.operator.cli.main", "serve", str(run.folder), "-o", "json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        said = json.loads(process.stdout.readline())
-        tokens = {role: Path(path).read_text().strip() for role, path in said["tokens"].items()}
-        yield {"url": said["url"], **tokens}
-        process.terminate()
+        try:
+            assert process.stdout is not None
+            said = json.loads(process.stdout.readline())
+            tokens = {role: Path(path).read_text().strip() for role, path in said["tokens"].items()}
+            yield {"url": said["url"], **tokens}
+        finally:
+            process.terminate()
     run.close()
 
 
