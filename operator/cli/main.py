@@ -70,6 +70,7 @@ def _add_others(app: typer.Typer, name: str) -> None:
     )
     from . import steer_life as sl
     from . import steer_values as sv
+    from .submit import submit
 
     app.command()(inspect.status)
     app.command()(inspect.journal)
@@ -78,6 +79,7 @@ def _add_others(app: typer.Typer, name: str) -> None:
     app.command()(metrics.metrics)
     app.command()(serve.serve)
     app.command()(doctor.doctor)
+    app.command()(submit)
     for change in (sv.lr, sv.clip, sv.scaler, sv.optimizer, sv.skip):
         app.command()(change)
     for order in (sl.checkpoint, sl.rollback, sl.pause, sl.resume, sl.stop):

@@ -1,4 +1,4 @@
-"""A Ray cluster that is there already: joined by address, and through `ray job submit`."""
+"""A Ray cluster that is there already: joined by address, and given jobs from outside."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from midwatch.logbook.errors import Retryable
 from midwatch.logbook.state import Status
 from midwatch.operator.cli.runs import load_state
+from midwatch.operator.runtime.ray_jobs import JobOrder, JobServer, follow_job, submit_job
 from midwatch.operator.spec_file import spec_data
 
+from tests.support.cut_line import CutLine
 from tests.support.live_run import build_corpus, nano_spec, wait_until
 
 pytestmark = pytest.mark.chaos
@@ -117,3 +120,101 @@ def test_a_wrong_token_is_one_clear_error(head: Head, corpus: Path, tmp_path: Pa
     assert done.returncode == 1
     assert "ray-unreachable" in done.stderr
     assert "token" in done.stderr
+
+
+def _submit(head: Head, spec: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return _run(
+        head, str(BIN / "midwatch"), "submit", str(spec), "--address", head.dashboard, *options
+    )
+
+
+def test_midwatch_submit_follows_the_run_to_its_end(
+    head: Head, corpus: Path, tmp_path: Path
+) -> None:
+    spec = _spec_file("from-outside", tmp_path, corpus)
+    # Ray's own client would go there instead of to --address.
+    elsewhere = head._replace(env={**head.env, "RAY_ADDRESS": f"http://127.0.0.1:{_free_port()}"})
+    token = tmp_path / "token"
+    token.write_text(head.env["RAY_AUTH_TOKEN"] + "\n")
+    elsewhere.env.pop("RAY_AUTH_TOKEN")
+    last: list[subprocess.CompletedProcess[str]] = []
+
+    def accepted() -> bool:
+        last[:] = [_submit(elsewhere, spec, "--id", "one", "-f", "--token-file", str(token))]
+        return "ray-unreachable" not in last[0].stderr
+
+    wait_until(accepted, "the cluster never took a job", deadline_s=120.0)
+    assert last[0].returncode == 0, last[0].stdout + last[0].stderr
+    assert "completed at step 12" in last[0].stdout
+    assert load_state(tmp_path / "run").status is Status.COMPLETED
+    again = _submit(head, spec, "--id", "one")
+    assert (again.returncode, "job-exists" in again.stderr) == (2, True), again.stderr
+
+
+def test_a_lost_connection_is_made_again_and_nothing_is_shown_twice(
+    head: Head, tmp_path: Path
+) -> None:
+    token = head.env["RAY_AUTH_TOKEN"]
+    count = "import time; [print('count', n, flush=True) or time.sleep(0.3) for n in range(12)]"
+    order = JobOrder("counts", f'python -c "{count}"', str(tmp_path))
+    shown: list[str] = []
+
+    def accepted() -> bool:
+        try:
+            return submit_job(JobServer(head.dashboard, token), order) == "counts"
+        except Retryable:
+            return False
+
+    wait_until(accepted, "the cluster never took a job", deadline_s=120.0)
+    with CutLine(int(head.dashboard.rpartition(":")[2])) as line:
+
+        def show(text: str) -> None:
+            shown.append(text)
+            if len(shown) == 2:
+                line.cut()
+
+        outcome = follow_job(JobServer(line.url, token), "counts", show)
+    assert outcome.is_success, outcome
+    assert len(shown) > 2, "the line was never cut while there was more to come"
+    lines = [line for line in "".join(shown).splitlines() if line.startswith("count")]
+    assert lines == [f"count {n}" for n in range(12)]
+
+
+def test_a_failed_job_is_told_as_one(head: Head, corpus: Path, tmp_path: Path) -> None:
+    spec = _spec_file("unprepared", tmp_path, corpus)
+    data = yaml.safe_load(spec.read_text())
+    spec.write_text(yaml.safe_dump({**data, "prepare": ["false"]}))
+    failed = _submit(head, spec, "-f", "-o", "json")
+    assert failed.returncode == 1
+    assert '"status":"FAILED"' in failed.stdout
+    assert "prepare-failed" in failed.stderr
+    assert "job-failed" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [("5a" * 32, "refuses the token"), ("", "asks for a token")],
+    ids=["wrong", "none"],
+)
+def test_a_wrong_token_and_none_are_one_clear_error(
+    head: Head, corpus: Path, tmp_path: Path, token: str, told: str
+) -> None:
+    spec = _spec_file("wrong-token", tmp_path, corpus)
+    env = {**head.env, "RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}
+    done = _submit(head._replace(env=env), spec)
+    assert done.returncode == 1
+    assert done.stderr.count("midwatch:") == 1
+    assert "ray-unauthorized" in done.stderr
+    assert told in done.stderr
+    assert not token or token not in done.stderr
+
+
+def test_an_address_where_nobody_listens_is_one_clear_error(
+    head: Head, corpus: Path, tmp_path: Path
+) -> None:
+    spec = _spec_file("nobody", tmp_path, corpus)
+    nobody = head._replace(dashboard=f"http://127.0.0.1:{_free_port()}")
+    done = _submit(nobody, spec)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "ray-unreachable" in done.stderr
