@@ -54,6 +54,7 @@ class ControllerActor:
         self._spec = RunSpec.model_validate(spec)
         self._woken = threading.Event()
         self._leaving, self._left = threading.Event(), threading.Event()
+        self._turn_over = threading.Event()
         self._cluster = RayCluster(self._spec, settings, self._woken.set)
         # Only a life that Ray started after the last one ended may take the journal from it: two
         # controllers of one run on two clusters must not fence each other in turn.
@@ -90,8 +91,13 @@ class ControllerActor:
     def farewell(self) -> bool:
         """Return once all is written and told of a run at rest, whose actors may then be ended.
 
-        Returns: False, at once, for a run that is not at rest.
+        Returns: False, with the next turn, for a run that is not at rest.
         """
+        if not self._controller.state.is_at_rest:
+            # Whoever read of its rest in the journal may know before the turn that wrote it is over.
+            self._turn_over.clear()
+            self._woken.set()
+            self._turn_over.wait(NOTES_WAIT_S)
         if not self._controller.state.is_at_rest:
             return False
         self._leaving.set()
@@ -145,6 +151,7 @@ class ControllerActor:
                 self._turned_s = time.monotonic()
                 state = self._controller.state
                 self._save_state(state)
+                self._turn_over.set()
                 may_leave = state.status.is_terminal or self._leaving.is_set()
                 if may_leave and state.is_at_rest:
                     break
