@@ -94,7 +94,7 @@ class ControllerActor:
         Returns: False, with the next turn, for a run that is not at rest.
         """
         if not self._controller.state.is_at_rest:
-            # Whoever read of its rest in the journal may know before the turn that wrote it is over.
+            # Who read of its rest in the journal may know before the turn that wrote it is over.
             self._turn_over.clear()
             self._woken.set()
             self._turn_over.wait(NOTES_WAIT_S)
