@@ -177,6 +177,8 @@ class Controller:
 
     def _write_notes(self) -> None:
         """Write the notes of incidents that changed; a new controller writes all of them."""
+        if self._noted is self.state.incidents:
+            return
         for name, incident in self.state.incidents.items():
             if self._noted.get(name) is not incident:
                 self._ports.desk.write_note(self.state, incident)

@@ -16,6 +16,7 @@ from ...logbook.preflight import Thoroughness
 from ...logbook.state import NodeState, RunState
 from ..spec import RunSpec
 from .context import About, Pairs, make_decision
+from .node_marks import node_marks
 from .requests import is_training
 
 EVIDENCE_MAX = 16
@@ -38,7 +39,8 @@ def wants_preflight(state: RunState, spec: RunSpec, node: NodeState) -> str:
 
 def unproven_nodes(state: RunState, spec: RunSpec) -> tuple[str, ...]:
     """Return the nodes that a placement passes over where it can, for want of a preflight."""
-    return tuple(n.node for n in state.nodes.values() if wants_preflight(state, spec, n))
+    marked = node_marks(state.nodes).unproven
+    return tuple(n.node for n in marked if wants_preflight(state, spec, n))
 
 
 def gate_attempt(
@@ -95,9 +97,11 @@ def examine_idle(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]
     if state.attempt is None and not state.num_attempts:
         # Those that are there are tried out together, right before the first attempt.
         return []
-    placed = state.attempt.plan.nodes if state.attempt is not None else ()
-    for node in _able(state, spec):
-        why = wants_preflight(state, spec, node)
+    if not (marked := node_marks(state.nodes).unproven):
+        return []
+    placed = frozenset(state.attempt.plan.nodes if state.attempt is not None else ())
+    for node in marked:
+        why = wants_preflight(state, spec, node) if _is_able(node, spec) else ""
         is_worth_it = node.is_usable or bool(node.suspicion)
         if why and is_worth_it and node.node not in placed:
             plan = _plan(state, spec, [node.node], is_gate=False)
@@ -125,8 +129,11 @@ def end_preflight(state: RunState, spec: RunSpec, now_s: float) -> list[Decision
 
 
 def _able(state: RunState, spec: RunSpec) -> list[NodeState]:
-    per_node = spec.nodes.ranks_per_node
-    return [node for node in state.nodes.values() if node.present and node.slots >= per_node]
+    return [node for node in state.nodes.values() if _is_able(node, spec)]
+
+
+def _is_able(node: NodeState, spec: RunSpec) -> bool:
+    return node.present and node.slots >= spec.nodes.ranks_per_node
 
 
 def _plan(state: RunState, spec: RunSpec, nodes: Sequence[str], *, is_gate: bool) -> PreflightPlan:

@@ -17,9 +17,8 @@ from midwatch.logbook.record import Record
 from midwatch.logbook.state import RunState
 from midwatch.logbook.wire import Hyper
 from midwatch.operator.policy.candidates import last_good_checkpoint, newest_checkpoint
+from midwatch.operator.simulation.world import World
 from midwatch.operator.spec import RunSpec
-
-from .world import World
 
 HOUR_S = 3600.0
 FULL_LOOK_EVERY = 64

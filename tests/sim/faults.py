@@ -13,12 +13,12 @@ from collections.abc import Callable
 import msgspec
 from midwatch.logbook.state import Status
 from midwatch.logbook.wire import Hyper
+from midwatch.operator.simulation.training import NO_RETURN, Fragility, Physics, Weights, train_one
 from midwatch.operator.spec import RunSpec
 from msgspec.structs import replace
 
 from ..support.builders import make_spec
 from .night import Night
-from .training import NO_RETURN, Fragility, Physics, Weights, train_one
 
 STORM_S = 120.0
 CALM_S = 3000.0
@@ -129,8 +129,9 @@ def _check_training(plan: Plan, night: Night) -> None:
     if replace(state.hyper, save_interval_steps=None) == Hyper():
         weights = Weights()
         while weights.step < state.step:
-            weights, sample = train_one(weights, state.hyper, world.config, plan.physics)
-            assert world.samples[sample.step] == sample, "the curve is not the undisturbed one"
+            weights, sample = train_one(weights, state.hyper, world.setting)
+            made = replace(world.samples[sample.step], time_s=0.0, memory_step=None)
+            assert made == sample, "the curve is not the undisturbed one"
 
 
 def _striking(night: Night, fault: Fault) -> Callable[[], None]:

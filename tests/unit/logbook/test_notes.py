@@ -10,8 +10,8 @@ from midwatch.logbook.events import NoteAdded
 from midwatch.logbook.notes import render_note
 from midwatch.logbook.state import RunState
 from midwatch.operator.desk import FileDesk, note_path
+from midwatch.operator.simulation.training import Fragility, Physics
 from midwatch.tests.sim.night import Night
-from midwatch.tests.sim.training import Fragility, Physics
 from midwatch.tests.support.builders import fold, make_spec
 from msgspec.structs import replace
 

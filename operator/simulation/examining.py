@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from midwatch.logbook.plan import PreflightPlan
-from midwatch.logbook.preflight import LIMITS, CheckResult, GroupResult, PreflightDone
-from midwatch.operator.preflight import plan_order
+from ...logbook.plan import PreflightPlan
+from ...logbook.preflight import LIMITS, CheckResult, GroupResult, PreflightDone
+from ..preflight import plan_order
 
 
 def answers(
