@@ -90,20 +90,20 @@ def is_gated(state: RunState) -> bool:
 
 def examine_idle(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Try out a node that carries no ranks, one at a time, while the run trains or waits."""
-    if state.preflight is not None or state.stopping:
+    if state.preflight is not None or state.stopping or spec.nodes.preflight == "off":
         return []
     if state.attempt is not None and not is_training(state):
         return []
     if state.attempt is None and not state.num_attempts:
         # Those that are there are tried out together, right before the first attempt.
         return []
-    if not (marked := node_marks(state.nodes).unproven):
-        return []
-    placed = frozenset(state.attempt.plan.nodes if state.attempt is not None else ())
-    for node in marked:
-        why = wants_preflight(state, spec, node) if _is_able(node, spec) else ""
+    for node in node_marks(state.nodes).unproven:
         is_worth_it = node.is_usable or bool(node.suspicion)
-        if why and is_worth_it and node.node not in placed:
+        if not (is_worth_it and _is_able(node, spec)):
+            continue
+        placed = state.attempt.plan.nodes if state.attempt is not None else ()
+        why = wants_preflight(state, spec, node)
+        if why and node.node not in placed:
             plan = _plan(state, spec, [node.node], is_gate=False)
             return [make_decision(state, RunPreflight(plan), f"{node.node}: {why}")]
     return []

@@ -67,6 +67,7 @@ class Drive:
         self._last = RunState()
         self._tick_due_s: float | None = None
         self._free_s = 0.0
+        self._ticked_s = 0.0
         self._wait_s = self._turning.tick_s
         self._other_records = 0
 
@@ -141,7 +142,8 @@ class Drive:
 
     def _turn(self) -> None:
         """Turn the wheel at least so often, whatever arrives."""
-        self._wake()
+        if self.timeline.elapsed_s - self._ticked_s >= self._wait_s / 2:
+            self._wake()
         state = self.state
         routine = state.steps_total + state.num_findings
         is_calm = state.seq - routine == self._other_records and not state.pending
@@ -160,7 +162,8 @@ class Drive:
         self._tick_due_s = None
         if self.controller is None:
             return
-        self._free_s = self.timeline.elapsed_s + self._turning.turn_s
+        self._ticked_s = self.timeline.elapsed_s
+        self._free_s = self._ticked_s + self._turning.turn_s
         self.ticks_total += 1
         try:
             self.controller.tick()

@@ -82,7 +82,9 @@ class SimCluster:
                 self._look_s = min(self._look_s, elapsed_s + RECREATE_S)
             if self._world.boot_agent(node) and known is not None and known.present:
                 self._emit(NodeGone(node, known.incarnation, "its actor is gone"))
-            self._world.timeline.later(self._world.times.boot_s, partial(self._meet, node))
+            agent = self._world.agents.get(node)
+            if agent is not None and agent.is_alive:
+                self._world.timeline.later(self._world.times.boot_s, partial(self._meet, node))
 
     def look_again(self) -> None:
         """A machine may be back: look at all nodes with the next tick."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from ...logbook.plan import PreflightPlan
-from ...logbook.preflight import LIMITS, CheckResult, GroupResult, PreflightDone
+from ...logbook.preflight import LIMITS, CheckResult, GroupResult, PreflightDone, Thoroughness
 from ..preflight import plan_order
 
 
@@ -16,12 +17,22 @@ def answers(
 
     "collectives" fails with every partner, as a bad network card does; any other is local.
     """
-    order = plan_order(len(plan.nodes), plan.ranks_per_node, LIMITS[plan.thoroughness], "", "")
+    bad = tuple(sorted((name, sick[name]) for name in plan.nodes if name in sick))
+    rounds = _rounds(len(plan.nodes), plan.ranks_per_node, plan.thoroughness)
+    first = plan.nodes.index(node) * plan.ranks_per_node
     return tuple(
-        (rank, _done(plan, node, rank, sick, _groups(plan, rank, order.rounds, sick)))
-        for rank, place in enumerate(plan.rank_nodes)
-        if place == node
+        (rank, _done(plan, node, rank, dict(bad), _groups(plan, rank, rounds, dict(bad))))
+        for rank in range(first, first + plan.ranks_per_node)
     )
+
+
+@lru_cache(maxsize=4)
+def _rounds(
+    num_nodes: int, ranks_per_node: int, thoroughness: Thoroughness
+) -> tuple[dict[int, tuple[int, ...]], ...]:
+    """Return, for each round, the group of each unit."""
+    order = plan_order(num_nodes, ranks_per_node, LIMITS[thoroughness], "", "")
+    return tuple({unit: units for units in groups for unit in units} for groups in order.rounds)
 
 
 def _done(
@@ -51,24 +62,27 @@ def _done(
 def _groups(
     plan: PreflightPlan,
     rank: int,
-    rounds: tuple[tuple[tuple[int, ...], ...], ...],
+    rounds: tuple[dict[int, tuple[int, ...]], ...],
     sick: Mapping[str, str],
 ) -> tuple[GroupResult, ...]:
-    per_unit = plan.ranks_per_node if len(plan.nodes) > 1 else 1
+    has_many = len(plan.nodes) > 1
+    unit = rank // plan.ranks_per_node if has_many else rank
     found = []
     for number, groups in enumerate(rounds):
-        for units in groups:
-            if rank // per_unit in units:
-                nodes = {plan.rank_nodes[unit * per_unit] for unit in units}
-                is_bad = any(sick.get(node) == "collectives" for node in nodes)
-                error = "RuntimeError: timed out" if is_bad and len(units) > 1 else ""
-                found.append(
-                    GroupResult(
-                        round=number,
-                        units=units,
-                        all_gather_bytes_per_s=0.0 if error else 1e9,
-                        all_reduce_bytes_per_s=0.0 if error else 1e9,
-                        error=error,
-                    )
-                )
+        units = groups.get(unit, ())
+        if not units:
+            continue
+        nodes = [plan.nodes[each if has_many else 0] for each in units]
+        is_bad = any(sick.get(node) == "collectives" for node in nodes)
+        error = "RuntimeError: timed out" if is_bad and len(units) > 1 else ""
+        speed = 0.0 if error else 1e9
+        found.append(
+            GroupResult(
+                round=number,
+                units=units,
+                all_gather_bytes_per_s=speed,
+                all_reduce_bytes_per_s=speed,
+                error=error,
+            )
+        )
     return tuple(found)

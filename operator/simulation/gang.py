@@ -77,6 +77,7 @@ class Gang:
         self._has_commands = False
         self._num_stopped = 0
         self._memory_step: int | None = None
+        self._lives: tuple[str, ...] = ()
         self._recent: deque[StepSample] = deque(maxlen=RECALLED_STEPS)
         self._pace = Pace(world, plan)
         self._interval_steps = save_interval_steps(self.hyper, world.config)
@@ -212,12 +213,14 @@ class Gang:
         world = self._world
         if not world.memory.is_due(sample.step):
             return 0.0
-        lives = tuple(
-            self.workers[place.first_rank].agent.identity.agent for place in self.plan.placements
-        )
+        if not self._lives:
+            self._lives = tuple(
+                self.workers[place.first_rank].agent.identity.agent
+                for place in self.plan.placements
+            )
         recent = (*self._recent, sample)[-RECALLED_STEPS:]
         generation = Generation(sample.step, self.attempt)
-        world.memory.lay_down(Copy(generation, self.weights, lives, recent))
+        world.memory.lay_down(Copy(generation, self.weights, self._lives, recent))
         self._memory_step = sample.step
         return world.times.memory_copy_s or 0.0
 
