@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.setup-stamp
 ARGS   ?=
+SECONDS ?= 60
 
-.PHONY: setup run test bench lint lock clean
+.PHONY: setup run test bench fuzz lint lock clean
 
 setup: $(STAMP)
 
@@ -24,6 +25,10 @@ run: setup
 
 test: setup lint
 	$(BIN)/python -m pytest
+
+# Seeded nights that nobody has tried yet; a failing seed is printed with the command to replay it.
+fuzz: setup
+	$(BIN)/python -m midwatch.tests.sim.replay --seconds $(SECONDS)
 
 bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from ...logbook.errors import Fatal
 from ...logbook.events import CheckpointCommitted, Event
 from ...logbook.notes import render_note
 from ...logbook.plan import AttemptPlan, PreflightPlan
@@ -235,17 +236,20 @@ class SimDesk:
 
 
 class MemoryJournal:
-    """The journal without a disk: the same lines, decoded from the same bytes."""
+    """The journal without a disk: the same lines, decoded from the same bytes.
+
+    epoch: of the newest writer; an older one is turned away, as by the lease of the real one.
+    """
 
     def __init__(self) -> None:
         self.epoch = 0
         self.lines: list[bytes] = []
         self._codec: Codec[Event] = Codec(Event)
 
-    def reopen(self) -> MemoryJournal:
+    def reopen(self) -> MemoryWriter:
         """Open it for the next controller."""
         self.epoch += 1
-        return self
+        return MemoryWriter(self, self.epoch)
 
     def append(
         self, events: Sequence[tuple[float, int, Event]], sync: bool = False
@@ -260,3 +264,21 @@ class MemoryJournal:
 
     def records(self) -> list[Record[Event]]:
         return [self._codec.decode(line[:-1]) for line in self.lines]
+
+
+class MemoryWriter:
+    """One controller's hold on the journal."""
+
+    def __init__(self, journal: MemoryJournal, epoch: int) -> None:
+        self.epoch = epoch
+        self._journal = journal
+
+    def append(
+        self, events: Sequence[tuple[float, int, Event]], sync: bool = False
+    ) -> list[Record[Event]]:
+        if self.epoch != self._journal.epoch:
+            raise Fatal("journal-fenced", f"epoch {self._journal.epoch} has taken over.")
+        return self._journal.append(events, sync)
+
+    def records(self) -> list[Record[Event]]:
+        return self._journal.records()

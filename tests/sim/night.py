@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.logbook import events as ev
+from midwatch.logbook.errors import Fatal
 from midwatch.logbook.journal import Journal, JournalOptions
 from midwatch.logbook.record import Record
 from midwatch.logbook.state import RunState
@@ -128,6 +129,7 @@ class Night(Drive):
         super().__init__(setting, journal or MemoryJournal())
         self.journal: Any
         self.fuse = Fuse()
+        self.num_fenced = 0
         self.clock = JumpingClock(self.timeline)
         self.checker = Checker(self.spec, self.world)
 
@@ -168,6 +170,32 @@ class Night(Drive):
     def crash_after(self, calls: int) -> None:
         """Have the controller die at its calls-th port call from now (1 is the next)."""
         self.fuse.blows_at = self.fuse.calls + calls
+
+    def linger(self, for_s: float) -> None:
+        """The controller is taken for dead and replaced, but goes on turning for a while.
+
+        It hears nothing any more, and must not write once its successor does.
+        """
+        zombie = self.controller
+        if zombie is None:
+            return
+        end_s = self.timeline.elapsed_s + for_s
+
+        def turn() -> None:
+            try:
+                zombie.tick()
+            except Fatal as error:
+                if error.code != "journal-fenced":
+                    raise
+                self.num_fenced += 1
+                return
+            except ControllerCrash:
+                return
+            if self.timeline.elapsed_s < end_s:
+                self.timeline.later(self._turning.tick_s, turn)
+
+        self.crash()
+        self.timeline.later(self._turning.tick_s, turn)
 
     # --- the controller's life -------------------------------------------------------------------
 
