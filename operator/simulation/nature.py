@@ -88,8 +88,7 @@ class Nature:
         return found
 
     def _strike(self, cause: Cause, node: str) -> None:
-        hurts = self._doing.strike(cause.effect, node)
-        self._note(cause.name, node, hurts)
+        self.strike(cause.name, cause.effect, node)
 
     def _take_group(self) -> None:
         """Hosts of one rack or switch go at once."""
@@ -100,7 +99,14 @@ class Nature:
             self._note("host group", node, self._doing.host(node))
 
     def _take_cluster(self) -> None:
-        for_s = self._model.outage_hours * HOUR_S
+        self.take_cluster(self._model.outage_hours * HOUR_S)
+
+    def strike(self, cause: str, effect: str, node: str) -> None:
+        """Let a cause take effect on a node, and write it down."""
+        self._note(cause, node, self._doing.strike(effect, node))
+
+    def take_cluster(self, for_s: float) -> None:
+        """Let every machine go at once, for so long."""
         for node in self._names:
             self._world.lose_machine(node, for_s)
         self._note("cluster outage", "", True)

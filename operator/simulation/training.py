@@ -39,6 +39,7 @@ class Physics(msgspec.Struct, frozen=True):
 
     bearable: multiple of the scheduled rate above which the weights sicken.
     fragile: stretches in which less is bearable. poison: data steps that sicken at any rate.
+    bumps: (step, sickness) that heals by itself: a spike.
     loss_gain: how much of the sickness the loss shows; 0 leaves it to the loss scaler to tell.
     nan_from: sickness from which the loss is not finite.
     """
@@ -47,6 +48,7 @@ class Physics(msgspec.Struct, frozen=True):
     bearable: float = 4.0
     fragile: tuple[Fragility, ...] = ()
     poison: frozenset[int] = frozenset()
+    bumps: tuple[tuple[int, float], ...] = ()
     loss_gain: float = 1.0
     nan_from: float = 1e9
 
@@ -125,6 +127,9 @@ def _next_sickness(
 ) -> float:
     if data_step in physics.poison:
         return sickness + 2.0
+    bump = sum(amount for at, amount in physics.bumps if at == step)
+    if bump:
+        return sickness + bump
     if not sickness and multiple <= physics.surely_bearable:
         return 0.0
     if sickness >= NO_RETURN:
