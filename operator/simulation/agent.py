@@ -205,6 +205,11 @@ class SimAgent:
 
     # --- reports ---------------------------------------------------------------------------------
 
+    def beat_anew(self) -> None:
+        """Tell a controller that has just met this agent how it stands, if no beat would."""
+        if self._ports and self.world.times.status_s is None:
+            self._beat()
+
     def _beat(self) -> None:
         if not self.is_alive:
             return

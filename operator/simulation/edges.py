@@ -200,6 +200,7 @@ class SimCluster:
         # repeats what the old one had not acknowledged.
         if agent.outbox:
             self._world.wire.carry(agent, agent.outbox[-1])
+        agent.beat_anew()
         self._world.timeline.later(0.05, lambda: self._repeat(agent))
 
     def _repeat(self, agent: SimAgent) -> None:

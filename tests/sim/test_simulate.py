@@ -151,3 +151,21 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert mean.value == 2.5
     assert mean.half == pytest.approx(3.182 * 1.2909944 / 2, rel=1e-6)
     assert mean_of([7.0]).half == float("inf")
+
+
+def test_nodes_that_were_cut_off_or_whose_controller_was_lost_are_met_again() -> None:
+    scenario = sized_scenario(Size(gpus=32, days=1.0, spares=1), "none")
+    simulation = Simulation(scenario, seed=1)
+    simulation.run_until(lambda state: state.step > 20, HOUR_S)
+    lost = simulation.state.attempt.plan.nodes[1]  # type: ignore[union-attr]
+    simulation.nature.strike("cut", fm.NETWORK, lost)
+    assert simulation.run_until(lambda state: bool(state.nodes[lost].quarantined), HOUR_S)
+    assert simulation.run_until(lambda state: state.nodes[lost].is_usable, 24 * HOUR_S)
+    simulation.crash()
+    other = simulation.state.attempt.plan.nodes[0]  # type: ignore[union-attr]
+    simulation.run_until(lambda state: state.epoch == 2, HOUR_S)
+    simulation.nature.strike("dead", fm.HOST, other)
+    attempts = simulation.state.num_attempts
+    assert simulation.run_until(
+        lambda state: state.num_attempts > attempts and state.step > 100, HOUR_S
+    )
