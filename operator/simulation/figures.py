@@ -16,7 +16,8 @@ from .people import People
 from .world import World
 
 HOUR_S = 3600.0
-SOON_S = 24 * HOUR_S
+SOON_S = HOUR_S
+"""An incident that opens later than this is not taken for the sight of a failure."""
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond them the normal one.
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _T_95_TAIL = ((15, 2.131), (20, 2.086), (30, 2.042), (60, 2.0))

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import msgspec
 
 from ..runtime.names import node_names
-from .failure_models import HOUR_S, Cause, FailureModel
+from .failure_models import CORRUPTION, HOUR_S, Cause, FailureModel
+from .pace import LEAD_STEPS
 from .strikes import Chance, Strikes
 from .training import Fragility
 from .world import World
@@ -103,7 +104,9 @@ class Nature:
 
     def strike(self, cause: str, effect: str, node: str) -> None:
         """Let a cause take effect on a node, and write it down."""
-        self._note(cause, node, self._doing.strike(effect, node))
+        hurts = self._doing.strike(effect, node)
+        lead_s = LEAD_STEPS * self._world.times.step_s if effect == CORRUPTION else 0.0
+        self.strikes.append(Strike(self._world.timeline.now_s() + lead_s, cause, node, hurts))
 
     def take_cluster(self, for_s: float) -> None:
         """Let every machine go at once, for so long."""

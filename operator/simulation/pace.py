@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .world import World
 
 WATCHED_STEPS = 120
+LEAD_STEPS = 24
+"""Corruption sets in so many watched steps after it was ordered: what is usual must be known, as it
+is in life, where ranks are watched all the time."""
 _SHARES = (("data_s", 0.01), ("forward_s", 0.29), ("backward_s", 0.58), ("optimizer_s", 0.02))
 _COMM = 0.1
 
@@ -33,6 +36,7 @@ class Pace:
         self._plan = plan
         self._watched_steps = 0
         self._is_corrupt = False
+        self._lead_steps = 0
         self.step_s = world.times.step_s
         self.look()
 
@@ -43,7 +47,10 @@ class Pace:
             self.step_s, self._is_corrupt = self._world.times.step_s, False
             return
         slowest = max(trouble.slow.get(node, 1.0) for node in nodes)
+        was_corrupt = self._is_corrupt
         self._is_corrupt = any(node in trouble.corrupt for node in nodes)
+        if self._is_corrupt and not was_corrupt:
+            self._lead_steps = LEAD_STEPS
         if slowest > 1.0 or self._is_corrupt:
             self._watched_steps = WATCHED_STEPS
         # Communication takes no longer where computing does.
@@ -55,13 +62,14 @@ class Pace:
 
     def sickened(self, weights: Weights) -> Weights:
         """Return the weights with what a corrupt node does to them in one step."""
-        if not self._is_corrupt:
+        if not self._is_corrupt or self._lead_steps:
             return weights
         return replace(weights, sickness=weights.sickness + 0.02)
 
     def tell(self, gang: Gang, step: int) -> None:
         """Let every node report its ranks' own times and numbers of a step."""
         self._watched_steps -= 1
+        self._lead_steps = max(self._lead_steps - 1, 0)
         for place in self._plan.placements:
             agent = gang.workers[place.first_rank].agent
             agent.report(
@@ -74,7 +82,7 @@ class Pace:
         trouble, rng = self._world.trouble, self._world.rng
         base_s, factor = self._world.times.step_s, trouble.slow.get(place.node, 1.0)
         # One rank of a corrupt node is off; its neighbours are sound.
-        off = trouble.corrupt.get(place.node, 0.0)
+        off = 0.0 if self._lead_steps else trouble.corrupt.get(place.node, 0.0)
         samples = []
         for index in range(place.num_ranks):
             noise = 1.0 + 0.01 * rng.random()

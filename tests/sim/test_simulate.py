@@ -153,6 +153,50 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert mean_of([7.0]).half == float("inf")
 
 
+@pytest.mark.parametrize(
+    ("effect", "fault", "within_s", "leaves"),
+    [
+        (fm.KILL, "worker-killed", 5.0, False),
+        (fm.GPU, "xid-79", 5.0, True),
+        (fm.SOFTWARE, "worker-failed", 5.0, False),
+        (fm.HOST, "node-lost", 5.0, True),
+        (fm.NETWORK, "node-lost", 15.0, True),
+        (fm.HANG, "hang", 250.0, False),
+        (fm.CORRUPTION, "cross-rank-outlier", 650.0, True),
+    ],
+)
+def test_each_cause_is_seen_for_what_it_is_and_answered(
+    effect: str, fault: str, within_s: float, leaves: bool
+) -> None:
+    simulation = Simulation(sized_scenario(Size(gpus=32, days=1.0, spares=2), "none"), seed=1)
+    simulation.run_until(lambda state: state.step > 100, 2 * HOUR_S)
+    attempt = simulation.state.attempt
+    assert attempt is not None
+    node = attempt.plan.nodes[1]
+    simulation.nature.strike(effect, effect, node)
+    struck_s = simulation.timeline.now_s()
+    assert simulation.run_until(lambda s: s.num_attempts == 2 and s.step > 140, HOUR_S)
+    drafts = [i.draft for i in simulation.state.incidents.values() if i.attempt_after is not None]
+    found = [draft for draft in drafts if (draft.fault, draft.node) == (fault, node)]
+    assert found, drafts
+    assert found[0].seen_s - struck_s < within_s
+    after = simulation.state.attempt
+    assert after is not None
+    assert (node not in after.plan.nodes) is leaves
+
+
+def test_a_slow_node_is_found_and_left_out() -> None:
+    simulation = Simulation(sized_scenario(Size(gpus=32, days=1.0, spares=2), "none"), seed=1)
+    simulation.run_until(lambda state: state.step > 100, 2 * HOUR_S)
+    attempt = simulation.state.attempt
+    assert attempt is not None
+    node = attempt.plan.nodes[1]
+    simulation.world.slow_down(node, 2.0)
+    assert simulation.run_until(lambda state: state.num_attempts == 2, 6 * HOUR_S)
+    assert "straggler" in {i.draft.fault for i in simulation.state.incidents.values()}
+    assert node not in simulation.state.attempt.plan.nodes  # type: ignore[union-attr]
+
+
 def test_nodes_that_were_cut_off_or_whose_controller_was_lost_are_met_again() -> None:
     scenario = sized_scenario(Size(gpus=32, days=1.0, spares=1), "none")
     simulation = Simulation(scenario, seed=1)
