@@ -113,6 +113,8 @@ class Controller:
     def _say_unsaid(self) -> None:
         """The last step's findings, if the last controller died before it had written them down."""
         unsaid, self._unsaid = self._unsaid, []
+        if not unsaid:
+            return
         said = {_key(seen.finding) for seen in self.state.findings}
         for finding in unsaid:
             if _key(finding) not in said:

@@ -18,11 +18,14 @@ from ..simulation.scenario import DAY_S, LARGE, Scenario, Size, sized_scenario, 
 from ..simulation.simulate import Outcome, simulate
 from ..simulation.sweep import Axis, best_of, parse_axis, plot_sweep, sweep
 from ..simulation.tables import figures_table, mean_text, sweep_table
+from ..simulation.trace import compare_opt
 from ..spec import RunSpec
 from ..spec_file import load_spec
 from .output import Output, OutputOption, print_json, wide_console
 from .runs import find_run, load_state
 
+TRACE = "opt-trace"
+"""In the place of a model: OPT-175B's own restart times and counts, 56 days on 992 GPUs."""
 SpecArgument = Annotated[
     Path | None, typer.Argument(help="A run spec; without one, a run of --gpus is made up.")
 ]
@@ -30,10 +33,12 @@ SpecArgument = Annotated[
 
 def simulate_command(
     spec: SpecArgument = None,
-    gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="GPUs that train.")] = 992,
+    gpus: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="GPUs that train, without a spec.")
+    ] = 992,
     days: Annotated[float, typer.Option(min=0.01, max=3650, help="How long to watch.")] = 60.0,
-    spares: Annotated[int, typer.Option(min=0, max=64, help="Warm spare nodes.")] = 8,
-    model: Annotated[str, typer.Option(help=f"What fails: {', '.join(MODELS)}.")] = "opt",
+    spares: Annotated[int, typer.Option(min=0, max=64, help="Spare nodes, without a spec.")] = 8,
+    model: Annotated[str, typer.Option(help=f"What fails: {', '.join((*MODELS, TRACE))}.")] = "opt",
     mtbf_hours: Annotated[
         float | None,
         typer.Option(min=0.001, help="Instead: one kind of failure, this often in the whole run."),
@@ -41,7 +46,9 @@ def simulate_command(
     from_journal: Annotated[
         str | None, typer.Option(help="Instead: rates and times that this run has shown.")
     ] = None,
-    interval: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 150,
+    interval: Annotated[
+        int, typer.Option(min=1, help="Steps between saves, without a spec.")
+    ] = 150,
     step_s: Annotated[float, typer.Option(min=0.001, help="Seconds a step.")] = 20.0,
     stall_s: Annotated[float, typer.Option(min=0, help="Seconds a save holds training up.")] = 1.0,
     save_s: Annotated[float, typer.Option(min=0, help="Seconds until a save is committed.")] = 60.0,
@@ -74,6 +81,9 @@ def simulate_command(
         load_s=load_s,
         memory_copy_s=LARGE.memory_copy_s if memory else None,
     )
+    if model == TRACE:
+        _trace(seed, output)
+        return
     found = load_spec(spec) if spec is not None else None
     size = Size(found.world_size if found is not None else gpus, days, spares, interval)
     failing, times = _failing(model, mtbf_hours, from_journal, size.gpus, times)
@@ -83,6 +93,22 @@ def simulate_command(
         _sweep(scenario, [parse_axis(text) for text in sweep_over], (runs, seed), plot, output)
     else:
         _simulate(scenario, runs, seed, out, output)
+
+
+def _trace(seed: int, output: Output) -> None:
+    """OPT-175B's own failures, as they were lived and under Midwatch."""
+    compared = compare_opt(seed)
+    figures = compared.outcome.figures
+    if output is Output.JSON:
+        print_json({"lived_ettr_frac": compared.lived_ettr_frac, "run": figures})
+        return
+    console = wide_console()
+    console.print(figures_table([figures]))
+    console.print(
+        f"OPT-175B lived through these failures with an ETTR of {compared.lived_ettr_frac:.1%}; "
+        f"under Midwatch it is {figures.ettr_frac:.1%}, {compared.gpu_hours_saved:,.0f} GPU-hours "
+        "less lost"
+    )
 
 
 def _failing(
