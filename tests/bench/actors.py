@@ -6,7 +6,7 @@ A host actor turns the real Controller over the real RayCluster and journal; eac
 actor of its own that says once a second what a node agent of 8 ranks says, and takes the orders of
 one. Only forkserver and workers are missing. core_frac: of the host's process over a calm span,
 Ray's own share for bringing the reports included. decision_p99_s: from the death of an agent's
-actor to the journaled decision that starts the next attempt.
+actor to the end of the turn that starts the next attempt.
 The last line is one JSON object {"nodes", "core_frac", "decision_p99_s"}.
 """
 
@@ -25,7 +25,6 @@ from typing import Any
 import msgspec
 from midwatch.logbook import events as ev
 from midwatch.logbook import wire
-from midwatch.logbook.decisions import StartAttempt
 from midwatch.operator.agent import reports as rp
 from midwatch.operator.agent.plan import LocalPlan
 from midwatch.operator.fleet import Identity
@@ -159,7 +158,7 @@ class Host:
         return self._controller.state.num_attempts, steps, os.getpid()
 
     def started_s(self, attempt: int) -> float:
-        """Return when the decision that starts an attempt was journaled; 0.0 before."""
+        """Return when the turn was over that decided to start an attempt; 0.0 before."""
         return self._starts_s.get(attempt, 0.0)
 
     def kill(self) -> float:
@@ -179,15 +178,9 @@ class Host:
             self._woken.clear()
             before = self._controller.state.num_attempts
             self._controller.tick()
-            state = self._controller.state
-            if state.num_attempts > before:
-                decision = next(
-                    (i for i in reversed(state.incidents.values()) if i.decisions), None
-                )
-                starts = isinstance(
-                    decision.decisions[-1].action if decision is not None else None, StartAttempt
-                )
-                self._starts_s[state.num_attempts] = time.time() if starts or before == 0 else 0.0
+            newest = self._controller.state.num_attempts
+            if newest > before:
+                self._starts_s[newest] = time.time()
 
 
 def main() -> None:
