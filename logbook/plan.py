@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import msgspec
 
 from .preflight import Thoroughness
@@ -16,7 +18,7 @@ class Placement(msgspec.Struct, frozen=True):
     num_ranks: int
 
 
-class AttemptPlan(msgspec.Struct, frozen=True):
+class AttemptPlan(msgspec.Struct, frozen=True, dict=True):
     """Everything that defines an attempt, but for the addresses known only when it starts.
 
     placements:  in rank order; the first holds rank 0 and serves the rendezvous.
@@ -39,7 +41,7 @@ class AttemptPlan(msgspec.Struct, frozen=True):
     memory_since: int | None = None
     validated_step: int = 0
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[str, ...]:
         return tuple(placement.node for placement in self.placements)
 
@@ -51,7 +53,7 @@ class AttemptPlan(msgspec.Struct, frozen=True):
         return None
 
 
-class PreflightPlan(msgspec.Struct, frozen=True):
+class PreflightPlan(msgspec.Struct, frozen=True, dict=True):
     """Which nodes one preflight tries out together.
 
     number:  1 onward in a run; a newer one ends what is left of an older one.
@@ -77,7 +79,7 @@ class PreflightPlan(msgspec.Struct, frozen=True):
     def world_size(self) -> int:
         return len(self.nodes) * self.ranks_per_node
 
-    @property
+    @cached_property
     def rank_nodes(self) -> tuple[str, ...]:
         """The node of every rank, by rank."""
         return tuple(node for node in self.nodes for _ in range(self.ranks_per_node))

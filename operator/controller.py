@@ -109,6 +109,8 @@ class Controller:
     def _say_unsaid(self) -> None:
         """The last step's findings, if the last controller died before it had written them down."""
         unsaid, self._unsaid = self._unsaid, []
+        if not unsaid:
+            return
         said = {_key(seen.finding) for seen in self.state.findings}
         for finding in unsaid:
             if _key(finding) not in said:
@@ -173,6 +175,8 @@ class Controller:
 
     def _write_notes(self) -> None:
         """Write the notes of incidents that changed; a new controller writes all of them."""
+        if self._noted is self.state.incidents:
+            return
         for name, incident in self.state.incidents.items():
             if self._noted.get(name) is not incident:
                 self._ports.desk.write_note(self.state, incident)

@@ -69,7 +69,9 @@ def classify(
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(help="CSV, JSONL, trainer_state.json or a training log.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="CSV, JSONL, trainer_state.json or a training log.")
+    ] = None,
     column_map: MapOption = None,
     where: WhereOption = None,
     format: Annotated[
@@ -81,9 +83,28 @@ def replay(
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture of the curve and its findings here.")
     ] = None,
+    incidents: Annotated[
+        Path | None, typer.Option(help="Instead: a CSV of incidents, each with what people did.")
+    ] = None,
+    curve: Annotated[
+        Path | None, typer.Option(help="With --incidents: digitised panels of the run's curve.")
+    ] = None,
+    gaps: Annotated[
+        Path | None, typer.Option(help="With --incidents: the gaps between stretches of training.")
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Run detectors and policy over a recorded curve: what would have been seen and decided."""
+    """Run detectors and policy over a recorded curve: what would have been seen and decided.
+
+    With --incidents, what is decided in each of them beside what people did and what came of it.
+    """
+    if incidents is not None:
+        from .incidents import replay_incidents
+
+        replay_incidents(incidents, curve, gaps, output)
+        return
+    if file is None:
+        raise ConfigError("usage", "there is nothing to replay.", remedy="Name a curve to replay.")
     options = ReadOptions(columns=parse_map(column_map or ()), where=_pairs(where), format=format)
     settings = _settings(spec)
     points = list(read_points(file, options))

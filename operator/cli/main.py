@@ -33,6 +33,13 @@ def _run_lazily() -> Callable[..., Any]:
     return run
 
 
+def _simulate_lazily() -> Callable[..., Any]:
+    # It loads the trainer's rules, which nothing but a simulation needs.
+    from .simulate import simulate_command
+
+    return simulate_command
+
+
 def command_line(name: str) -> typer.Typer:
     """Return the command line for a call of the command name, every command in it.
 
@@ -93,6 +100,8 @@ def _add_others(app: typer.Typer, name: str) -> None:
     app.command()(health.replay)
     app.add_typer(checkpoints.app, name="checkpoints")
     app.add_typer(data.app, name="data")
+    simulate = _simulate_lazily() if name == "simulate" else _simulate_placeholder
+    app.command(name="simulate")(simulate)
     if name == "run":
         app.command()(_run_lazily())
     else:
@@ -112,6 +121,11 @@ def main() -> None:
 
 def _run_placeholder() -> None:
     """Train under the controller and watch; Ctrl-C saves and stops."""
+    raise SystemExit(USAGE)
+
+
+def _simulate_placeholder() -> None:
+    """Simulate a run in virtual time: what would fail, what would be done, what it would cost."""
     raise SystemExit(USAGE)
 
 

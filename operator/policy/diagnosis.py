@@ -17,6 +17,7 @@ from ...logbook.events import HangRow, HangSuspected, WorkerExited
 from ...logbook.state import AttemptState, RunState
 from ...logbook.wire import PEER_CODES, Phase
 from ..spec import RunSpec
+from .node_marks import node_marks
 
 DEAD_STATES = STOPPED_STATES + GONE_STATES
 SILENCE_MULTIPLE = 2.0
@@ -54,9 +55,11 @@ def diagnose(state: RunState, spec: RunSpec, now_s: float) -> Diagnosis | None:
 
 def _sick_node(state: RunState, attempt: AttemptState, now_s: float) -> Diagnosis | None:
     """A node taken out for what a finding said of it still carries ranks."""
-    for name in attempt.plan.nodes:
+    evicted = [n.node for n in node_marks(state.nodes).evicted if n.quarantined]
+    placed = [name for name in evicted if name in attempt.plan.nodes]
+    for name in sorted(placed, key=attempt.plan.nodes.index):
         node = state.nodes[name]
-        if node.evict is None or not node.quarantined:
+        if node.evict is None:
             continue
         finding = node.evict.finding
         return Diagnosis(

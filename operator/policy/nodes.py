@@ -19,6 +19,7 @@ from ...logbook.findings import Severity
 from ...logbook.state import Incident, NodeState, RunState
 from ..spec import RunSpec
 from .context import make_decision, next_incident_id
+from .node_marks import node_marks
 
 LEMON = "lemon"
 # How surely a fault is its node's; one that is not listed is nobody's or the program's.
@@ -28,10 +29,10 @@ _WEIGHT_OF_ACTION = {"evict": 1.0, "drain": 0.5}
 
 def evict_sick(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Quarantine a node that a finding wants replaced now, whether or not it carries ranks."""
-    for node in state.nodes.values():
-        if node.evict is None or node.quarantined:
-            continue
+    for node in node_marks(state.nodes).evicted:
         seen = node.evict
+        if seen is None or node.quarantined:
+            continue
         finding = seen.finding
         is_numeric = finding.severity is Severity.ROLLBACK
         draft = IncidentDraft(
@@ -60,8 +61,8 @@ def evict_sick(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
 
 def quarantine_lemons(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Use no machine that has failed too often, in this run or in others."""
-    for node in state.nodes.values():
-        if not node.lemon or node.quarantined or not node.present:
+    for node in node_marks(state.nodes).lemons:
+        if node.quarantined or not node.present:
             continue
         draft = IncidentDraft(
             id=next_incident_id(state),
@@ -78,9 +79,9 @@ def quarantine_lemons(state: RunState, spec: RunSpec, now_s: float) -> list[Deci
 
 def close_unused(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Close the incidents of nodes that were taken out while no rank ran on them."""
-    in_use = state.attempt.plan.nodes if state.attempt is not None else ()
     for name in state.open_incidents:
         incident = state.incidents[name]
+        in_use = state.attempt.plan.nodes if state.attempt is not None else ()
         if _is_quarantine_alone(incident) and incident.draft.node not in in_use:
             outcome = f"{incident.draft.node} is out of use; no rank ran on it"
             return [make_decision(state, CloseIncident(name, outcome), outcome, about=name)]
@@ -97,7 +98,7 @@ def _is_quarantine_alone(incident: Incident) -> bool:
 
 def drained_nodes(state: RunState) -> tuple[str, ...]:
     """Return the nodes to be left out at the next restart."""
-    return tuple(node.node for node in state.nodes.values() if node.drain is not None)
+    return tuple(node.node for node in node_marks(state.nodes).drained)
 
 
 def machine_of(node: NodeState) -> MachineIdentity:

@@ -16,6 +16,7 @@ from ...logbook.preflight import Thoroughness
 from ...logbook.state import NodeState, RunState
 from ..spec import RunSpec
 from .context import About, Pairs, is_training, make_decision
+from .node_marks import node_marks
 
 EVIDENCE_MAX = 16
 GATHER_S = 5.0
@@ -37,7 +38,8 @@ def wants_preflight(state: RunState, spec: RunSpec, node: NodeState) -> str:
 
 def unproven_nodes(state: RunState, spec: RunSpec) -> tuple[str, ...]:
     """Return the nodes that a placement passes over where it can, for want of a preflight."""
-    return tuple(n.node for n in state.nodes.values() if wants_preflight(state, spec, n))
+    marked = node_marks(state.nodes).unproven
+    return tuple(n.node for n in marked if wants_preflight(state, spec, n))
 
 
 def gate_attempt(
@@ -87,18 +89,20 @@ def is_gated(state: RunState) -> bool:
 
 def examine_idle(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """Try out a node that carries no ranks, one at a time, while the run trains or waits."""
-    if state.preflight is not None or state.stopping:
+    if state.preflight is not None or state.stopping or spec.nodes.preflight == "off":
         return []
     if state.attempt is not None and not is_training(state):
         return []
     if state.attempt is None and not state.num_attempts:
         # Those that are there are tried out together, right before the first attempt.
         return []
-    placed = state.attempt.plan.nodes if state.attempt is not None else ()
-    for node in _able(state, spec):
-        why = wants_preflight(state, spec, node)
+    for node in node_marks(state.nodes).unproven:
         is_worth_it = node.is_usable or bool(node.suspicion)
-        if why and is_worth_it and node.node not in placed:
+        if not (is_worth_it and _is_able(node, spec)):
+            continue
+        placed = state.attempt.plan.nodes if state.attempt is not None else ()
+        why = wants_preflight(state, spec, node)
+        if why and node.node not in placed:
             plan = _plan(state, spec, [node.node], is_gate=False)
             return [make_decision(state, RunPreflight(plan), f"{node.node}: {why}")]
     return []
@@ -124,8 +128,11 @@ def end_preflight(state: RunState, spec: RunSpec, now_s: float) -> list[Decision
 
 
 def _able(state: RunState, spec: RunSpec) -> list[NodeState]:
-    per_node = spec.nodes.ranks_per_node
-    return [node for node in state.nodes.values() if node.present and node.slots >= per_node]
+    return [node for node in state.nodes.values() if _is_able(node, spec)]
+
+
+def _is_able(node: NodeState, spec: RunSpec) -> bool:
+    return node.present and node.slots >= spec.nodes.ranks_per_node
 
 
 def _plan(state: RunState, spec: RunSpec, nodes: Sequence[str], *, is_gate: bool) -> PreflightPlan:

@@ -16,6 +16,7 @@ from ..spec import RunSpec
 from .budget import spent_budget
 from .candidates import resume_point
 from .context import About, Pairs, is_training, next_incident_id
+from .node_marks import node_marks
 from .placement import plan_placement
 from .preflight import wants_preflight
 from .recovery import restart
@@ -56,6 +57,8 @@ def replace_straggler(state: RunState, spec: RunSpec, now_s: float) -> list[Deci
 
 
 def _costliest(state: RunState, attempt: AttemptState) -> FindingSeen | None:
+    if not node_marks(state.nodes).drained:
+        return None
     marks = [state.nodes[name].drain for name in attempt.plan.nodes]
     slow = [m for m in marks if m is not None and m.finding.detector == DETECTOR]
     # What was found in an earlier attempt need not hold in this one.

@@ -15,7 +15,7 @@ from midwatch.logbook.ledger import Cause, build_ledger
 from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.record import Record
 from midwatch.logbook.wire import Hyper, Mesh
-from midwatch.tests.sim.edges import MemoryJournal
+from midwatch.operator.simulation.edges import MemoryJournal
 from midwatch.tests.sim.faults import plan_of, play
 from midwatch.tests.support.builders import START_S, make_sample
 

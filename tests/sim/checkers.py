@@ -1,5 +1,14 @@
 """What must hold at every decision and after every tick, whatever the night brings.
 
+    one writer               every record carries the epoch of the newest controller that was born
+    no stale attempt acts    what an older attempt still says changes nothing of the run's course
+    no checkpoint lost       what was committed is on disk until a decision deletes it, and known
+    no intervention lost     each is settled in the end, and none is in force twice
+    budgets end storms       no more restarts an hour than the spec allows
+    every decision explained by a reason, under an id of its own
+    spares booked once       no node carries two blocks of ranks, and only usable ones carry any
+    one fold                 the journal folds to what the controller holds
+
 A checker reads only the journal and the world's own truth; it keeps a fold of its own.
 """
 
@@ -16,18 +25,32 @@ from midwatch.logbook.record import Record
 from midwatch.logbook.state import RunState
 from midwatch.logbook.wire import Hyper
 from midwatch.operator.policy.candidates import last_good_checkpoint, newest_checkpoint
+from midwatch.operator.simulation.world import World
 from midwatch.operator.spec import RunSpec
-
-from .world import World
 
 HOUR_S = 3600.0
 FULL_LOOK_EVERY = 64
+_OF_ATTEMPTS = (
+    ev.StepDone,
+    ev.StepsRecalled,
+    ev.AttemptResumed,
+    ev.WorkersStarted,
+    ev.WorkerExited,
+    ev.WorkersExited,
+    ev.HangSuspected,
+    ev.StartFailed,
+    ev.RankFinished,
+)
 SETTLED = ("applied", "rejected", "failed", "reverted", "expired")
 
 
 def canonical(state: RunState) -> bytes:
     """A state as bytes, so that NaN equals NaN."""
     return msgspec.msgpack.encode(state)
+
+
+def _course(state: RunState) -> tuple[object, ...]:
+    return state.step, state.last, state.attempt, state.hyper, state.lineage
 
 
 def rate_factor(hyper: Hyper, step: int) -> float:
@@ -48,6 +71,8 @@ class Checker:
         self._restarts_s: list[float] = []
         self._last_plan: AttemptPlan | None = None
         self._sent: dict[int, set[int]] = {}
+        self._epoch = 0
+        self._deleted: set[str] = set()
 
     @property
     def decisions(self) -> list[d.Decision]:
@@ -60,9 +85,12 @@ class Checker:
         """Records went into the journal."""
         for record in records:
             before = self.shadow
+            assert record.epoch >= self._epoch, "a controller wrote that had been replaced"
+            self._epoch = record.epoch
             if isinstance(record.event, ev.DecisionMade):
                 self._check(before, record.event.decision, record.time_s)
             self.shadow = evolve(before, record.event, seq=record.seq, time_s=record.time_s)
+            self._check_fence(before, record.event)
             assert self.shadow.seq == before.seq + 1, "the journal has a gap"
 
     def reopened(self, records: Iterable[Record[ev.Event]]) -> None:
@@ -106,6 +134,19 @@ class Checker:
             lives = {rank: worker.life.value for rank, worker in gang.workers.items()}
             lines.append(f"gang {gang.attempt} at step {gang.weights.step}: {lives}")
         return lines
+
+    def _check_fence(self, before: RunState, event: ev.Event) -> None:
+        attempt = getattr(event, "attempt", before.num_attempts)
+        if isinstance(event, _OF_ATTEMPTS) and attempt != before.num_attempts:
+            now = self.shadow
+            course = (now.step, now.last, now.attempt, now.hyper, now.lineage)
+            assert course == (
+                before.step,
+                before.last,
+                before.attempt,
+                before.hyper,
+                before.lineage,
+            )
 
     # --- decisions -------------------------------------------------------------------------------
 
@@ -186,6 +227,7 @@ class Checker:
         sent.add(seq)
 
     def _check_prune(self, state: RunState, action: d.PruneCheckpoints) -> None:
+        self._deleted.update(action.checkpoints)
         last_good = last_good_checkpoint(state, self._spec, state.step).checkpoint
         assert last_good not in action.checkpoints, "last_good was pruned"
         assert not set(state.pins) & set(action.checkpoints), "a pinned checkpoint was pruned"
@@ -207,4 +249,15 @@ class Checker:
         assert not unsettled, f"interventions never settled: {unsettled}"
         causes = [change.cause for change in state.hyper.lr_changes]
         assert len(causes) == len(set(causes)), "a change of the rate is in force twice"
+        self._check_disk()
         assert not state.open_incidents, f"incidents left open: {state.open_incidents}"
+
+    def _check_disk(self) -> None:
+        assert self._world is not None
+        disk = self._world.disk
+        lost = disk.ever - set(disk.saved) - self._deleted
+        assert not lost, f"gone from disk without a decision: {sorted(lost)}"
+        # What an older attempt left behind, and told nobody of, nobody will ask for.
+        last = [name for name, s in disk.saved.items() if s.attempt == self.shadow.num_attempts]
+        unknown = set(last) - set(self.shadow.checkpoints) - self._deleted
+        assert not unknown, f"on disk, and nobody knows of it: {sorted(unknown)}"

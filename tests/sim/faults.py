@@ -15,12 +15,13 @@ import msgspec
 from midwatch.logbook.decisions import ON_REQUEST
 from midwatch.logbook.state import Status
 from midwatch.logbook.wire import Hyper
+from midwatch.operator.simulation.conditions import Times
+from midwatch.operator.simulation.training import NO_RETURN, Fragility, Physics, Weights, train_one
 from midwatch.operator.spec import RunSpec
 from msgspec.structs import replace
 
 from ..support.builders import make_spec
 from .night import Night
-from .training import NO_RETURN, Fragility, Physics, Weights, train_one
 
 STORM_S = 120.0
 CALM_S = 3000.0
@@ -42,6 +43,7 @@ class Plan(msgspec.Struct, frozen=True):
     seed: int
     spec: RunSpec
     physics: Physics
+    times: Times
     faults: tuple[Fault, ...]
 
 
@@ -72,7 +74,10 @@ def plan_of(seed: int) -> Plan:
         checkpoints=rng.choice([{}, {"interval": {"min_steps": 4, "max_steps": 30}}]),
     )
     faults = sorted((_draw(rng) for _ in range(rng.randrange(1, 20))), key=lambda f: f.at_s)
-    return Plan(seed, spec, _physics(rng, seed), tuple(faults))
+    physics = _physics(rng, seed)
+    memory = rng.random() < 0.5
+    times = Times(memory_copy_s=0.02 if memory else None, blocked_s=rng.choice([0.0, 0.1]))
+    return Plan(seed, spec, physics, times, tuple(faults))
 
 
 def _physics(rng: random.Random, seed: int) -> Physics:
@@ -100,7 +105,7 @@ def _draw(rng: random.Random) -> Fault:
 
 def play(plan: Plan, night: Night | None = None) -> Night:
     """Play a night to its end. AssertionError when something does not hold."""
-    night = night or Night(plan.spec, seed=plan.seed, physics=plan.physics)
+    night = night or Night(plan.spec, seed=plan.seed, physics=plan.physics, times=plan.times)
     for fault in plan.faults:
         night.timeline.later(fault.at_s, _striking(night, fault))
     night.run_for(STORM_S)
@@ -131,8 +136,9 @@ def _check_training(plan: Plan, night: Night) -> None:
     if replace(state.hyper, save_interval_steps=None) == Hyper():
         weights = Weights()
         while weights.step < state.step:
-            weights, sample = train_one(weights, state.hyper, world.config, plan.physics)
-            assert world.samples[sample.step] == sample, "the curve is not the undisturbed one"
+            weights, sample = train_one(weights, state.hyper, world.setting)
+            made = replace(world.samples[sample.step], time_s=0.0, memory_step=None)
+            assert made == sample, "the curve is not the undisturbed one"
 
 
 def _striking(night: Night, fault: Fault) -> Callable[[], None]:
@@ -143,7 +149,7 @@ def _calm(night: Night) -> None:
     """No fault outlives the storm, but what it broke stays broken."""
     world = night.world
     world.wire.extra_s.clear()
-    world.wire.duplicates = 0
+    world.wire.duplicates = world.wire.shuffled = 0
     world.trouble.failing_starts.clear()
     world.trouble.slow_starts.clear()
     world.storage.failing_saves = 0
@@ -214,6 +220,35 @@ def _slow_wire(night: Night, fault: Fault) -> None:
 
 def _duplicates(night: Night, fault: Fault) -> None:
     night.world.wire.duplicates += int(100 * fault.amount)
+
+
+def _reorder(night: Night, fault: Fault) -> None:
+    night.world.wire.shuffled += int(100 * fault.amount)
+
+
+def _partition(night: Night, fault: Fault) -> None:
+    """Half of the nodes cannot be reached."""
+    for node in sorted(night.world.agents)[fault.index % 2 :: 2]:
+        night.world.wire.cut(node, 30.0 * fault.amount)
+
+
+def _group(night: Night, fault: Fault) -> None:
+    """Two nodes go at once, as those behind one switch do."""
+    for index in (0, 1):
+        night.world.kill_agent(_node(night, replace(fault, index=fault.index + index)))
+
+
+def _clock_jump(night: Night, fault: Fault) -> None:
+    night.clock.ahead_s += 120.0 * (fault.amount - 0.5)
+
+
+def _store_down(night: Night, fault: Fault) -> None:
+    storage = night.world.storage
+    storage.down_until_s = max(storage.down_until_s, night.timeline.elapsed_s + 60 * fault.amount)
+
+
+def _zombie(night: Night, fault: Fault) -> None:
+    night.linger(20.0 * fault.amount)
 
 
 def _lose_commands(night: Night, fault: Fault) -> None:
@@ -309,6 +344,12 @@ _STRIKES: dict[str, Callable[[Night, Fault], None]] = {
     "cut": _cut,
     "slow-wire": _slow_wire,
     "duplicates": _duplicates,
+    "reorder": _reorder,
+    "partition": _partition,
+    "group": _group,
+    "clock-jump": _clock_jump,
+    "store-down": _store_down,
+    "zombie": _zombie,
     "lose-commands": _lose_commands,
     "failing-start": _failing_start,
     "slow-start": _slow_start,

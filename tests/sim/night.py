@@ -11,27 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.logbook import events as ev
+from midwatch.logbook.errors import Fatal
 from midwatch.logbook.journal import Journal, JournalOptions
 from midwatch.logbook.record import Record
 from midwatch.logbook.state import RunState
 from midwatch.operator.controller import Controller
-from midwatch.operator.policy.decide import POLICY_VERSION
-from midwatch.operator.ports import Lemons, NoLemons, Ports
+from midwatch.operator.ports import Ports
+from midwatch.operator.simulation.conditions import Times
+from midwatch.operator.simulation.drive import ControllerCrash, Drive
+from midwatch.operator.simulation.edges import MemoryJournal, SimCluster, SimDesk
+from midwatch.operator.simulation.timeline import Timeline
+from midwatch.operator.simulation.training import Physics, train_config
+from midwatch.operator.simulation.world import Setting
 from midwatch.operator.spec import RunSpec
 from midwatch.tests.support.builders import make_spec
 
 from .checkers import Checker
-from .edges import MemoryJournal, SimCluster, SimDesk
-from .timeline import Timeline
-from .training import Physics, train_config
-from .world import Times, World
-
-TICK_S = 0.25
-RESTART_S = 1.5
-
-
-class ControllerCrash(BaseException):
-    """The controller process dies here and now; nothing may catch it."""
 
 
 class Fuse:
@@ -67,6 +62,17 @@ class Fused:
             return result
 
         return call
+
+
+class JumpingClock:
+    """The controller's clock, which somebody may set forward or back while it runs."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.ahead_s = 0.0
+        self._timeline = timeline
+
+    def now_s(self) -> float:
+        return self._timeline.now_s() + self.ahead_s
 
 
 class Watched:
@@ -105,7 +111,7 @@ class DiskJournal:
             self._open = None
 
 
-class Night:
+class Night(Drive):
     """Drives one run. Times are virtual; limits end a night that gets nowhere."""
 
     def __init__(
@@ -117,17 +123,15 @@ class Night:
         times: Times | None = None,
         journal: MemoryJournal | DiskJournal | None = None,
     ) -> None:
-        self.spec = spec or make_spec()
-        trainer = self.spec.trainer
-        config = train_config(trainer["steps"], trainer["interval_steps"])
-        self.world = World(self.spec, config, seed, physics or Physics(seed), times or Times())
-        self.lemons: Lemons = NoLemons()
+        spec = spec or make_spec()
+        config = train_config(spec.trainer["steps"], spec.trainer["interval_steps"])
+        setting = Setting(spec, config, seed, physics or Physics(seed), times or Times())
+        super().__init__(setting, journal or MemoryJournal())
+        self.journal: Any
         self.fuse = Fuse()
-        self.journal = journal or MemoryJournal()
+        self.num_fenced = 0
+        self.clock = JumpingClock(self.timeline)
         self.checker = Checker(self.spec, self.world)
-        self.controller: Controller | None = None
-        self.num_crashes = 0
-        self._tick_is_due = False
 
     # --- what tests ask --------------------------------------------------------------------------
 
@@ -136,19 +140,9 @@ class Night:
         """The state as the journal has it."""
         return self.checker.shadow
 
-    @property
-    def timeline(self) -> Timeline:
-        return self.world.timeline
-
     def run(self, until: Callable[[RunState], bool], limit_s: float = 900.0) -> RunState:
         """Let time pass until the state is as wanted. AssertionError when it never is."""
-        if self.controller is None and not self.num_crashes:
-            self._boot()
-            self._turn()
-        end_s = self.timeline.elapsed_s + limit_s
-        while not until(self.state):
-            assert self.timeline.elapsed_s < end_s, self._describe(limit_s)
-            assert self.timeline.advance(), "nothing is left to happen"
+        assert self.run_until(until, limit_s), self._describe(limit_s)
         return self.state
 
     def run_for(self, span_s: float) -> RunState:
@@ -177,75 +171,50 @@ class Night:
         """Have the controller die at its calls-th port call from now (1 is the next)."""
         self.fuse.blows_at = self.fuse.calls + calls
 
-    def crash(self) -> None:
-        """The controller dies between two ticks."""
-        if self.controller is not None:
-            self._died()
+    def linger(self, for_s: float) -> None:
+        """The controller is taken for dead and replaced, but goes on turning for a while.
+
+        It hears nothing any more, and must not write once its successor does.
+        """
+        zombie = self.controller
+        if zombie is None:
+            return
+        end_s = self.timeline.elapsed_s + for_s
+
+        def turn() -> None:
+            try:
+                zombie.tick()
+            except Fatal as error:
+                if error.code != "journal-fenced":
+                    raise
+                self.num_fenced += 1
+                return
+            except ControllerCrash:
+                return
+            if self.timeline.elapsed_s < end_s:
+                self.timeline.later(self._turning.tick_s, turn)
+
+        self.crash()
+        self.timeline.later(self._turning.tick_s, turn)
 
     # --- the controller's life -------------------------------------------------------------------
 
-    def _boot(self) -> None:
-        journal = self.journal.reopen()
-        self.world.cluster = cluster = SimCluster(self.world, self._wake)
+    def _ports(self, journal: Any, cluster: SimCluster) -> Ports:
         self.checker.reopened(journal.records())
-        ports = Ports(
-            clock=self.timeline,
+        return Ports(
+            clock=self.clock,
             journal=Fused(Watched(journal, self.checker), self.fuse),
             cluster=Fused(cluster, self.fuse),
             checkpoints=Fused(cluster, self.fuse),
             desk=Fused(SimDesk(self.world), self.fuse),
             lemons=Fused(self.lemons, self.fuse),
         )
-        controller = Controller(self.spec, ports)
-        try:
-            self._open(controller, journal.epoch, journal)
-        except ControllerCrash:
-            self.controller = controller
-            self._died()
-            return
-        self.controller = controller
 
-    def _open(self, controller: Controller, epoch: int, journal: Any) -> None:
+    def _recover(self, controller: Controller, journal: Any) -> None:
         controller.recover(journal.records())
-        if not controller.state.run:
-            submitted = ev.RunSubmitted(
-                run=self.spec.name,
-                spec=self.spec.model_dump(mode="json"),
-                digest="",
-                policy_version=POLICY_VERSION,
-                midwatch_version="",
-                by="ann",
-            )
-            controller.record(submitted, sync=True)
-        controller.take_over()
-        folded = controller.state.seq
-        controller.record(ev.ControllerStarted(epoch, "host", 1, folded), sync=True)
 
-    def _turn(self) -> None:
-        self._wake()
-        self.timeline.later(TICK_S, self._turn)
-
-    def _wake(self) -> None:
-        if not self._tick_is_due:
-            self._tick_is_due = True
-            self.timeline.later(0.0, self._tick)
-
-    def _tick(self) -> None:
-        self._tick_is_due = False
-        if self.controller is None:
-            return
-        try:
-            self.controller.tick()
-        except ControllerCrash:
-            self._died()
-            return
-        self.checker.look(self.controller.state)
-
-    def _died(self) -> None:
-        self.controller = None
-        self.world.cluster = None
-        self.num_crashes += 1
-        self.timeline.later(RESTART_S, self._boot)
+    def _ticked(self, controller: Controller) -> None:
+        self.checker.look(controller.state)
 
     def _describe(self, limit_s: float) -> str:
         state = self.state

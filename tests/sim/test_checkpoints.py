@@ -7,10 +7,10 @@ from midwatch.checkpoints.interval import expected_ettr_frac, optimal_interval_s
 from midwatch.checkpoints.manifest import checkpoint_id
 from midwatch.logbook import decisions as d
 from midwatch.logbook.state import Status
+from midwatch.operator.simulation.conditions import Times
 
 from ..support.builders import make_spec
 from .night import Night
-from .world import Times
 
 A30, A40 = checkpoint_id(30, 1), checkpoint_id(40, 1)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from midwatch.checkpoints.manifest import checkpoint_id
 from midwatch.logbook.state import Status
+from midwatch.operator.simulation.training import Fragility, Physics
 
 from ..support.builders import make_spec
 from .checkers import rate_factor
 from .night import DiskJournal, Night
-from .training import Fragility, Physics
 
 EVERY = range(1, 60, 2)
 
@@ -62,8 +62,9 @@ def test_a_crash_at_any_call_while_it_answers_changes_nothing_that_counts(
     if trouble is change_rate:
         assert rate_factor(night.state.hyper, 120) == pytest.approx(0.5)
     else:
-        # A hang takes its deadline to show; all else is answered in one new attempt.
-        assert night.state.num_attempts == 2
+        # One new attempt answers it. But a controller that dies right after it has made a node's
+        # new agent leaves the old one's end to be found out by the attempt after.
+        assert night.state.num_attempts in ((2, 3) if trouble is kill_agent else (2,))
 
 
 @pytest.mark.parametrize("calls", range(1, 40, 3))

@@ -20,7 +20,7 @@ def switch(night: Night, target: str) -> str:
 
 
 def findings(night: Night) -> list[FindingSeen]:
-    events = [record.event for record in night.journal.reopen().records()]
+    events = [record.event for record in night.journal.records()]
     return [event for event in events if isinstance(event, FindingSeen)]
 
 
@@ -65,10 +65,10 @@ def test_the_precision_of_a_shadow_is_counted_from_the_journal() -> None:
     assert switch(night, "level-shift=shadow") == "applied"
     night.run_to_end()
     assert rollbacks(night), "the others still act"
-    tallies = score_shadows(night.journal.reopen().records(), 500)
+    tallies = score_shadows(night.journal.records(), 500)
     raised = {name: tally for name, tally in tallies.items() if tally.raised}
     assert set(raised) <= {"level-shift"}
-    lonely = score_shadows(night.journal.reopen().records(), 1)
+    lonely = score_shadows(night.journal.records(), 1)
     assert set(lonely) == set(tallies)
     for name, tally in tallies.items():
         assert tally.raised == tally.confirmed + tally.refuted

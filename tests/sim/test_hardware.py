@@ -6,10 +6,10 @@ import pytest
 from midwatch.checkpoints.manifest import checkpoint_id
 from midwatch.logbook import decisions as d
 from midwatch.logbook.state import Status
+from midwatch.operator.simulation.conditions import Times
 
 from ..support.builders import make_spec
 from .night import Night
-from .world import Times
 
 
 def ended(night: Night) -> Night:
@@ -272,7 +272,7 @@ def test_a_hang_that_comes_back_at_one_step_pauses_the_run() -> None:
         night.run(lambda s: s.status is Status.TRAINING and s.step == 43, 300.0)
         gang = night.world.live_gang
         assert gang is not None
-        gang.is_frozen = True
+        gang.freeze()
         night.run(lambda s, n=gang.attempt: s.num_attempts > n or bool(s.paused))
     assert night.state.paused == "repeated-failure"
     assert "hang came 3 times in a row at step 43" in night.state.pause_reason

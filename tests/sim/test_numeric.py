@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from midwatch.logbook import decisions as d
 from midwatch.logbook.state import Status
+from midwatch.operator.simulation.conditions import Times
+from midwatch.operator.simulation.training import Fragility, Physics
 
 from ..support.builders import make_spec
 from .checkers import rate_factor
 from .night import Night
-from .training import Fragility, Physics
-from .world import Times
 
 SPEC = make_spec(trainer={"steps": 300})
 LADDER = SPEC.numeric.lr_ladder

@@ -23,7 +23,7 @@ def night_of(seed: int, **nodes: Any) -> Night:
 
 
 def events_of(night: Night, kind: type) -> list[Any]:
-    records = night.journal.reopen().records()
+    records = night.journal.records()
     return [record.event for record in records if isinstance(record.event, kind)]
 
 

@@ -40,7 +40,7 @@ def say(night: Night, step: int, samples: Iterable[RankSample]) -> None:
         report = RankSamples(
             attempt=night.state.num_attempts, batch=mine, stride=1, dropped_total=0
         )
-        night.world.agents[placement.node]._push(report)
+        night.world.agents[placement.node].report(report)
 
 
 def healthy_step(step: int) -> list[RankSample]:

@@ -47,7 +47,7 @@ def see(night: Night, node: str, *findings: Finding) -> None:
 
 
 def found(night: Night) -> list[Finding]:
-    events = [record.event for record in night.journal.reopen().records()]
+    events = [record.event for record in night.journal.records()]
     return [event.finding for event in events if isinstance(event, FindingSeen)]
 
 
@@ -168,7 +168,7 @@ def test_a_controller_lost_while_it_evicts_changes_nothing(calls: int) -> None:
     assert state.nodes[victim].quarantined
     starts = [
         record.event
-        for record in night.journal.reopen().records()
+        for record in night.journal.records()
         if isinstance(record.event, DecisionMade)
         and isinstance(record.event.decision.action, StartAttempt)
     ]

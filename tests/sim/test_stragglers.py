@@ -42,7 +42,7 @@ def placed(state: RunState) -> tuple[str, ...]:
 
 
 def starts(night: Night) -> list[d.Decision]:
-    records = night.journal.reopen().records()
+    records = night.journal.records()
     made = [r.event.decision for r in records if isinstance(r.event, ev.DecisionMade)]
     return [decision for decision in made if isinstance(decision.action, d.StartAttempt)]
 

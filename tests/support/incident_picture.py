@@ -9,9 +9,9 @@ from pathlib import Path
 
 from midwatch.logbook.chapter import chapter_of
 from midwatch.logbook.plots import plot_incident
-from midwatch.tests.sim.edges import MemoryJournal
+from midwatch.operator.simulation.edges import MemoryJournal
+from midwatch.operator.simulation.training import Fragility, Physics
 from midwatch.tests.sim.night import Night
-from midwatch.tests.sim.training import Fragility, Physics
 from midwatch.tests.support.builders import make_spec
 
 TARGET = Path(__file__).parents[2] / "docs" / "incident.svg"

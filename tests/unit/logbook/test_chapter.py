@@ -12,9 +12,9 @@ from midwatch.logbook.notes import render_note
 from midwatch.logbook.plots import plot_incident
 from midwatch.logbook.record import Record
 from midwatch.logbook.state import Incident, RunState
-from midwatch.tests.sim.edges import MemoryJournal
+from midwatch.operator.simulation.edges import MemoryJournal
+from midwatch.operator.simulation.training import Fragility, Physics
 from midwatch.tests.sim.night import Night
-from midwatch.tests.sim.training import Fragility, Physics
 from midwatch.tests.support.builders import make_spec
 from msgspec.structs import replace
 

@@ -12,7 +12,7 @@ from midwatch.logbook.fold import evolve
 from midwatch.logbook.metrics import exposition
 from midwatch.logbook.state import RunState, Status
 from midwatch.logbook.summary import summarize
-from midwatch.tests.sim.edges import MemoryJournal
+from midwatch.operator.simulation.edges import MemoryJournal
 from midwatch.tests.sim.faults import plan_of, play
 from midwatch.tests.sim.night import Night
 from midwatch.tests.support.builders import fold

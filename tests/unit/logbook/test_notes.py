@@ -10,8 +10,8 @@ from midwatch.logbook.events import NoteAdded
 from midwatch.logbook.notes import render_note
 from midwatch.logbook.state import RunState
 from midwatch.operator.desk import FileDesk, note_path
+from midwatch.operator.simulation.training import Fragility, Physics
 from midwatch.tests.sim.night import Night
-from midwatch.tests.sim.training import Fragility, Physics
 from midwatch.tests.support.builders import fold, make_spec
 from msgspec.structs import replace
 
@@ -38,7 +38,7 @@ def test_a_note_of_a_killed_worker_tells_who_when_and_what_was_lost() -> None:
     assert "Fault: **worker-killed**" in text
     assert "SIGKILL at step 43" in text
     assert "**start-attempt 2**" in text
-    assert "| resumed from |  | step-00000040.a0001 |" in text
+    assert "| resumed from |  | step-00000040.a0001 (disk) |" in text
     assert "| steps to train again |  | 3 |" in text
     assert "Closed: recovered in" in text
 

@@ -22,8 +22,8 @@ from midwatch.logbook.reader import read
 from midwatch.logbook.report import render_report
 from midwatch.logbook.summary import summarize
 from midwatch.operator.cli.main import main
+from midwatch.operator.simulation.training import Fragility, Physics
 from midwatch.tests.sim.night import DiskJournal, Night
-from midwatch.tests.sim.training import Fragility, Physics
 from midwatch.tests.support.builders import make_spec
 from PIL import Image
 

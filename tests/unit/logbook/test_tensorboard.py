@@ -10,7 +10,7 @@ from midwatch.logbook.chronicle import Chronicle, read_chronicle
 from midwatch.logbook.errors import ConfigError
 from midwatch.logbook.events import ValidationDone
 from midwatch.logbook.tensorboard import write_tensorboard
-from midwatch.tests.sim.edges import MemoryJournal
+from midwatch.operator.simulation.edges import MemoryJournal
 from midwatch.tests.sim.night import Night
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from midwatch.operator.notices import MAX_CHARS, Notice, notices_of, slack_text
+from midwatch.operator.simulation.training import Fragility, Physics
 from midwatch.tests.sim.night import Night
-from midwatch.tests.sim.training import Fragility, Physics
 from midwatch.tests.support.builders import make_spec
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from midwatch.logbook.events import CheckpointCommitted, Event
-from midwatch.logbook.notes import render_note
-from midwatch.logbook.plan import AttemptPlan, PreflightPlan
-from midwatch.logbook.record import Codec, Record
-from midwatch.logbook.state import Incident, RunState
-from midwatch.logbook.wire import Command
-from midwatch.operator.agent.reports import AgentReport
-from midwatch.operator.fleet import Fleet
-from midwatch.operator.ports import NodeGone, PruneResult, Signal, VerifyResult
-from midwatch.operator.runtime.names import node_names
-
+from ...logbook.errors import Fatal
+from ...logbook.events import CheckpointCommitted, Event
+from ...logbook.notes import render_note
+from ...logbook.plan import AttemptPlan, PreflightPlan
+from ...logbook.record import Codec, Record
+from ...logbook.state import Incident, NodeState, RunState
+from ...logbook.wire import Command
+from ..agent.reports import AgentReport
+from ..fleet import Fleet
+from ..ports import NodeGone, PruneResult, Signal, VerifyResult
+from ..runtime.names import node_names
 from .agent import SimAgent
 from .world import World
 
@@ -22,75 +24,100 @@ RECREATE_S = 5.0
 
 
 class SimCluster:
-    """The Cluster and Checkpoints ports, as the Ray runtime has them. wake asks for a tick soon."""
+    """The Cluster and Checkpoints ports, as the Ray runtime has them. wake asks for a tick soon.
+
+    has_beats: heartbeats are really sent; otherwise every agent counts as heard that is not cut
+    off, and a look at all nodes is taken only after something has changed.
+    """
 
     def __init__(self, world: World, wake: Callable[[], None]) -> None:
         self.wake = wake
         self._world = world
         self._fleet = Fleet(world.spec.restart.heartbeat_deadline_s)
+        self._has_beats = world.times.status_s is not None
+        self._names = node_names(world.spec.num_nodes, world.spec.nodes.spares)
         self._signals: list[Signal] = []
         self._known: dict[str, SimAgent] = {}
         self._created_s: dict[str, float] = {}
         self._taken: dict[str, int] = {}
         self._ingested: dict[str, int] = {}
         self._repeated: set[str] = set()
+        self._unacknowledged: dict[str, SimAgent] = {}
+        self._looked_at: dict[str, NodeState] | None = None
+        self._look_s = 0.0
 
     # --- Cluster ---------------------------------------------------------------------------------
 
     def poll(self) -> Sequence[Signal]:
         found, self._signals = self._signals, []
-        self._taken = dict(self._ingested)
+        self._taken.update(self._ingested)
+        self._ingested.clear()
+        if not self._has_beats:
+            return found
         return [*found, *self._fleet.silent(self._world.timeline.now_s())]
 
     def acknowledge(self) -> None:
-        for agent in self._known.values():
+        for name, agent in list(self._unacknowledged.items()):
             # What it is to repeat first is not acknowledged by what came before it.
-            seq = (
-                self._taken.get(agent.identity.agent, 0)
-                if agent.identity.agent in self._repeated
-                else 0
-            )
+            if name not in self._repeated:
+                continue
+            seq = self._taken.get(name, 0)
             agent.outbox = [report for report in agent.outbox if report.seq > seq]
+            del self._unacknowledged[name]
 
     def maintain(self, state: RunState) -> None:
-        if state.status.is_terminal:
+        elapsed_s = self._world.timeline.elapsed_s
+        is_due = self._has_beats or elapsed_s >= self._look_s or self._looked_at is not state.nodes
+        if state.status.is_terminal or not is_due:
             return
-        now_s = self._world.timeline.now_s()
-        for node in node_names(self._world.spec.num_nodes, self._world.spec.nodes.spares):
+        self._looked_at, self._look_s = state.nodes, math.inf
+        for node in self._names:
             known = state.nodes.get(node)
-            if known is not None and known.quarantined:
+            if (known is not None and known.quarantined) or self._fleet.is_present(node):
                 continue
-            recent = now_s - self._created_s.get(node, 0.0) < RECREATE_S
-            if not recent and not self._fleet.is_present(node):
-                self._created_s[node] = now_s
-                if self._world.boot_agent(node) and known is not None and known.present:
-                    self._emit(NodeGone(node, known.incarnation, "its actor is gone"))
-                self._world.timeline.later(self._world.times.boot_s, lambda n=node: self._meet(n))
+            if elapsed_s - self._created_s.get(node, -RECREATE_S) < RECREATE_S:
+                self._look_s = min(self._look_s, self._created_s[node] + RECREATE_S)
+                continue
+            self._created_s[node] = elapsed_s
+            if not self._has_beats:
+                self._look_s = min(self._look_s, elapsed_s + RECREATE_S)
+            if self._world.boot_agent(node) and known is not None and known.present:
+                self._emit(NodeGone(node, known.incarnation, "its actor is gone"))
+            agent = self._world.agents.get(node)
+            if agent is not None and agent.is_alive:
+                self._world.timeline.later(self._world.times.boot_s, partial(self._meet, node))
+
+    def look_again(self) -> None:
+        """A machine may be back: look at all nodes with the next tick."""
+        self._look_s = 0.0
+        self.wake()
 
     def start(self, plan: AttemptPlan) -> None:
         self._fleet.rendezvous(plan.placements[0].node, plan.attempt)
+        places = {place.node: place for place in plan.placements}
         for agent in self._known.values():
-            self._world.wire.order(agent, lambda a=agent: a.start(plan))
+            order = partial(agent.start, plan, places.get(agent.node))
+            self._world.wire.order(agent, order)
 
     def stop(self, attempt: int) -> None:
         for agent in self._known.values():
-            self._world.wire.order(agent, lambda a=agent: a.stop(attempt))
+            self._world.wire.order(agent, partial(agent.stop, attempt))
 
     def examine(self, plan: PreflightPlan) -> None:
         self._fleet.rendezvous(plan.nodes[0], plan.attempt)
         for agent in self._known.values():
-            self._world.wire.order(agent, lambda a=agent: a.examine(plan))
+            self._world.wire.order(agent, partial(agent.examine, plan))
 
     def end_examination(self, number: int) -> None:
         for agent in self._known.values():
-            self._world.wire.order(agent, lambda a=agent: a.end_examination(number))
+            self._world.wire.order(agent, partial(agent.end_examination, number))
 
     def send(self, attempt: int, command: Command) -> None:
         for agent in self._known.values():
             if agent.lost_commands > 0:
                 agent.lost_commands -= 1
             else:
-                self._world.wire.order(agent, lambda a=agent: a.send(attempt, command))
+                self._world.wire.order(agent, partial(agent.send, attempt, command))
 
     # --- Checkpoints -----------------------------------------------------------------------------
 
@@ -101,7 +128,8 @@ class SimCluster:
             if reader is not None and reader.is_alive:
                 self._emit(VerifyResult(checkpoint, self._world.disk.problem(checkpoint)))
 
-        self._world.timeline.later(self._world.times.verify_s, done)
+        wait_s = self._world.storage.wait_s(self._world.timeline.elapsed_s)
+        self._world.timeline.later(wait_s + self._world.times.verify_s, done)
 
     def prune(self, checkpoints: tuple[str, ...]) -> None:
         def done() -> None:
@@ -117,7 +145,7 @@ class SimCluster:
                 attempt=saved.attempt,
                 checkpoint=saved.id,
                 step=saved.step,
-                bytes=1000,
+                bytes=self._world.setting.sizes.checkpoint_bytes,
                 blocked_s=0.0,
                 save_s=0.0,
                 tags=saved.tags,
@@ -140,16 +168,25 @@ class SimCluster:
         if self._world.cluster is not self:
             return
         name = agent.identity.agent
+        self._unacknowledged[name] = agent
         self._ingested[name] = max(self._ingested.get(name, 0), report.seq)
         up = self._fleet.take(report, self._world.timeline.now_s())
         if up is not None:
             self._emit(up)
         self._emit(report)
 
+    def fell_silent(self, agent: SimAgent, reason: str) -> None:
+        """Nothing was heard of an agent for longer than the heartbeat deadline."""
+        gone = self._fleet.gone(agent.node, agent.identity.agent, reason)
+        if gone is not None:
+            self._look_s = 0.0
+            self._emit(gone)
+
     def died(self, agent: SimAgent) -> None:
         """The process of an agent that this controller knew has ended."""
         gone = self._fleet.gone(agent.node, agent.identity.agent, "its process died")
         if gone is not None:
+            self._look_s = 0.0
             self._emit(gone)
 
     def _meet(self, node: str) -> None:
@@ -163,6 +200,7 @@ class SimCluster:
         # repeats what the old one had not acknowledged.
         if agent.outbox:
             self._world.wire.carry(agent, agent.outbox[-1])
+        agent.beat_anew()
         self._world.timeline.later(0.05, lambda: self._repeat(agent))
 
     def _repeat(self, agent: SimAgent) -> None:
@@ -199,17 +237,20 @@ class SimDesk:
 
 
 class MemoryJournal:
-    """The journal without a disk: the same lines, decoded from the same bytes."""
+    """The journal without a disk: the same lines, decoded from the same bytes.
+
+    epoch: of the newest writer; an older one is turned away, as by the lease of the real one.
+    """
 
     def __init__(self) -> None:
         self.epoch = 0
         self.lines: list[bytes] = []
         self._codec: Codec[Event] = Codec(Event)
 
-    def reopen(self) -> MemoryJournal:
+    def reopen(self) -> MemoryWriter:
         """Open it for the next controller."""
         self.epoch += 1
-        return self
+        return MemoryWriter(self, self.epoch)
 
     def append(
         self, events: Sequence[tuple[float, int, Event]], sync: bool = False
@@ -224,3 +265,21 @@ class MemoryJournal:
 
     def records(self) -> list[Record[Event]]:
         return [self._codec.decode(line[:-1]) for line in self.lines]
+
+
+class MemoryWriter:
+    """One controller's hold on the journal."""
+
+    def __init__(self, journal: MemoryJournal, epoch: int) -> None:
+        self.epoch = epoch
+        self._journal = journal
+
+    def append(
+        self, events: Sequence[tuple[float, int, Event]], sync: bool = False
+    ) -> list[Record[Event]]:
+        if self.epoch != self._journal.epoch:
+            raise Fatal("journal-fenced", f"epoch {self._journal.epoch} has taken over.")
+        return self._journal.append(events, sync)
+
+    def records(self) -> list[Record[Event]]:
+        return self._journal.records()

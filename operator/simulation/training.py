@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 import zlib
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from midwatch.checkpoints.manifest import checkpoint_id
-from midwatch.logbook.wire import CheckpointTags, Hyper, StepSample
-from midwatch.trainer.config import TrainConfig
-from midwatch.trainer.data.sampler import data_step_for
-from midwatch.trainer.loss_scaler import ScalerState, advance
-from midwatch.trainer.schedule import lr_at
+
+from ...checkpoints.manifest import checkpoint_id
+from ...logbook.wire import CheckpointTags, Hyper, StepSample
+from .rules import ScalerState, TrainConfig, advance, data_step_for, lr_at
+
+if TYPE_CHECKING:
+    from .world import Setting
 
 NO_RETURN = 1.0
 _LARGEST_FP16 = 65_504.0
@@ -37,6 +39,7 @@ class Physics(msgspec.Struct, frozen=True):
 
     bearable: multiple of the scheduled rate above which the weights sicken.
     fragile: stretches in which less is bearable. poison: data steps that sicken at any rate.
+    bumps: (step, sickness) that heals by itself: a spike.
     loss_gain: how much of the sickness the loss shows; 0 leaves it to the loss scaler to tell.
     nan_from: sickness from which the loss is not finite.
     """
@@ -45,8 +48,14 @@ class Physics(msgspec.Struct, frozen=True):
     bearable: float = 4.0
     fragile: tuple[Fragility, ...] = ()
     poison: frozenset[int] = frozenset()
+    bumps: tuple[tuple[int, float], ...] = ()
     loss_gain: float = 1.0
     nan_from: float = 1e9
+
+    @property
+    def surely_bearable(self) -> float:
+        """A multiple that is bearable in any stretch."""
+        return min([self.bearable, *(f.factor for f in self.fragile)])
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -54,10 +63,10 @@ class Weights(msgspec.Struct, frozen=True):
 
     step: int = 0
     sickness: float = 0.0
-    scaler: ScalerState = ScalerState(64.0)
+    scaler: Any = ScalerState(64.0)
 
 
-def train_config(steps: int, interval_steps: int) -> TrainConfig:
+def train_config(steps: int, interval_steps: int) -> Any:
     """Return a trainer section for a simulated run."""
     return TrainConfig.model_validate(
         {
@@ -69,14 +78,14 @@ def train_config(steps: int, interval_steps: int) -> TrainConfig:
     )
 
 
-def train_one(
-    weights: Weights, hyper: Hyper, config: TrainConfig, physics: Physics
-) -> tuple[Weights, StepSample]:
-    """Return the weights after one more step, and what the step reports. Pure."""
+def train_one(weights: Weights, hyper: Hyper, setting: Setting) -> tuple[Weights, StepSample]:
+    """Return the weights after one more step, and what the step reports, but for its time. Pure."""
+    config, physics, step_s = setting.config, setting.physics, setting.times.step_s
     step = weights.step + 1
     data_step = data_step_for(weights.step, hyper.skipped)
-    lr = lr_at(step, config.optimizer, config.schedule, hyper.lr_changes)
-    multiple = lr / lr_at(step, config.optimizer, config.schedule)
+    lr = scheduled = lr_at(step, config.optimizer, config.schedule)
+    if hyper.lr_changes:
+        lr = lr_at(step, config.optimizer, config.schedule, hyper.lr_changes)
     scale = weights.scaler.scale
     grad_norm = (0.5 + 0.5 * weights.sickness) * (1.0 + 0.05 * _noise(physics, step, "grad"))
     found_inf = grad_norm * (1.0 + weights.sickness) * scale > _LARGEST_FP16
@@ -90,15 +99,15 @@ def train_one(
         found_inf=found_inf,
         skipped=found_inf,
         loss_scale=scale,
-        tokens=4096,
+        tokens=setting.sizes.step_tokens,
         data_step=data_step,
-        step_s=0.5,
-        tokens_per_s=8192.0,
-        model_tflops_per_device=0.1,
+        step_s=step_s,
+        tokens_per_s=setting.sizes.step_tokens / step_s,
+        model_tflops_per_device=setting.sizes.device_tflops,
     )
     sickness = weights.sickness
     if not found_inf:
-        sickness = _next_sickness(sickness, multiple, step, data_step, physics)
+        sickness = _next_sickness(sickness, lr / scheduled, step, data_step, physics)
     return Weights(step, sickness, advance(weights.scaler, found_inf, config.loss_scaler)), sample
 
 
@@ -118,6 +127,11 @@ def _next_sickness(
 ) -> float:
     if data_step in physics.poison:
         return sickness + 2.0
+    bump = sum(amount for at, amount in physics.bumps if at == step)
+    if bump:
+        return sickness + bump
+    if not sickness and multiple <= physics.surely_bearable:
+        return 0.0
     if sickness >= NO_RETURN:
         return min(sickness * _GROWTH, 1e12)
     bearable = min(
@@ -163,11 +177,15 @@ class Saved(msgspec.Struct):
 
 
 class Disk:
-    """The checkpoint store that all nodes share. ever: every id that was ever committed."""
+    """The checkpoint store that all nodes share. ever: every id that was ever committed.
+
+    loads_total: of whole states, so far.
+    """
 
     def __init__(self) -> None:
         self.saved: dict[str, Saved] = {}
         self.ever: set[str] = set()
+        self.loads_total = 0
 
     def commit(self, weights: Weights, attempt: int, tags: CheckpointTags) -> Saved:
         """Make a checkpoint appear."""

@@ -5,27 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-from midwatch.health.nodes.lemons import MachineIdentity
-from midwatch.logbook.findings import Finding
-from midwatch.logbook.plan import AttemptPlan, PreflightPlan
-from midwatch.logbook.wire import Command, WorkerMessage
-from midwatch.operator.agent import reports as rp
-from midwatch.operator.fleet import Identity
 
+from ...health.nodes.lemons import MachineIdentity
+from ...logbook.findings import Finding
+from ...logbook.plan import AttemptPlan, Placement, PreflightPlan
+from ...logbook.wire import Command, Phase, WorkerMessage
+from ..agent import reports as rp
+from ..fleet import Identity
 from .examining import answers
 from .gang import Gang, Life, Worker
 
 if TYPE_CHECKING:
     from .world import World
 
-STATUS_S = 1.0
-WATCH_S = 0.5
+ADDRESS_S = 1.0
+"""How soon an agent has named a new address after rank 0 has taken the last one."""
+WATCH_AGAIN_S = 0.5
 
 
 class SimAgent:
     """One life of the agent of one node. Everything it says waits in the outbox until it is acked.
 
-    quiet_about_hangs, failing_starts, slow_start_s: what a fault has done to it.
+    quiet_about_hangs, lost_commands: what a fault has done to it.
     """
 
     def __init__(self, world: World, node: str, life: int) -> None:
@@ -36,7 +37,7 @@ class SimAgent:
             agent=f"{node}#{life}",
             host=f"host-{node}",
             slots=world.spec.nodes.ranks_per_node,
-            pid=world.next_pid(),
+            pid=world.next_pids()[0],
             machine=world.machines.get(node, MachineIdentity("")),
         )
         self.is_alive = True
@@ -45,24 +46,27 @@ class SimAgent:
         self.outbox: list[rp.AgentReport] = []
         self.quiet_about_hangs = False
         self.lost_commands = 0
+        self._gang: Gang | None = None
+        self._workers: list[Worker] = []
         self._ended = 0
         self._seq = 0
         self._ports = 0
         self._told_at = -1.0
-        world.timeline.later(world.times.preload_s, self._ready)
+        world.timeline.later(world.times.preload_s, self._beat)
 
     # --- orders ----------------------------------------------------------------------------------
 
-    def start(self, plan: AttemptPlan) -> None:
+    def start(self, plan: AttemptPlan, place: Placement | None) -> None:
         """Fork this node's ranks of an attempt, once every older worker is dead."""
         if not self.is_alive or plan.attempt <= self._ended:
             return
         if plan.attempt < self.newest:
-            self._push(rp.StartFailed(attempt=plan.attempt, code="stale-attempt", message=""))
+            self.report(rp.StartFailed(attempt=plan.attempt, code="stale-attempt", message=""))
         elif plan.attempt > self.newest:
             self.newest = plan.attempt
-            self._end_workers(before=plan.attempt)
-            place = next((p for p in plan.placements if p.node == self.node), None)
+            self._end_workers()
+            if self.world.times.status_s is None and plan.placements[0].node == self.node:
+                self.world.timeline.later(ADDRESS_S, self._beat)
             if place is not None:
                 ranks = range(place.first_rank, place.first_rank + place.num_ranks)
                 self.world.timeline.later(
@@ -74,17 +78,20 @@ class SimAgent:
             return
         if self.world.trouble.start_fails(self.node):
             message = "Resource temporarily unavailable"
-            self._push(rp.StartFailed(attempt=plan.attempt, code="fork-failed", message=message))
+            self.report(rp.StartFailed(attempt=plan.attempt, code="fork-failed", message=message))
             return
         gang = self.world.gang(plan)
-        self._push(rp.WorkersStarted(attempt=plan.attempt, pids=gang.born(self, ranks)))
+        pids = gang.born(self, ranks)
+        self._gang, self._workers = gang, [gang.workers[rank] for rank in ranks]
+        self.report(rp.WorkersStarted(attempt=plan.attempt, pids=pids))
 
     def stop(self, attempt: int) -> None:
         """End every worker of this attempt and of every older one."""
         if self.is_alive:
             self._ended = max(self._ended, attempt)
-            self._end_workers(before=attempt + 1)
-            self._push(rp.AttemptStopped(attempt=attempt, exits=()))
+            if self._gang is not None and self._gang.attempt <= attempt:
+                self._end_workers()
+            self.report(rp.AttemptStopped(attempt=attempt, exits=()))
 
     def send(self, attempt: int, command: Command) -> None:
         """Hand a command to the local workers of the attempt."""
@@ -92,24 +99,25 @@ class SimAgent:
             return
         if attempt != self.newest:
             note = rp.AgentNote(attempt=attempt, code="stale-command", message=str(command.seq))
-            self._push(note)
-            return
-        for worker in self._workers():
-            worker.mailbox.put(command)
+            self.report(note)
+        elif self._gang is not None:
+            self._gang.receive(self._left(), command)
 
     def examine(self, plan: PreflightPlan) -> None:
         """Try this node out with others, unless it trains."""
         if not self.is_alive or plan.number <= self.examination:
             return
         self.examination = plan.number
+        if self.world.times.status_s is None and plan.nodes[0] == self.node:
+            self.world.timeline.later(ADDRESS_S, self._beat)
         if self.node not in plan.nodes:
             return
-        if self._workers():
+        if self._left():
             busy = rp.StartFailed(attempt=plan.attempt, code="node-busy", message="")
-            self._push(busy)
+            self.report(busy)
             return
         self.world.examined.append((plan.number, self.node))
-        self._push(rp.WorkersStarted(attempt=plan.attempt, pids={}))
+        self.report(rp.WorkersStarted(attempt=plan.attempt, pids={}))
         delay_s = self.world.trouble.examination_s(self.node)
         self.world.timeline.later(delay_s, lambda: self._examined(plan))
 
@@ -118,28 +126,27 @@ class SimAgent:
         self.examination = max(self.examination, number)
 
     def _examined(self, plan: PreflightPlan) -> None:
-        ended = self.examination != plan.number or bool(self._workers())
+        ended = self.examination != plan.number or bool(self._left())
         if not self.is_alive or ended or self.node in self.world.trouble.mute:
             return
         if self.node in self.world.trouble.no_preflights:
             for rank, node in enumerate(plan.rank_nodes):
                 if node == self.node:
-                    self._push(_died(plan, rank))
+                    self.report(_died(plan, rank))
             return
         batch = answers(plan, self.node, self.world.trouble.sick)
-        self._push(rp.WorkerMessages(attempt=plan.attempt, batch=batch))
+        self.report(rp.WorkerMessages(attempt=plan.attempt, batch=batch))
 
-    def _end_workers(self, before: int) -> None:
-        for worker, gang in self._workers_and_gangs():
-            if gang.attempt < before:
-                gang.lose(worker.rank)
+    def _end_workers(self) -> None:
+        if self._gang is not None:
+            self._gang.end(self._left())
 
     # --- what workers do -------------------------------------------------------------------------
 
-    def on_message(self, attempt: int, rank: int, message: WorkerMessage) -> None:
-        """A worker said something on its pipe."""
+    def on_messages(self, attempt: int, batch: tuple[tuple[int, WorkerMessage], ...]) -> None:
+        """Workers said something on their pipes."""
         if self.is_alive:
-            self._push(rp.WorkerMessages(attempt=attempt, batch=((rank, message),)))
+            self.report(rp.WorkerMessages(attempt=attempt, batch=batch))
 
     def on_exit(
         self, gang: Gang, worker: Worker, *, exit_code: int | None = None, signal: int | None = None
@@ -148,65 +155,61 @@ class SimAgent:
         if not self.is_alive:
             return
         how = rp.Exit(worker.rank, worker.pid, exit_code, signal)
-        phase = gang.rows(self)[0].phase if gang.rows(self) else rp.Phase.TRAINING
-        self._push(
+        rows = gang.rows(self._workers) if self._gang is gang else ()
+        self.report(
             rp.WorkerExited(
                 attempt=gang.attempt,
                 exit=how,
                 cause="exit" if signal is None else "signal",
                 step=gang.weights.step,
-                phase=phase,
+                phase=rows[0].phase if rows else Phase.TRAINING,
                 log_tail="",
             )
         )
 
-    def _watch(self) -> None:
-        """The hang watch: no local rank has completed a step within the deadline."""
-        if not self.is_alive:
-            return
-        self.world.timeline.later(WATCH_S, self._watch)
-        gang = self.world.gangs.get(self.newest)
-        if gang is None or not gang.num_steps or gang.is_done or self.quiet_about_hangs:
-            return
-        rows = gang.rows(self)
+    def watch(self, gang: Gang) -> None:
+        """The hang watch: the ranks stand still, and will be told of once the deadline passes."""
         restart, step_s = self.world.spec.restart, self.world.times.step_s
         deadline_s = min(
             max(restart.hang_multiple * step_s, restart.hang_min_s), restart.hang_max_s
         )
         waited_s = self.world.timeline.now_s() - gang.progress_s
-        if rows and waited_s > deadline_s and self._told_at != gang.progress_s:
+        delay_s = max(deadline_s - waited_s, 0.0) + self.world.rng.uniform(0.01, WATCH_AGAIN_S)
+        self.world.timeline.later(delay_s, lambda: self._tell_hang(gang, deadline_s))
+
+    def _tell_hang(self, gang: Gang, deadline_s: float) -> None:
+        is_over = gang is not self._gang or gang.is_done or not gang.num_steps
+        if not self.is_alive or is_over or self._told_at == gang.progress_s:
+            return
+        if self.quiet_about_hangs:
+            self.world.timeline.later(WATCH_AGAIN_S, lambda: self._tell_hang(gang, deadline_s))
+            return
+        rows = gang.rows(self._workers)
+        waited_s = self.world.timeline.now_s() - gang.progress_s
+        if rows and waited_s >= deadline_s:
             self._told_at = gang.progress_s
-            self._push(
+            self.report(
                 rp.HangSuspected(
                     attempt=gang.attempt,
                     rank=None,
                     reason="",
                     waited_s=waited_s,
                     deadline_s=deadline_s,
-                    median_step_s=step_s,
+                    median_step_s=self.world.times.step_s,
                     rows=rows,
                     stacks={row.rank: "Thread 0x1\n" for row in rows},
                 )
             )
 
-    def _workers_and_gangs(self) -> list[tuple[Worker, Gang]]:
-        return [
-            (worker, gang)
-            for gang in self.world.gangs.values()
-            for worker in gang.workers.values()
-            if worker.agent is self and worker.life is not Life.GONE
-        ]
-
-    def _workers(self) -> list[Worker]:
-        gang = self.world.gangs.get(self.newest)
-        mine = gang.workers.values() if gang is not None else ()
-        return [worker for worker in mine if worker.agent is self and worker.life is not Life.GONE]
+    def _left(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.life is not Life.GONE]
 
     # --- reports ---------------------------------------------------------------------------------
 
-    def _ready(self) -> None:
-        self._beat()
-        self._watch()
+    def beat_anew(self) -> None:
+        """Tell a controller that has just met this agent how it stands, if no beat would."""
+        if self._ports and self.world.times.status_s is None:
+            self._beat()
 
     def _beat(self) -> None:
         if not self.is_alive:
@@ -226,15 +229,17 @@ class SimAgent:
             reports_dropped_total=0,
             reports_lost_total=0,
         )
-        self._push(status)
-        self.world.timeline.later(STATUS_S, self._beat)
+        self.report(status)
+        if self.world.times.status_s is not None:
+            self.world.timeline.later(self.world.times.status_s, self._beat)
 
     def find(self, *findings: Finding) -> None:
         """The agent has seen something on its own node."""
         if self.is_alive:
-            self._push(rp.NodeFindings(attempt=self.newest, findings=findings))
+            self.report(rp.NodeFindings(attempt=self.newest, findings=findings))
 
-    def _push(self, report: rp.AgentReport) -> None:
+    def report(self, report: rp.AgentReport) -> None:
+        """Stamp a report and send it; it waits in the outbox until it is acknowledged."""
         self._seq += 1
         stamped = msgspec.structs.replace(
             report,
@@ -252,8 +257,7 @@ class SimAgent:
     def die(self) -> None:
         """SIGKILL to the agent: its workers go with it, and what it had to say is lost."""
         self.is_alive = False
-        for worker, gang in self._workers_and_gangs():
-            gang.lose(worker.rank)
+        self._end_workers()
 
 
 def _died(plan: PreflightPlan, rank: int) -> rp.AgentReport:
@@ -262,6 +266,6 @@ def _died(plan: PreflightPlan, rank: int) -> rp.AgentReport:
         exit=rp.Exit(rank, 1, 1, None),
         cause="exit",
         step=0,
-        phase=rp.Phase.BORN,
+        phase=Phase.BORN,
         log_tail="",
     )

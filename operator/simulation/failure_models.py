@@ -1,0 +1,161 @@
+"""Failure models as data: what fails, how often, and who says so.
+
+Rates are per GPU-hour of the run, so one model holds at every size. A source that publishes only a
+total is split by the causes of Llama 3's Table 5, which is the one full table there is.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ...logbook.errors import ConfigError
+
+HOUR_S = 3600.0
+
+GPU, SOFTWARE, HOST, NETWORK, HANG = "gpu", "software", "host", "network", "hang"
+CORRUPTION, SSD = "corruption", "ssd"
+KILL = "kill"
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """One cause. effect: what it does to the world, a name in strikes.EFFECTS."""
+
+    name: str
+    effect: str
+    per_gpu_hour: float
+
+
+class FailureModel(msgspec.Struct, frozen=True):
+    """What fails in a cluster, and how.
+
+    per_hour_groups: events per hour that take several hosts at once, up to group_max of them.
+    per_hour_outages: events per hour that take the whole cluster, for outage_hours.
+    per_hour_store: outages of the checkpoint store per hour, for store_minutes.
+    per_gpu_hour_slow: nodes that become slow, by slow_factor.
+    infant_frac: share of new or mended machines that fail within the first ten minutes.
+    lemon_frac: share of machines that fail lemon_multiple times as often as the others.
+    divergences_per_1000_steps: stretches in which the scheduled rate is more than the run bears.
+    """
+
+    name: str
+    source: str
+    causes: tuple[Cause, ...]
+    per_hour_groups: float = 0.0
+    group_max: int = 5
+    per_hour_outages: float = 0.0
+    outage_hours: float = 36.0
+    per_hour_store: float = 0.0
+    store_minutes: float = 20.0
+    per_gpu_hour_slow: float = 0.0
+    slow_factor: float = 1.5
+    infant_frac: float = 0.0
+    lemon_frac: float = 0.0
+    lemon_multiple: float = 1.0
+    divergences_per_1000_steps: float = 0.0
+
+    @property
+    def per_gpu_hour(self) -> float:
+        """All causes together; rare events that take many nodes are not in it."""
+        return sum(cause.per_gpu_hour for cause in self.causes)
+
+    def mtbf_s(self, num_gpus: int) -> float:
+        """Return the mean time between failures of a run on so many GPUs."""
+        rate = self.per_gpu_hour * num_gpus
+        return HOUR_S / rate if rate > 0 else float("inf")
+
+
+_LLAMA3_GPU_HOURS = 21.23e6
+# (cause, effect, failures in 54 days on 16,384 H100)
+_TABLE_5 = (
+    ("faulty GPU", GPU, 148),
+    ("GPU HBM3", GPU, 72),
+    ("software bug", SOFTWARE, 54),
+    ("network switch/cable", NETWORK, 35),
+    ("host maintenance", HOST, 32),
+    ("GPU SRAM", GPU, 19),
+    ("GPU system processor", GPU, 17),
+    ("NIC", NETWORK, 7),
+    ("NCCL watchdog timeout", HANG, 7),
+    ("silent data corruption", CORRUPTION, 6),
+    ("GPU thermal/sensor", GPU, 6),
+    ("SSD", SSD, 3),
+    ("power supply", HOST, 3),
+    ("chassis", HOST, 2),
+    ("IO board", HOST, 2),
+    ("dependency", SOFTWARE, 2),
+    ("CPU", HOST, 2),
+    ("system memory", HOST, 2),
+)
+_TABLE_5_TOTAL = sum(count for _, _, count in _TABLE_5)
+
+
+def _split(per_gpu_hour: float) -> tuple[Cause, ...]:
+    """Return a total rate, split as Llama 3's Table 5 is."""
+    return tuple(
+        Cause(name, effect, per_gpu_hour * count / _TABLE_5_TOTAL)
+        for name, effect, count in _TABLE_5
+    )
+
+
+_MODELS = (
+    FailureModel(
+        name="llama3",
+        source="arXiv 2407.21783 Table 5: 419 unplanned interruptions in 54 days, 16,384 H100",
+        causes=_split(_TABLE_5_TOTAL / _LLAMA3_GPU_HOURS),
+        # 16 of 27 large jobs had a slow rank (Greyhound, ATC'25): about one in 1.8 million GPU-h.
+        per_gpu_hour_slow=5.5e-7,
+    ),
+    FailureModel(
+        name="rsc1",
+        source="arXiv 2410.21680: RSC-1, 6.50 failures per 1000 node-days, A100; split by Table 5",
+        causes=_split(6.50 / (1000 * 24 * 8)),
+        lemon_frac=0.012,
+        lemon_multiple=10.0,
+    ),
+    FailureModel(
+        name="rsc2",
+        source="arXiv 2410.21680: RSC-2, 2.34 failures per 1000 node-days, A100; split by Table 5",
+        causes=_split(2.34 / (1000 * 24 * 8)),
+        lemon_frac=0.017,
+        lemon_multiple=10.0,
+    ),
+    FailureModel(
+        name="opt",
+        source=(
+            "OPT-175B chronicles: 2 machines a day of 124, 5 hosts at once on 6 December, the whole"
+            " cluster on 21 December, 4 divergences in 143,000 steps; split by Table 5"
+        ),
+        causes=_split(2.0 / (24 * 992)),
+        per_hour_groups=1 / (56 * 24),
+        per_hour_outages=1 / (56 * 24),
+        outage_hours=48.0,
+        per_hour_store=3 / (56 * 24),
+        per_gpu_hour_slow=5.5e-7,
+        # New machines fail early (Aegis, NSDI'25: 73 % of failures in the first ten minutes), and
+        # replacements were often the same bad machine again (chronicles, 27 % update).
+        infant_frac=0.15,
+        lemon_frac=0.02,
+        lemon_multiple=10.0,
+        divergences_per_1000_steps=4 / 143,
+    ),
+    FailureModel(name="none", source="nothing ever fails", causes=()),
+)
+MODELS = {model.name: model for model in _MODELS}
+
+
+def model_named(name: str) -> FailureModel:
+    """Return a published model. Raises: ConfigError[unknown-failure-model]."""
+    if name not in MODELS:
+        raise ConfigError(
+            "unknown-failure-model",
+            f"no failure model is called {name!r}.",
+            remedy=f"Known: {', '.join(MODELS)}.",
+        )
+    return MODELS[name]
+
+
+def exponential_model(mtbf_hours: float, num_gpus: int) -> FailureModel:
+    """Return a model in which one kind of failure strikes so often, and nothing else happens."""
+    rate = 1.0 / (mtbf_hours * num_gpus)
+    source = f"exponential, one failure in {mtbf_hours:g} h of the whole run"
+    return FailureModel("exponential", source, (Cause("killed worker", KILL, rate),))

@@ -1,0 +1,70 @@
+"""`midwatch simulate` from the command line: figures, run folders, sweeps, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from midwatch.operator.cli.main import main
+
+SMALL = ("--gpus", "16", "--days", "0.1", "--spares", "1")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["midwatch", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_it_tells_figures_and_writes_a_run_that_others_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ("simulate", *SMALL, "--mtbf-hours", "0.5", "--runs", "2", "-o", "json")
+    assert call(monkeypatch, *words, "--out", str(run)) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert [each["seed"] for each in told["runs"]] == [0, 1]
+    assert all(0.5 < each["ettr_frac"] < 1.0 for each in told["runs"])
+    assert call(monkeypatch, "status", str(run), "-o", "json") == 0
+    summary = json.loads(capfd.readouterr().out)["summary"]
+    assert summary["status"] == "stopped"
+    assert summary["attempts"] == told["runs"][0]["restarts"] + 1
+    assert call(monkeypatch, *words, "--out", str(run)) == 2
+    assert "folder-in-use" in capfd.readouterr().err
+    # And what that run has shown is what another is simulated with.
+    again = ("simulate", *SMALL, "--from-journal", str(run))
+    assert call(monkeypatch, *again) == 0
+    assert "failures in" in capfd.readouterr().out
+
+
+def test_a_sweep_prints_a_table_and_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "sweep.svg"
+    words = ("--model", "none", "--sweep", "interval=10,200", "--plot", str(plot))
+    assert call(monkeypatch, "simulate", *SMALL, *words) == 0
+    out = capfd.readouterr().out
+    assert "best: interval 200" in out
+    assert plot.read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--model", "titanic"), "unknown-failure-model"),
+        (("--sweep", "wings=1..2"), "bad-sweep"),
+        (("--gpus", "12"), "gpus-not-whole-nodes"),
+        (("--from-journal", "nowhere"), "no-such-run"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    words: tuple[str, ...],
+    code: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, "simulate", *words) in (2, 3)
+    assert code in capfd.readouterr().err
