@@ -168,6 +168,7 @@ def _attempt_resumed(state: RunState, e: ev.AttemptResumed, time_s: float) -> Ru
         recent=samples[-RECENT_STEPS:],
         last=samples[-1] if samples else None,
         step=e.step,
+        steps_lost=state.steps_lost + max(0, state.step - e.step),
         validations=validations,
         validating=None,
     )

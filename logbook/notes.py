@@ -78,8 +78,10 @@ def _times(state: RunState, incident: Incident, chapter: Chapter) -> list[str]:
             f"| #{moment.seq} | {clock_text(moment.time_s)[11:]} | {_cell(moment.text)} |"
             for moment in chapter.moments
         ]
-    look = f"`midwatch journal {state.run} --since {incident.opened_seq}`"
-    lines += ["", f"Journal: from event {incident.opened_seq} on ({look})."]
+    # The decision that opened it comes after its first sign.
+    since = min([incident.opened_seq, *(moment.seq for moment in chapter.moments)])
+    look = f"`midwatch journal {state.run} --since {since}`"
+    lines += ["", f"Journal: from event {since} on ({look})."]
     return lines
 
 

@@ -255,6 +255,8 @@ class RunState(msgspec.Struct, frozen=True):
     pins: checkpoints that people want kept, and why.
     recent_saves: what the last RECENT_SAVES saves cost, oldest first.
     num_setbacks: how often training had to go back to a checkpoint after a failure.
+    steps_lost: completed steps that were left behind, whether for a failure or because a person
+        asked for a rollback.
     upload_trouble: why uploads do not get on, by node; over once a checkpoint is in the store.
     uploaded_early: when checkpoints were in the store whose commit, told by another node, is yet to
         be heard of.
@@ -315,6 +317,7 @@ class RunState(msgspec.Struct, frozen=True):
     detectors: dict[str, str] = {}
     num_stale: int = 0
     steps_total: int = 0
+    steps_lost: int = 0
     failed_saves: int = 0
     faults: tuple[FaultInjected, ...] = ()
     stopping: str = ""

@@ -88,7 +88,7 @@ def summarize(state: RunState, now_s: float) -> RunSummary:
         productive_s=productive_s,
         ettr_frac=productive_s / wall_s if wall_s > 0 else None,
         steps_trained=state.steps_total,
-        steps_lost=_steps_lost(state),
+        steps_lost=state.steps_lost,
         mttd_s=statistics.fmean(detect) if detect else None,
         mttr_s=statistics.fmean(recover) if recover else None,
         mtbf_s=wall_s / len(failures) if failures else None,
@@ -108,15 +108,6 @@ def _energy(state: RunState, end_s: float) -> EnergySummary:
         energy = energy.add(running.number, so_far)
     nodes = state.spec.get("nodes") or {}
     return summarize_energy(energy, float(nodes.get("gpu_watts") or 0.0))
-
-
-def _steps_lost(state: RunState) -> int:
-    # Incidents that one attempt recovered from together lost the same steps, not each its own.
-    lost: dict[int | None, int] = {}
-    for incident in state.incidents.values():
-        after = incident.attempt_after
-        lost[after] = max(lost.get(after, 0), incident.steps_lost)
-    return sum(lost.values())
 
 
 def _row(incident: Incident, injected: dict[str, FaultInjected]) -> IncidentRow:

@@ -130,7 +130,11 @@ def note_text(run_dir: Path, state: RunState, incident: Incident) -> str:
 
 
 def post_request(run_dir: Path, request: Request, *, time_s: float) -> None:
-    """Lay a request on the desk of a run. Raises ConfigError[no-such-run]."""
+    """Lay a request on the desk of a run.
+
+    What the desk would put aside is refused here, where somebody is told of it.
+    Raises: ConfigError[no-such-run, request-too-large, request-unreadable].
+    """
     folder = run_dir / "requests"
     if not folder.is_dir():
         raise ConfigError(
@@ -139,7 +143,29 @@ def post_request(run_dir: Path, request: Request, *, time_s: float) -> None:
             remedy="Name a run under runs/, or the run's folder.",
         )
     name = f"{time_s:017.6f}-{secrets.token_hex(4)}.json"
-    _write_atomically(folder / name, msgspec.json.encode(request))
+    _write_atomically(folder / name, _encoded(request))
+
+
+def _encoded(request: Request) -> bytes:
+    try:
+        data = msgspec.json.encode(request)
+        is_same = _decode(data) == request
+    except (UnicodeError, msgspec.ValidationError):
+        is_same = False
+    if not is_same:
+        # JSON has no word for such numbers: the controller would find nothing in their place.
+        raise ConfigError(
+            "request-unreadable",
+            "a number of the request is not finite, or a text is not Unicode.",
+            remedy="Give plain numbers and text.",
+        )
+    if len(data) > MAX_REQUEST_BYTES:
+        raise ConfigError(
+            "request-too-large",
+            f"the request has {len(data)} bytes, of {MAX_REQUEST_BYTES} at most.",
+            remedy="Say it in fewer words.",
+        )
+    return data
 
 
 def _write_evidence(path: Path, text: str) -> None:

@@ -156,9 +156,9 @@ class ApiClient:
             return NotFoundError(said.code, said.message, remedy=said.remedy)
         if status in (429, 503):
             return Retryable(said.code, said.message, delay_s=RETRY_S, remedy=said.remedy)
-        return Refusal(
-            status, said.code, said.message, remedy=said.remedy or _REMEDIES.get(status, "")
-        )
+        # Whoever meets this sets a variable, and sends no header.
+        remedy = _REMEDIES[401] if status == 401 else said.remedy or _REMEDIES.get(status, "")
+        return Refusal(status, said.code, said.message, remedy=remedy)
 
     def _decoded(self, blob: bytes, kind: type[T]) -> T:
         try:

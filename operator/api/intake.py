@@ -24,7 +24,7 @@ from .refusal import Refusal
 from .run_view import RunView
 from .waiting import count_waiting
 
-_REASON = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
+_REASON = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, pattern=r"\S")]
 _ACTION = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z-]{0,63}$")]
 _ID = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 _NAME = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]

@@ -7,15 +7,13 @@ from typing import Annotated
 import typer
 
 from ...health.numerics.shadow import Tally
-from ...logbook import events as ev
 from ...logbook.errors import ConfigError
-from ...logbook.reader import read
 from ..detector_score import score_shadows
 from ..policy.detectors import modes_now, refuse_switch
 from ..spec import RunSpec
-from .channel import FolderChannel
+from .channel import open_channel
 from .output import Output, OutputOption, RunArgument, print_json
-from .runs import find_run, load_state
+from .places import all_records, place_of
 from .steer import DryRunOption, ExpectOption, ReasonOption, TimeoutOption, make_request, submit
 
 
@@ -31,19 +29,17 @@ def detectors(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List the detectors of a run, or switch one between act, shadow and off mid-flight."""
-    folder = find_run(run)
     if change is not None:
         refusal = refuse_switch(change)
         if refusal:
             raise ConfigError("usage", f"--set {change}: {refusal}.")
         request = make_request("detector", reason, target=change, expect_attempt=expect_attempt)
-        submit(FolderChannel(folder), request, dry_run, timeout_s, output)
+        submit(open_channel(run), request, dry_run, timeout_s, output)
         return
-    state = load_state(folder)
+    place = place_of(run, None, None)
+    state = place.state()
     spec = RunSpec.model_validate(state.spec)
-    tallies = score_shadows(
-        read(folder / "journal", ev.Event), spec.detectors.shadow_horizon_points
-    )
+    tallies = score_shadows(all_records(place), spec.detectors.shadow_horizon_points)
     rows = [
         _row(name, mode, name in state.detectors, tallies.get(name, Tally()))
         for name, mode in modes_now(state, spec).items()

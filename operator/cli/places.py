@@ -201,6 +201,26 @@ def place_of(run: str | None, url: str | None, token_file: Path | None) -> Place
     return ServedPlace(client) if client is not None else FolderPlace(find_run(run))
 
 
+def folder_of(run: str | None) -> Path:
+    """Return the folder of the run that a command names, where it can be read nowhere else.
+
+    Raises: ConfigError[needs-folder] for a served run, so that no other is taken for it;
+        NotFoundError[no-such-run].
+    """
+    if is_address(run) or (run is None and os.environ.get(URL)):
+        raise ConfigError(
+            "needs-folder",
+            f"this needs the folder of a run, and {run or os.environ[URL]} is an address.",
+            remedy=f"Name a run whose folder lies here, or unset {URL}.",
+        )
+    return find_run(run)
+
+
+def is_address(run: str | None) -> bool:
+    """Whether RUN is where a run is served."""
+    return run is not None and run.startswith(("http://", "https://"))
+
+
 def all_records(place: Place) -> Iterator[Record[ev.Event]]:
     """Yield every record that there is now, in order."""
     records = place.records(1)
@@ -216,7 +236,7 @@ def client_of(
     RUN may be the address itself. Raises: ConfigError[usage, token-unreadable, url-invalid,
         ca-invalid]; NotFoundError[no-such-run].
     """
-    if run is not None and run.startswith(("http://", "https://")) and url is None:
+    if is_address(run) and url is None:
         run, url = None, run
     if run is not None and url is not None:
         raise ConfigError("usage", "give RUN or --url, not both.")

@@ -8,16 +8,14 @@ from typing import Annotated
 
 import typer
 
-from ...logbook import events as ev
 from ...logbook.chronicle import Chronicle, read_chronicle
 from ...logbook.document import Figure, to_html, to_markdown
 from ...logbook.errors import ConfigError
 from ...logbook.failures import failures_by_fault
-from ...logbook.reader import read
 from ...logbook.report import render_report
 from ...logbook.summary import summarize
 from .output import Output, OutputOption, RunArgument, print_json
-from .runs import find_run
+from .places import FolderPlace, Place, all_records, place_of
 
 
 def report(
@@ -28,11 +26,11 @@ def report(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Write the report of a run: report.html, one file that needs nothing else, and report.md."""
-    folder = find_run(run)
-    chronicle = read_chronicle(read(folder / "journal", ev.Event))
+    place = place_of(run, None, None)
+    target = _target(place, out)
+    chronicle = read_chronicle(all_records(place))
     now_s = time.time()
     title, blocks = render_report(chronicle, now_s)
-    target = (out or folder / "report").absolute()
     files = {target / "report.html": to_html(title, blocks)}
     files[target / "report.md"] = to_markdown(title, blocks, "figures")
     for block in blocks:
@@ -53,6 +51,14 @@ def report(
         return
     for name in ("report.html", "report.md"):
         print(target / name)
+
+
+def _target(place: Place, out: Path | None) -> Path:
+    if out is not None:
+        return out.absolute()
+    if isinstance(place, FolderPlace):
+        return (place.folder / "report").absolute()
+    raise ConfigError("usage", "say with --out where the report of a served run goes.")
 
 
 def _data(chronicle: Chronicle, now_s: float, target: Path) -> dict[str, object]:

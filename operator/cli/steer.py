@@ -45,7 +45,7 @@ TimeoutOption = Annotated[float, typer.Option("--timeout-s", help="How long to w
 
 def make_request(action: str, reason: str, **more: Any) -> InterventionRequested:
     """Return a request by whoever runs this; more: its other fields. Raises ConfigError[usage]."""
-    if not reason:
+    if not reason.strip():
         raise ConfigError("usage", "every change needs --reason.", remedy="Say why in a few words.")
     return InterventionRequested(
         id=f"{action}-{secrets.token_hex(4)}",

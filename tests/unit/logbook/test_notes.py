@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from midwatch.logbook.chapter import Chapter, Moment
 from midwatch.logbook.costs import incident_gpu_s
 from midwatch.logbook.events import NoteAdded
 from midwatch.logbook.notes import render_note
@@ -55,6 +56,14 @@ def test_a_note_of_a_rollback_shows_rates_checkpoint_and_what_was_passed_over(
     assert "passed over same checkpoint, same rate: an identical retry is refused" in text
     assert "remaining LR schedule x0.9" in text
     assert "| onset step |" in text
+
+
+def test_the_way_to_the_journal_begins_with_the_first_sign(rolled_back: RunState) -> None:
+    incident = next(iter(rolled_back.incidents.values()))
+    sign = Moment(incident.opened_seq - 1, incident.draft.seen_s, "worker-exited")
+    text = render_note(rolled_back, incident, Chapter((sign,)))
+    assert f"--since {sign.seq}`" in text
+    assert f"--since {incident.opened_seq}`" in render_note(rolled_back, incident)
 
 
 def test_a_note_of_an_open_incident_says_so() -> None:

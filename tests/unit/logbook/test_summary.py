@@ -60,6 +60,17 @@ def test_steps_that_two_incidents_lost_together_are_counted_once() -> None:
     assert summary.steps_lost == 4
 
 
+def test_steps_that_a_person_gave_up_are_lost_as_well() -> None:
+    state = trained(14)
+    placements = (Placement("n0", 0, 2), Placement("n1", 2, 2))
+    back = AttemptPlan(2, Mesh(2, 2), placements, (A10,), 10, Hyper())
+    state = fold([decided(state, d.StartAttempt(back))], state)
+    state = trained(20, fold([ev.AttemptResumed(2, 10, A10, 0.1)], state), attempt=2)
+    summary = summarize(state, START_S + 101.0)
+    assert (summary.steps_trained, summary.steps_lost) == (24, 4)
+    assert summary.incidents == ()
+
+
 def test_the_clock_stops_when_the_run_has_ended() -> None:
     state = disturbed("worker-killed")
     state = fold([decided(state, d.EndRun(stopped=False, step=20))], state)

@@ -144,6 +144,30 @@ def test_what_says_too_little_or_too_much_is_a_usage_error(
     assert (status, "[usage]" in text) == (2, True), text
 
 
+def test_a_reason_of_blanks_is_none(run: SyntheticRun) -> None:
+    status, text = call("pause", str(run.folder), "--reason", "  ")
+    assert (status, "[usage]" in text) == (2, True), text
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["lr", "--to", "nan", *WHY], "request-unreadable"),
+        (["optimizer", "--eps", "inf", *WHY], "request-unreadable"),
+        (["clip", "--to", "0.3", "--expect", "nan", *WHY], "request-unreadable"),
+        (["pause", "--reason", "no \udcff Unicode"], "request-unreadable"),
+        (["pause", "--reason", "x" * 70_000], "request-too-large"),
+    ],
+)
+def test_what_no_controller_could_read_is_refused_at_once(
+    run: SyntheticRun, words: list[str], code: str
+) -> None:
+    name, *more = words
+    status, text = call(name, str(run.folder), *more)
+    assert (status, f"[{code}]" in text) == (2, True), text
+    assert list((run.folder / "requests").iterdir()) == []
+
+
 def test_a_request_names_the_newest_event_that_its_author_could_see(run: SyntheticRun) -> None:
     status, _ = call("clip", str(run.folder), "--to", "0.3", *WHY, "--timeout-s", "0")
     assert status == 0

@@ -155,6 +155,7 @@ def test_a_viewer_may_read_and_nothing_else(server: ApiServer) -> None:
     "change",
     [
         {"reason": ""},
+        {"reason": " \n"},
         {"reason": "x" * 2001},
         {"action": "Lr"},
         {"action": None},

@@ -257,8 +257,36 @@ def test_commands_read_a_served_run(server: ApiServer, night: SyntheticRun, tmp_
     assert "watching inc-0002" in picture.stdout
     refused = midwatch("status", "--url", url)
     assert (refused.returncode, "[token-missing]" in refused.stderr) == (1, True)
+    assert "Set MIDWATCH_TOKEN" in refused.stderr
     both = midwatch("status", "night", "--url", url)
     assert (both.returncode, "[usage]" in both.stderr) == (2, True)
+
+
+def test_no_command_takes_another_run_for_the_served_one(
+    server: ApiServer, night: SyntheticRun, tmp_path: Path
+) -> None:
+    afar = {"MIDWATCH_URL": server.endpoint.url, "MIDWATCH_TOKEN": server.token(Role.VIEWER)}
+    near = str(night.folder)
+    for words in (["interventions"], ["detectors"], ["checkpoints", "prune", "--dry-run"]):
+        told = midwatch(*words, "-o", "json", **afar)
+        assert told.returncode == 0, told.stderr
+        assert told.stdout == midwatch(*words, near, "-o", "json").stdout
+    written = midwatch("report", "--out", str(tmp_path), "-o", "json", **afar)
+    assert json.loads(written.stdout)["summary"]["run"] == night.state.run
+    for words, code in (
+        (["checkpoints", "list"], "needs-folder"),
+        (["serve"], "needs-folder"),
+        (["report"], "usage"),
+    ):
+        refused = midwatch(*words, **afar)
+        assert (refused.returncode, f"[{code}]" in refused.stderr) == (2, True), refused.stderr
+    for words in (
+        ["checkpoints", "prune"],
+        ["detectors", "--set", "creep=off"],
+        ["checkpoints", "verify", "x", "--by-controller"],
+    ):
+        refused = midwatch(*words, "--reason", "to see", **afar)
+        assert "[role-too-low]" in refused.stderr, words
 
 
 def test_a_run_is_served_by_hand_until_somebody_has_enough(small_run: SyntheticRun) -> None:
