@@ -210,6 +210,8 @@ class TrainingRunStatus(Part):
     """Nodes on which nothing of it is placed, and why."""
     finished_at: AwareDatetime | None = None
     """When it ended."""
+    stopping_since: AwareDatetime | None = None
+    """Since when it has its time to save and stop, before its pods are taken away."""
 
 
 class InterventionStatus(Part):
