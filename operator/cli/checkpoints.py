@@ -28,7 +28,7 @@ from ..checkpoint_view import CheckpointRow, checkpoint_rows, compared_with
 from ..policy.storage import retention_plan
 from ..spec import RunSpec
 from ..store import list_tiers, open_store
-from .channel import FolderChannel, open_channel
+from .channel import open_channel
 from .output import (
     FAILED,
     Output,
@@ -38,7 +38,8 @@ from .output import (
     print_json,
     wide_console,
 )
-from .runs import NotFoundError, find_run, load_state
+from .places import folder_of, place_of
+from .runs import NotFoundError, load_state
 from .steer import DryRunOption, ReasonOption, TimeoutOption, make_request, submit
 
 app = typer.Typer(help="The checkpoints of a run.", no_args_is_help=True)
@@ -53,7 +54,7 @@ _CALL = (
 @app.command(name="list")
 def list_(run: RunArgument = None, output: OutputOption = Output.TEXT) -> None:
     """List every checkpoint: where it lies, whether it is sound and healthy, why it is kept."""
-    rows = _rows(find_run(run))
+    rows = _rows(folder_of(run))
     if output is Output.JSON:
         print_json(rows)
         return
@@ -70,7 +71,7 @@ def show(
     checkpoint: IdArgument, run: RunArgument = None, output: OutputOption = Output.TEXT
 ) -> None:
     """Show everything about one checkpoint: tags, trends, outcome, files, environment."""
-    folder = find_run(run)
+    folder = folder_of(run)
     state = load_state(folder)
     spec = RunSpec.model_validate(state.spec)
     row = _row(folder, checkpoint)
@@ -112,19 +113,19 @@ def verify(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Read every byte of a checkpoint back, here; exit status 1 when it is not what was saved."""
-    folder = find_run(run)
     if by_controller:
         submit(
-            FolderChannel(folder),
+            open_channel(run),
             make_request("verify", reason, target=checkpoint),
             False,
             timeout_s,
             output,
         )
-        known = load_state(folder).checkpoints.get(checkpoint)
+        known = place_of(run, None, None).state().checkpoints.get(checkpoint)
         if timeout_s > 0 and known is not None and known.verified is False:
             raise SystemExit(FAILED)
         return
+    folder = folder_of(run)
     _row(folder, checkpoint)
     spec = RunSpec.model_validate(load_state(folder).spec)
     begun_s = time.monotonic()
@@ -200,11 +201,10 @@ def prune(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Delete now what retention no longer keeps; --dry-run says what would go, and why."""
-    folder = find_run(run)
     if not dry_run:
-        submit(FolderChannel(folder), make_request("prune", reason), False, timeout_s, output)
+        submit(open_channel(run), make_request("prune", reason), False, timeout_s, output)
         return
-    state = load_state(folder)
+    state = place_of(run, None, None).state()
     plan = retention_plan(state, RunSpec.model_validate(state.spec), time.time())
     if output is Output.JSON:
         print_json({"delete": plan.delete, "keep": plan.keep})
@@ -226,7 +226,7 @@ def export(
         raise ConfigError(
             "out-not-empty", f"{out} exists already.", remedy="Name a folder that does not."
         )
-    folder = find_run(run)
+    folder = folder_of(run)
     _row(folder, checkpoint)
     state = load_state(folder)
     spec = RunSpec.model_validate(state.spec)

@@ -13,9 +13,10 @@ from ...logbook.reader import read
 from ..detector_score import score_shadows
 from ..policy.detectors import modes_now, refuse_switch
 from ..spec import RunSpec
-from .channel import FolderChannel
+from .channel import open_channel
 from .output import Output, OutputOption, RunArgument, print_json
-from .runs import find_run, load_state
+from .places import folder_of
+from .runs import load_state
 from .steer import DryRunOption, ExpectOption, ReasonOption, TimeoutOption, make_request, submit
 
 
@@ -31,14 +32,14 @@ def detectors(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List the detectors of a run, or switch one between act, shadow and off mid-flight."""
-    folder = find_run(run)
     if change is not None:
         refusal = refuse_switch(change)
         if refusal:
             raise ConfigError("usage", f"--set {change}: {refusal}.")
         request = make_request("detector", reason, target=change, expect_attempt=expect_attempt)
-        submit(FolderChannel(folder), request, dry_run, timeout_s, output)
+        submit(open_channel(run), request, dry_run, timeout_s, output)
         return
+    folder = folder_of(run)
     state = load_state(folder)
     spec = RunSpec.model_validate(state.spec)
     tallies = score_shadows(

@@ -201,6 +201,23 @@ def place_of(run: str | None, url: str | None, token_file: Path | None) -> Place
     return ServedPlace(client) if client is not None else FolderPlace(find_run(run))
 
 
+def folder_of(run: str | None) -> Path:
+    """Return the folder of a run for a command that can do nothing without it.
+
+    It never takes a local run for the served one that is meant.
+    Raises: ConfigError[needs-folder]; NotFoundError[no-such-run].
+    """
+    is_address = run is not None and run.startswith(("http://", "https://"))
+    served = run if is_address else os.environ.get(URL) if run is None else None
+    if served:
+        raise ConfigError(
+            "needs-folder",
+            f"this cannot be done over HTTP, and the run that is meant is served at {served}.",
+            remedy=f"Run it where the run's folder is mounted and name that, or unset {URL}.",
+        )
+    return find_run(run)
+
+
 def all_records(place: Place) -> Iterator[Record[ev.Event]]:
     """Yield every record that there is now, in order."""
     records = place.records(1)

@@ -17,7 +17,7 @@ from ...logbook.reader import read
 from ...logbook.report import render_report
 from ...logbook.summary import summarize
 from .output import Output, OutputOption, RunArgument, print_json
-from .runs import find_run
+from .places import folder_of
 
 
 def report(
@@ -28,7 +28,7 @@ def report(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Write the report of a run: report.html, one file that needs nothing else, and report.md."""
-    folder = find_run(run)
+    folder = folder_of(run)
     chronicle = read_chronicle(read(folder / "journal", ev.Event))
     now_s = time.time()
     title, blocks = render_report(chronicle, now_s)

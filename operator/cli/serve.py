@@ -12,7 +12,8 @@ import typer
 from ...logbook.errors import ConfigError
 from ..spec_api import ApiSpec
 from .output import Output, OutputOption, RunArgument, print_json
-from .runs import find_run, load_state
+from .places import folder_of
+from .runs import load_state
 
 
 def serve(
@@ -31,7 +32,7 @@ def serve(
     """Serve a run over HTTP until Ctrl-C, as its spec says but for the port and what is given."""
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("usage", "give --tls-cert and --tls-key together.")
-    folder = find_run(run)
+    folder = folder_of(run)
     spec = ApiSpec.model_validate(load_state(folder).spec.get("api", {}))
     changes: dict[str, Any] = {"port": port}
     if host is not None:

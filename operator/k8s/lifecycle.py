@@ -276,4 +276,7 @@ def _job_env(spec: TrainingRunSpec, run: RunSpec) -> dict[str, str]:
         for role in (names.VIEWER, names.OPERATOR)
     }
     data["api"] = {**(data.get("api") or {}), "tokens": tokens}
+    if spec.owns_cluster:
+        # Not even while the head is the only node that Ray knows may a rank be placed there.
+        data["nodes"] = {**(data.get("nodes") or {}), "spread": "strict"}
     return {"MIDWATCH_SPEC": yaml.safe_dump(data, sort_keys=False)}
