@@ -220,8 +220,10 @@ def _is_set_going(observed: Observed) -> bool:
 
 def _is_held(observed: Observed) -> bool:
     """Whether a paused run has lost its controller: another one would set it going by itself."""
-    is_paused = observed.sight is not None and observed.sight.status == "paused"
-    return is_paused and not is_resumption_asked(observed)
+    known = observed.status.get("run") or {}
+    # After the head was lost, Ray may answer before the run's API does.
+    status = observed.sight.status if observed.sight is not None else known.get("status")
+    return status == "paused" and not is_resumption_asked(observed)
 
 
 def is_resumption_asked(observed: Observed) -> bool:

@@ -155,6 +155,7 @@ def _api_container(owner: Owner, spec: TrainingRunSpec) -> Object:
     """The run's HTTP API beside the head: it needs the run folder and nothing of Ray."""
     folder = names.run_dir(spec.storage.mount_path, owner.namespace, owner.name)
     serve = f"midwatch serve {folder} --host 0.0.0.0 --port {names.API_PORT}"
+    # It holds 60 MB where nobody asks; many readers of a long run at once are what the rest is for.
     container = _container(spec, "midwatch-api", {"cpu": "500m", "memory": "1Gi"})
     container["volumeMounts"].append({"name": _TOKENS, "mountPath": names.TOKEN_DIR})
     return {

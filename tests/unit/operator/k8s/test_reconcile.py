@@ -79,6 +79,18 @@ def test_the_spec_that_the_controller_gets_is_a_run_spec() -> None:
     assert (spec.name, spec.world_size, spec.run_dir) == ("night", 4, "/midwatch/ml/night")
 
 
+def test_no_rank_is_ever_placed_on_the_head() -> None:
+    actions = reconcile(look(jobs=()))
+    (start,) = of_kind(actions, act.StartController)
+    # A bundle with a CPU for each node, and a head that has none to give.
+    assert yaml.safe_load(start.env["MIDWATCH_SPEC"])["nodes"]["spread"] == "strict"
+    (cluster,) = [a.body for a in of_kind(actions, act.ApplyObject) if a.body["kind"] != "Service"]
+    assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    run = look().run["spec"]["run"]
+    packed = {"run": {**run, "nodes": {**run["nodes"], "spread": "pack"}}}
+    assert condition(reconcile(look(spec=packed)), "Admitted") == ("False", "InvalidSpec")
+
+
 @pytest.mark.parametrize(
     ("job", "starts"),
     [
@@ -114,6 +126,8 @@ def test_a_paused_run_whose_controller_is_gone_waits_for_a_person() -> None:
     seen = look(jobs=(), sight=seen_run(paused))
     assert not of_kind(reconcile(seen), act.StartController)
     assert condition(reconcile(seen), "Stalled") == ("True", "Paused")
+    unseen = look(jobs=(), status={"run": {"status": "paused", "seq": 9}})
+    assert not of_kind(reconcile(unseen), act.StartController)
     resume = make_intervention("go", "Resume")
     resume["metadata"]["uid"] = "u"
     (accepted,) = of_kind(
