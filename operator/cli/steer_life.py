@@ -13,7 +13,7 @@ from ...logbook.phrases import changes_text, request_text
 from ...logbook.state import Intervention
 from .channel import open_channel
 from .output import Output, OutputOption, RunArgument, print_json, wide_console
-from .places import place_of
+from .places import TokenFileOption, UrlOption, place_of
 from .steer import (
     AfterStepOption,
     DryRunOption,
@@ -144,9 +144,14 @@ def revert(
     _about("revert", change, run, reason, dry_run, timeout_s, output)
 
 
-def interventions(run: RunArgument = None, output: OutputOption = Output.TEXT) -> None:
+def interventions(
+    run: RunArgument = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
     """List every change that was asked for: who, why, when, what came of it, and the values."""
-    found = list(place_of(run, None, None).state().interventions.values())
+    found = list(place_of(run, url, token_file).state().interventions.values())
     if output is Output.JSON:
         print_json(found)
         return

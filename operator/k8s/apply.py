@@ -180,6 +180,9 @@ class Applier:
         except Refused as error:
             if about is None or error.status in (401, 403):
                 raise
+            if error.told == "intervention-id-taken":
+                # Nobody else has this object's uid: it lies there already.
+                return
             said = refused(about, error.told or "refused", error.message, observed.now_s)
             await self._write_intervention(said.name, said.status, observed)
             return

@@ -72,9 +72,12 @@ def plan_exclusions(observed: Observed, released: Sequence[str], nodes_max: int)
     """
     rows = [row for row in known_exclusions(observed) if row["node"] not in released]
     refused: list[str] = []
+    by_host = _by_host(observed)
     for node in observed.sight.nodes if observed.sight is not None else ():
         pod = pod_of(observed, node)
         if not node.quarantined or pod is None or not pod.node or pod.node in released:
+            continue
+        if not node.present and by_host[node.host].present:
             continue
         if any(row["node"] == pod.node for row in rows):
             continue
@@ -162,7 +165,9 @@ def plan_removals(observed: Observed, excluded: Sequence[str]) -> list[RemovePod
 
 def _by_host(observed: Observed) -> dict[str, RayNode]:
     nodes = observed.sight.nodes if observed.sight is not None else ()
-    return {node.host: node for node in nodes if node.host}
+    # An address that a node has left may be another's by now.
+    known = sorted(nodes, key=lambda node: node.present)
+    return {node.host: node for node in known if node.host}
 
 
 def _is_stuck(observed: Observed, pod: Pod, node: RayNode | None) -> bool:

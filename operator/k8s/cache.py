@@ -32,7 +32,7 @@ class Cache(Generic[T]):
     ) -> None:
         self._read, self._changed = read, changed
         self._items: dict[Key, T] = {}
-        self._versions: dict[Key, int] = {}
+        self._versions: dict[Key, tuple[str, int]] = {}
         self._touched: set[Key] | None = None
         self.is_listed = False
 
@@ -53,7 +53,9 @@ class Cache(Generic[T]):
         if self._touched is not None:
             self._touched.add(key)
         if kind == "DELETED":
-            self._forget(key)
+            # Word of an older object of this name may come after the new one was seen.
+            if self._versions.get(key, ("", 0))[0] == _uid(body):
+                self._forget(key)
         elif not self._is_older(key, body):
             self._put(key, body)
 
@@ -75,10 +77,10 @@ class Cache(Generic[T]):
 
     def _is_older(self, key: Key, body: Object) -> bool:
         known = self._versions.get(key)
-        return known is not None and _version(body) < known
+        return known is not None and _version(body) < known[1]
 
     def _put(self, key: Key, body: Object) -> None:
-        self._versions[key] = _version(body)
+        self._versions[key] = _uid(body), _version(body)
         item = self._read(body)
         if self._items.get(key) != item:
             self._items[key] = item
@@ -89,6 +91,10 @@ class Cache(Generic[T]):
         gone = self._items.pop(key, None)
         if gone is not None:
             self._changed(key, gone)
+
+
+def _uid(body: Object) -> str:
+    return str(body["metadata"].get("uid", ""))
 
 
 def _version(body: Object) -> int:

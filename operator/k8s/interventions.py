@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from ..policy.refusals import SAME_RATE_FRAC
 from . import names
 from .actions import Action, Ask, LabelIntervention, RemoveIntervention, SetInterventionStatus
 from .bad_nodes import known_exclusions
@@ -49,11 +50,13 @@ ORPHAN_S = 60.0
 """A request may be there before its run is."""
 ORPHAN_RETENTION_S = 2_592_000.0
 """How long what was asked of a run that is gone is kept."""
-LR_TOLERANCE = 1e-3
 
 
 def to_request(intervention: Object) -> dict[str, Any]:
-    """Return the request that an Intervention amounts to; what it leaves open is left out."""
+    """Return the request that an Intervention amounts to; what it leaves open is left out.
+
+    It is a function of the object alone: asked for again under its id, it must be the same.
+    """
     spec = intervention["spec"]
     params, expect = spec.get("params") or {}, spec.get("expect") or {}
     multiplier = params.get("multiplier")
@@ -69,6 +72,9 @@ def to_request(intervention: Object) -> dict[str, Any]:
         "target": params.get("target") or None,
         "values": {name: float(value) for name, value in (params.get("values") or {}).items()},
         "expect_attempt": expect.get("attempt"),
+        # Where it is the rate itself that is set; the rest is compared before it is laid there.
+        "expect_value": float(expect["learningRate"]) if _names_the_rate(spec) else None,
+        "seen_seq": expect.get("seq"),
         "at_step": spec.get("atStep"),
         "for_steps": spec.get("forSteps"),
     }
@@ -245,7 +251,7 @@ def _rate_refusal(
     last = observed.sight.state.get("last") if observed.sight is not None else None
     rate = float(last["lr"]) if last else None
     expected = (spec.get("expect") or {}).get("learningRate")
-    if rate is not None and not _is_near(rate, expected):
+    if rate is not None and not _names_the_rate(spec) and not _is_near(rate, expected):
         return "Conflict", f"learning rate {expected} was expected; it is {rate:g}"
     if spec["action"] != "SetLearningRate":
         return None
@@ -263,9 +269,15 @@ def _rate_refusal(
     return None
 
 
+def _names_the_rate(spec: Object) -> bool:
+    """Whether the run itself can hold the request to the learning rate that is expected."""
+    has_value = (spec.get("params") or {}).get("multiplier") is None
+    is_expected = (spec.get("expect") or {}).get("learningRate") is not None
+    return spec["action"] == "SetLearningRate" and has_value and is_expected
+
+
 def _is_near(rate: float, expected: str | None) -> bool:
-    # The expected rate was read off a screen, rounded.
-    return expected is None or math.isclose(rate, float(expected), rel_tol=LR_TOLERANCE)
+    return expected is None or math.isclose(rate, float(expected), rel_tol=SAME_RATE_FRAC)
 
 
 def _approval(
@@ -288,7 +300,7 @@ def _approval(
         return None
     own = "; its own author's word does not count" if given else ""
     message = f"waiting for an InterventionApproval by another person{own}"
-    status.conditions.set("Approved", FALSE, "Awaiting", message)
+    status.conditions.set("Approved", UNKNOWN, "Awaiting", message)
     return status.write("pending", message)
 
 

@@ -46,14 +46,17 @@ def judge_want(observed: Observed, spec: TrainingRunSpec) -> Want:
     if spec.suspend:
         may_rest = _is_stopped(observed) or _is_unstarted(observed)
         keep = observed.cluster is not None and not may_rest
-        deadline_s = _since_suspended(observed) + spec.deletion.timeout_seconds
-        return Want(keep and observed.now_s < deadline_s, stop=_suspend_id(observed))
+        stop = names.request_id("suspend", observed.uid, str(observed.generation))
+        deadline_s = stopping_since(observed, stop) + spec.deletion.timeout_seconds
+        return Want(keep and observed.now_s < deadline_s, stop=stop)
     finished_s = finished_at(observed)
     if finished_s is None:
         recycles = spec.owns_cluster and _is_left_behind(observed)
         return Want(cluster=not recycles, recycles=recycles)
-    ttl_s = spec.deletion.ttl_seconds_after_finished
-    return Want(observed.now_s < finished_s + ttl_s, finished_s=finished_s)
+    is_due = observed.now_s >= finished_s + spec.deletion.ttl_seconds_after_finished
+    # Only what is seen to be over is taken away: it may have been resumed behind our back.
+    keep = not is_due or (observed.sight is None and has_head(observed))
+    return Want(keep, finished_s=finished_s)
 
 
 def finished_at(observed: Observed) -> float | None:
@@ -66,9 +69,12 @@ def finished_at(observed: Observed) -> float | None:
         return known_s
     if not sight.is_over or own_stop(observed):
         return None
-    if sight.status == "stopped" and known_s is None and _is_new_here(observed):
-        # It was stopped before this object was made, and making one is asking for it to go on.
-        return None
+    if sight.status == "stopped":
+        if known_s is None and _is_new_here(observed):
+            # It was stopped before this object was made: making one is asking for it to go on.
+            return None
+        if _is_set_going(observed):
+            return None
     return known_s if known_s is not None else observed.now_s
 
 
@@ -119,8 +125,12 @@ def pods_ready(observed: Observed, spec: TrainingRunSpec, run: RunSpec) -> bool:
     """Whether the head and every node, spares included, are there."""
     if not spec.owns_cluster:
         return observed.cluster is not None
-    head = any(p.is_head and p.is_ready and p.is_live for p in observed.pods)
-    return head and num_ready(observed) >= wanted_pods(run)
+    return has_head(observed) and num_ready(observed) >= wanted_pods(run)
+
+
+def has_head(observed: Observed) -> bool:
+    """Whether the head is there and ready."""
+    return any(p.is_head and p.is_ready and p.is_live for p in observed.pods)
 
 
 def num_ready(observed: Observed) -> int:
@@ -147,16 +157,21 @@ def is_start_spent(observed: Observed) -> bool:
 def plan_removal(observed: Observed, timeout_s: float, owns_cluster: bool) -> list[Action]:
     """Return what is next for a deleted run: save and stop, its pods, at last the object.
 
-    Checkpoints and logbook stay where they are.
+    Checkpoints and logbook stay where they are. The object goes last, for nothing but it tells
+    of the cluster.
     """
-    deleting_s, cluster = observed.deleting_s, observed.cluster
-    if deleting_s is None or not observed.has_finalizer:
+    cluster, name = observed.cluster, removal_id(observed)
+    if observed.deleting_s is None or not observed.has_finalizer:
         return []
-    if cluster is None:
-        return [SetFinalizer(present=False)]
-    is_late = observed.now_s >= deleting_s + timeout_s
+    is_late = observed.now_s >= stopping_since(observed, name) + timeout_s
+    if cluster is None or (owns_cluster and not observed.is_own_cluster):
+        # What cannot be listed may be there all the same.
+        waits = bool(observed.reach.kuberay) and not is_late
+        return [] if waits else [SetFinalizer(present=False)]
+    if owns_cluster and (gone_s := time_of(cluster["metadata"].get("deletionTimestamp"))):
+        is_stuck = observed.now_s >= gone_s + TEARDOWN_S
+        return [SetFinalizer(present=False)] if is_stuck else []
     if not (is_late or _is_stopped(observed) or _is_unstarted(observed)):
-        name = names.request_id("delete", observed.uid)
         sight = observed.sight
         if sight is None or name in sight.interventions:
             return []
@@ -165,8 +180,6 @@ def plan_removal(observed: Observed, timeout_s: float, owns_cluster: bool) -> li
         job = last_job(observed)
         stop = [] if job is None or job.is_over else [StopController(job.id)]
         return [*stop, SetFinalizer(present=False)]
-    if observed.now_s >= deleting_s + timeout_s + TEARDOWN_S:
-        return [SetFinalizer(present=False)]
     return [RemoveCluster(cluster["metadata"]["name"], cluster["metadata"]["uid"])]
 
 
@@ -175,7 +188,9 @@ def _is_stopped(observed: Observed) -> bool:
 
 
 def _is_unstarted(observed: Observed) -> bool:
-    """Whether no controller was ever put there, as far as anything tells."""
+    """Whether no controller was ever put there; where that cannot be told, it may have been."""
+    if observed.reach.jobs and has_head(observed):
+        return False
     told = (observed.status.get("run") or {}).get("seq", 0)
     started = (observed.status.get("job") or {}).get("id", "")
     return observed.sight is None and not observed.jobs and not told and not started
@@ -190,13 +205,25 @@ def _is_left_behind(observed: Observed) -> bool:
     """Whether a run that is to go on has only the controller that saw it end."""
     sight, last = observed.sight, last_job(observed)
     is_over = sight is not None and sight.status == "stopped"
-    return is_over and last is not None and last.status == "SUCCEEDED"
+    has_started = last is not None and last.status == "SUCCEEDED"
+    return is_over and has_started and not _is_set_going(observed)
+
+
+def _is_set_going(observed: Observed) -> bool:
+    """Whether a controller was put there after the run had stopped: it is about to go on."""
+    sight, last = observed.sight, last_job(observed)
+    ended_s = sight.state.get("ended_s") if sight is not None else None
+    if last is None or ended_s is None or last.status in ("FAILED", "STOPPED"):
+        return False
+    return bool(last.begun_s >= float(ended_s))
 
 
 def _is_held(observed: Observed) -> bool:
     """Whether a paused run has lost its controller: another one would set it going by itself."""
-    is_paused = observed.sight is not None and observed.sight.status == "paused"
-    return is_paused and not is_resumption_asked(observed)
+    known = observed.status.get("run") or {}
+    # After the head was lost, Ray may answer before the run's API does.
+    status = observed.sight.status if observed.sight is not None else known.get("status")
+    return status == "paused" and not is_resumption_asked(observed)
 
 
 def is_resumption_asked(observed: Observed) -> bool:
@@ -210,20 +237,22 @@ def is_resumption_asked(observed: Observed) -> bool:
     )
 
 
-def _suspend_id(observed: Observed) -> str:
-    return names.request_id("suspend", observed.uid, str(observed.generation))
+def removal_id(observed: Observed) -> str:
+    """Return the id of the stop that a deleted run is asked for."""
+    return names.request_id("delete", observed.uid)
 
 
-def _since_suspended(observed: Observed) -> float:
-    """Return when the stop of this suspension was asked for: from then on it has its time."""
+def stopping_since(observed: Observed, stop: str) -> float:
+    """Return from when on a run has its time to save and stop.
+
+    That is when the stop was asked for; before, when an operator first wanted to. So a run that was
+    deleted while no operator was there is not taken away unasked.
+    """
     sight = observed.sight
-    known = sight.interventions.get(_suspend_id(observed)) if sight is not None else None
+    known = sight.interventions.get(stop) if sight is not None else None
     if known is not None:
         return float(known.get("requested_s", observed.now_s))
-    for each in observed.status.get("conditions") or ():
-        if each["type"] == "Ready" and each["reason"] == "Suspending":
-            return time_of(each["lastTransitionTime"]) or observed.now_s
-    return observed.now_s
+    return time_of(observed.status.get("stoppingSince")) or observed.now_s
 
 
 def _ask(action: str, name: str, reason: str) -> Ask:
@@ -249,4 +278,7 @@ def _job_env(spec: TrainingRunSpec, run: RunSpec) -> dict[str, str]:
         for role in (names.VIEWER, names.OPERATOR)
     }
     data["api"] = {**(data.get("api") or {}), "tokens": tokens}
+    if spec.owns_cluster:
+        # Not even while the head is the only node that Ray knows may a rank be placed there.
+        data["nodes"] = {**(data.get("nodes") or {}), "spread": "strict"}
     return {"MIDWATCH_SPEC": yaml.safe_dump(data, sort_keys=False)}

@@ -279,9 +279,16 @@ def read_spec(spec: Any, name: str, namespace: str) -> tuple[TrainingRunSpec, Ru
         )
     folder = names.run_dir(whole.storage.mount_path, namespace, name)
     try:
-        return whole, RunSpec.model_validate({**whole.run, "name": name, "run_dir": folder})
+        run = RunSpec.model_validate({**whole.run, "name": name, "run_dir": folder})
     except ValidationError as error:
         raise _as_config_error("spec.run", error) from error
+    if whole.owns_cluster and run.nodes.spread == "pack":
+        raise ConfigError(
+            "training-run-invalid",
+            "spec.run.nodes.spread: pack could put ranks on the head, which has room for none.",
+            remedy="Leave it out: each pod is a node.",
+        )
+    return whole, run
 
 
 def _as_config_error(prefix: str, error: ValidationError) -> ConfigError:

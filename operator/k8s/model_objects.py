@@ -45,7 +45,10 @@ class Expect(Part):
     attempt: int | None = Field(default=None, ge=0)
     """Number of the attempt."""
     learning_rate: Decimal | None = None
-    """Learning rate of the last step."""
+    """Learning rate of the last step; within 1%, for it moves with its schedule."""
+    seq: int | None = Field(default=None, ge=0)
+    """Newest journal record known, as in `status.run.seq` of the run: a later change by somebody
+    else to the same thing is a conflict."""
 
 
 class InterventionSpec(Part):
@@ -210,6 +213,8 @@ class TrainingRunStatus(Part):
     """Nodes on which nothing of it is placed, and why."""
     finished_at: AwareDatetime | None = None
     """When it ended."""
+    stopping_since: AwareDatetime | None = None
+    """Since when it has its time to save and stop, before its pods are taken away."""
 
 
 class InterventionStatus(Part):

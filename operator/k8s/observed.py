@@ -67,6 +67,7 @@ class JobSight(msgspec.Struct, frozen=True):
     number: int
     status: str
     message: str = ""
+    begun_s: float = 0.0
     ended_s: float = 0.0
 
     @property
@@ -172,6 +173,12 @@ class Observed(msgspec.Struct, frozen=True):
     @property
     def has_finalizer(self) -> bool:
         return names.FINALIZER in (self.run["metadata"].get("finalizers") or ())
+
+    @property
+    def is_own_cluster(self) -> bool:
+        """Whether the RayCluster was made for this very TrainingRun."""
+        labels = (self.cluster or {}).get("metadata", {}).get("labels") or {}
+        return bool(labels.get(names.RUN_UID_LABEL) == self.uid)
 
     @property
     def status(self) -> Object:

@@ -37,13 +37,17 @@ class Owner:
         meta = run["metadata"]
         self.name, self.namespace, self.uid = meta["name"], meta["namespace"], meta["uid"]
 
-    def metadata(self, name: str, labels: dict[str, str] | None = None) -> Object:
-        """Return the metadata of an object that goes when the run goes."""
-        return {
+    def metadata(
+        self, name: str, labels: dict[str, str] | None = None, *, is_collected: bool = True
+    ) -> Object:
+        """Return the metadata of an object. is_collected: it goes by itself when the run goes."""
+        found: Object = {
             "name": name,
             "namespace": self.namespace,
             "labels": {**names.labels_of(self.name, self.uid), **(labels or {})},
-            "ownerReferences": [
+        }
+        if is_collected:
+            found["ownerReferences"] = [
                 {
                     "apiVersion": names.API_VERSION,
                     "kind": names.TRAINING_RUN,
@@ -52,8 +56,8 @@ class Owner:
                     "controller": True,
                     "blockOwnerDeletion": True,
                 }
-            ],
-        }
+            ]
+        return found
 
 
 def build_cluster(
@@ -85,12 +89,15 @@ def build_cluster(
     if spec.fault_tolerance.mode != "None":
         cluster["gcsFaultToleranceOptions"] = _fault_tolerance(spec)
     if not spec.scheduling.queue_name:
-        # Kueue owns the field of a queued cluster: it admits by clearing it.
-        cluster["suspend"] = spec.suspend
+        # Never True: KubeRay would take all pods at once, before the run has saved. Kueue owns the
+        # field of a queued cluster: it admits by clearing it.
+        cluster["suspend"] = False
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": owner.metadata(owner.name, labels),
+        # Without an owner: a deletion in the foreground, as Argo CD does it, would have the garbage
+        # collector take the cluster at once. The finalizer of the run sees to it, after the save.
+        "metadata": owner.metadata(owner.name, labels, is_collected=False),
         "spec": cluster,
     }
 
@@ -148,6 +155,7 @@ def _api_container(owner: Owner, spec: TrainingRunSpec) -> Object:
     """The run's HTTP API beside the head: it needs the run folder and nothing of Ray."""
     folder = names.run_dir(spec.storage.mount_path, owner.namespace, owner.name)
     serve = f"midwatch serve {folder} --host 0.0.0.0 --port {names.API_PORT}"
+    # It holds 60 MB where nobody asks; many readers of a long run at once are what the rest is for.
     container = _container(spec, "midwatch-api", {"cpu": "500m", "memory": "1Gi"})
     container["volumeMounts"].append({"name": _TOKENS, "mountPath": names.TOKEN_DIR})
     return {

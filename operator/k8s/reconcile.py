@@ -33,6 +33,8 @@ def reconcile(observed: Observed, rules: Sequence[EvidenceRule] = DEFAULT_RULES)
         spec, run = read_spec(observed.run["spec"], observed.name, observed.namespace)
     except ConfigError as error:
         return [run_status.invalid_status(observed, error.message)]
+    if spec.owns_cluster and observed.cluster is not None and not observed.is_own_cluster:
+        return [run_status.taken_status(observed)]
     want = lifecycle.judge_want(observed, spec)
     policy = spec.intervention_policy
     released = released_nodes(observed, policy)

@@ -112,10 +112,10 @@ async def see_jobs(remote: Remote, prefix: str) -> tuple[JobSight, ...]:
         name = str(each.get("submission_id") or "")
         number = name.removeprefix(prefix)
         if name.startswith(prefix) and number.isdecimal():
-            ended_s = float(each.get("end_time") or 0) / 1000.0
+            begun_s, ended_s = (float(each.get(k) or 0) / 1e3 for k in ("start_time", "end_time"))
             status = str(each.get("status", ""))
             message = str(each.get("message") or "")[:500]
-            jobs.append(JobSight(name, int(number), status, message, ended_s))
+            jobs.append(JobSight(name, int(number), status, message, begun_s, ended_s))
     return tuple(sorted(jobs, key=lambda job: job.number))
 
 

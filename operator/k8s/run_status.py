@@ -66,6 +66,20 @@ def invalid_status(observed: Observed, message: str) -> SetRunStatus:
     return _finish(observed, conditions, _kept(observed))
 
 
+def taken_status(observed: Observed) -> SetRunStatus:
+    """Return the status of a run whose RayCluster cannot be made: another one has its name."""
+    assert observed.cluster is not None
+    meta = observed.cluster["metadata"]
+    whose = (meta.get("labels") or {}).get(names.RUN_UID_LABEL)
+    of_whom = f"was made for the TrainingRun with uid {whose}" if whose else "is somebody else's"
+    message = f"RayCluster {meta['name']} {of_whom}: rename this run, or delete that RayCluster"
+    conditions = _conditions(observed)
+    conditions.set("Admitted", FALSE, "NameTaken", message)
+    conditions.set("Ready", FALSE, "NameTaken", message)
+    conditions.set("Stalled", TRUE, "NameTaken", message)
+    return _finish(observed, conditions, _kept(observed))
+
+
 def removal_status(observed: Observed) -> SetRunStatus:
     """Return the status of a run that is being deleted."""
     conditions = _conditions(observed)
@@ -73,7 +87,8 @@ def removal_status(observed: Observed) -> SetRunStatus:
     what = "its pods are taken away" if is_stopped else "it saves and stops"
     conditions.set("Ready", FALSE, "Deleting", what)
     conditions.set("Progressing", TRUE, "Deleting", what)
-    return _finish(observed, conditions, _kept(observed))
+    since = lifecycle.stopping_since(observed, lifecycle.removal_id(observed))
+    return _finish(observed, conditions, {**_kept(observed), "stoppingSince": time_text(since)})
 
 
 def run_status(observed: Observed, judged: Judged) -> SetRunStatus:
@@ -90,6 +105,9 @@ def run_status(observed: Observed, judged: Judged) -> SetRunStatus:
         "excludedNodes": list(judged.exclusions.rows),
     }
     more.pop("finishedAt", None)
+    more.pop("stoppingSince", None)
+    if judged.want.stop and observed.cluster is not None:
+        more["stoppingSince"] = time_text(lifecycle.stopping_since(observed, judged.want.stop))
     if judged.want.finished_s is not None:
         more["finishedAt"] = time_text(judged.want.finished_s)
     return _finish(observed, conditions, more)
@@ -131,7 +149,7 @@ def _tell(condition: Object) -> Tell:
 
 def _kept(observed: Observed) -> Object:
     """What stays in the status although it is not seen just now."""
-    kept = ("run", "cluster", "job", "api", "excludedNodes", "finishedAt")
+    kept = ("run", "cluster", "job", "api", "excludedNodes", "finishedAt", "stoppingSince")
     return {key: observed.status[key] for key in kept if key in observed.status}
 
 

@@ -39,6 +39,9 @@ def intervene(
     expect_lr: Annotated[
         str | None, typer.Option(help="Refuse unless this is the learning rate.")
     ] = None,
+    expect_seq: Annotated[
+        int | None, typer.Option(help="Refuse if the same was changed after this record.")
+    ] = None,
     at_step: Annotated[int | None, typer.Option(help="Not before this step.")] = None,
     for_steps: Annotated[int | None, typer.Option(help="Take it back after so many steps.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, but do nothing.")] = False,
@@ -55,7 +58,7 @@ def intervene(
         "values": _by_name(values or []),
         "target": target,
     }
-    expect = {"attempt": expect_attempt, "learningRate": expect_lr}
+    expect = {"attempt": expect_attempt, "learningRate": expect_lr, "seq": expect_seq}
     spec = {
         "runRef": {"name": run, "uid": uid},
         "action": action,
@@ -164,6 +167,8 @@ def _conditions(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _ended(found: dict[str, Any]) -> bool:
+    if (found.get("status") or {}).get("settledAt"):
+        return True
     conditions = _conditions(found)
     refused = conditions.get("Accepted") == "False" or conditions.get("Approved") == "False"
     return refused or any(conditions.get(kind) == "True" for kind in ENDED)

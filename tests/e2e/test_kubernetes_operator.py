@@ -95,8 +95,9 @@ def test_a_run_gets_its_cluster_and_keeps_it_over_the_operators_death(
     with _operator(kubeconfig, log) as operator:
         cluster = _await_object(installed, "rayclusters.ray.io", run, log)
         wait_until(lambda: "Ready" in _conditions(installed, run), "no condition was ever set")
-        owner = cluster["metadata"]["ownerReferences"][0]
-        assert (owner["kind"], owner["name"], owner["controller"]) == ("TrainingRun", run, True)
+        # A deletion in the foreground must not take it before the run has saved.
+        assert "ownerReferences" not in cluster["metadata"]
+        assert cluster["metadata"]["labels"]["midwatch.dev/run"] == run
         groups = {g["groupName"]: g["replicas"] for g in cluster["spec"]["workerGroupSpecs"]}
         assert groups == {"worker": 2, "spare": 1}
         operator.kill()

@@ -92,6 +92,9 @@ class KubeRay:
         """Bring the pods of every cluster to what its spec says."""
         for cluster in self._server.all("ray.io/v1/rayclusters"):
             if cluster["spec"].get("suspend"):
+                for pod in self._server.all("v1/pods"):
+                    meta = pod["metadata"]
+                    await self._server.drop("v1/pods", meta["namespace"], meta["name"])
                 continue
             await self._secret(cluster)
             await self._group(cluster, "", 1, cluster["spec"]["headGroupSpec"]["template"])
@@ -312,7 +315,8 @@ class RunServer:
         if name in self.jobs:
             text = f"ValueError: Job with submission_id {name} already exists"
             return aiohttp.web.Response(text=text, status=400)
-        self.jobs[name] = {**body, "status": "PENDING", "type": "SUBMISSION"}
+        begun = {"status": "PENDING", "type": "SUBMISSION", "start_time": int(time.time() * 1e3)}
+        self.jobs[name] = {**body, **begun}
         return _json(msgspec.json.encode({"submission_id": name}))
 
     async def _stop_job(self, request: aiohttp.web.Request) -> aiohttp.web.Response:

@@ -42,6 +42,12 @@ def make_pods(nodes: int = 3) -> tuple[Pod, ...]:
     return (head, *workers)
 
 
+def make_cluster(**metadata: Any) -> Object:
+    """The RayCluster of the run that look() shows."""
+    labels = {"midwatch.dev/run-uid": "run-uid"}
+    return {"metadata": {"name": "night", "uid": "cluster-uid", "labels": labels, **metadata}}
+
+
 def look(**changes: Any) -> Observed:
     """A run of an hour ago whose pods and controller are there; sight is to be given."""
     run: Object = make_run(**changes.pop("spec", {}))
@@ -55,7 +61,7 @@ def look(**changes: Any) -> Observed:
     defaults: dict[str, Any] = {
         "now_s": NOW_S,
         "run": run,
-        "cluster": {"metadata": {"name": "night", "uid": "cluster-uid"}},
+        "cluster": make_cluster(),
         "pods": make_pods(),
         "jobs": (JobSight("midwatch-run-uid-1", 1, "SUCCEEDED"),),
         "secrets": frozenset({"night-midwatch-viewer", "night-midwatch-operator"}),

@@ -45,6 +45,7 @@ def test_an_intervention_says_who_what_and_why(cli: Cli, cluster: KubeServer) ->
     }
     operator = _settle(cluster, status)
     words = ("--multiplier", "0.5", "--reason", "grad norm creeps", "--expect-attempt", "3")
+    words += ("--expect-lr", "1.2e-4", "--expect-seq", "812")
     code, out, err = cli("intervene", "opt", "SetLearningRate", *words, "--for-steps", "200")
     operator.join()
     assert (code, err) == (0, "")
@@ -58,7 +59,7 @@ def test_an_intervention_says_who_what_and_why(cli: Cli, cluster: KubeServer) ->
         "params": {"multiplier": "0.5"},
         "reason": "grad norm creeps",
         "requestedBy": "alice@example.com",
-        "expect": {"attempt": 3},
+        "expect": {"attempt": 3, "learningRate": "1.2e-4", "seq": 812},
         "forSteps": 200,
     }
     assert made["metadata"]["name"].startswith("opt-setlearningrate-")
@@ -72,6 +73,24 @@ def test_a_refused_intervention_is_a_conflict(cli: Cli, cluster: KubeServer) -> 
     code, out, _ = cli("intervene", "opt", "SetLearningRate", "--value", "9", "--reason", "try")
     operator.join()
     assert (code, f"rejected: {message}" in out) == (4, True), out
+
+
+def test_a_dry_run_ends_with_what_would_be_decided(cli: Cli, cluster: KubeServer) -> None:
+    conditions = [
+        {"type": "Accepted", "status": "True", "reason": "DryRun"},
+        {"type": "Applied", "status": "False", "reason": "DryRun"},
+    ]
+    told = {
+        "stage": "previewed",
+        "message": "end-run: asked to",
+        "settledAt": "2026-01-01T00:00:00Z",
+    }
+    operator = _settle(cluster, {"conditions": conditions, **told})
+    code, out, err = cli("intervene", "opt", "Stop", "--reason", "try", "--dry-run")
+    operator.join()
+    assert (code, err) == (0, "")
+    assert "previewed: end-run: asked to" in out
+    assert _made(cluster, "interventions")[0]["spec"]["dryRun"] is True
 
 
 def test_an_intervention_that_nobody_looks_at(cli: Cli, cluster: KubeServer) -> None:

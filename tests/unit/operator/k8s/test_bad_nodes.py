@@ -236,3 +236,14 @@ def test_the_table_of_signs_can_be_replaced(tmp_path: Any) -> None:
     with pytest.raises(ConfigError) as raised:
         load_rules(path)
     assert raised.value.code == "evidence-file-invalid"
+
+
+def test_the_address_of_a_node_that_has_left_is_its_successors() -> None:
+    state = running("n2", lost="n2")
+    moved = msgspec.structs.replace(state.nodes["n1"], host="10.0.0.2")
+    state = msgspec.structs.replace(state, nodes={**state.nodes, "n1": moved})
+    actions = reconcile(seen(state))
+    # The pod at that address is on k-2, and carries the ranks of n1.
+    assert excluded(actions) == []
+    known = {"excludedNodes": [{"node": "k-2", "reason": "x", "since": time_text(NOW_S)}]}
+    assert not of_kind(reconcile(seen(state, status=known)), act.RemovePod)

@@ -21,7 +21,7 @@ async def test_a_run_gets_its_cluster_its_controller_and_a_status() -> None:
         assert run is not None
         assert cluster is not None
         assert run["metadata"]["finalizers"] == ["midwatch.dev/finalizer"]
-        assert cluster["metadata"]["ownerReferences"][0]["uid"] == run["metadata"]["uid"]
+        assert cluster["metadata"]["labels"]["midwatch.dev/run-uid"] == run["metadata"]["uid"]
         assert (len(st.pods("worker")), len(st.pods("spare"))) == (2, 1)
         (job,) = st.run.jobs.values()
         spec = yaml.safe_load(job["runtime_env"]["env_vars"]["MIDWATCH_SPEC"])
@@ -91,6 +91,8 @@ async def test_a_suspended_run_stops_releases_its_pods_and_goes_on_later() -> No
         await st.bring_up()
         await st.change_spec(suspend=True)
         await st.until(lambda: any(a["action"] == "stop" for a in st.run.asked))
+        await st.until(lambda: st.condition("Ready") == ("False", "Suspending"))
+        assert len(st.pods("worker")) == 2
         st.run.decide(d.EndRun(stopped=True, step=11))
         await st.until(lambda: st.cluster() is None, "the pods are released")
         await st.until(lambda: st.condition("Ready") == ("False", "Suspended"))

@@ -16,7 +16,8 @@ from midwatch.operator.k8s.intervention_status import previewed, refused
 from midwatch.operator.k8s.interventions import plan_interventions, plan_orphans, to_request
 from midwatch.operator.k8s.model import InterventionPolicy
 from midwatch.operator.k8s.observed import Observed, time_text
-from midwatch.tests.support.builders import decided, fold, make_sample, started
+from midwatch.operator.policy.requests import plan_answer
+from midwatch.tests.support.builders import decided, fold, make_sample, make_spec, started
 from midwatch.tests.support.kube import Object
 from midwatch.tests.support.kube_run import make_intervention
 from midwatch.tests.support.kube_sights import NOW_S, look, of_kind, seen_run
@@ -62,7 +63,7 @@ def test_a_request_says_what_the_object_says_and_no_more() -> None:
         "a",
         "SetLearningRate",
         params={"value": "3e-4"},
-        expect={"attempt": 3},
+        expect={"attempt": 3, "learningRate": "1e-3", "seq": 40},
         atStep=100,
         forSteps=50,
     )
@@ -73,6 +74,8 @@ def test_a_request_says_what_the_object_says_and_no_more() -> None:
         "by": "ann",
         "value": 3e-4,
         "expect_attempt": 3,
+        "expect_value": 1e-3,
+        "seen_seq": 40,
         "at_step": 100,
         "for_steps": 50,
     }
@@ -145,7 +148,11 @@ def test_what_the_run_rejects_is_settled_with_its_reason() -> None:
         ({"params": {"value": "0.5"}}, {"learning_rate_max": "1e-2"}, "OutOfBounds"),
         ({"params": {"multiplier": "100"}}, {"learning_rate_max": "1e-2"}, "OutOfBounds"),
         ({"params": {"value": "1e-9"}}, {"learning_rate_min": "1e-6"}, "OutOfBounds"),
-        ({"expect": {"learningRate": "2e-3"}}, {}, "Conflict"),
+        (
+            {"params": {"multiplier": "0.5"}, "expect": {"learningRate": "2e-3"}},
+            {},
+            "Conflict",
+        ),
     ],
 )
 def test_what_is_not_allowed_never_reaches_the_run(
@@ -160,8 +167,29 @@ def test_what_is_not_allowed_never_reaches_the_run(
 
 
 def test_an_expected_rate_that_holds_lets_the_request_through() -> None:
-    each = asked("a", "Checkpoint", expect={"learningRate": "1e-3"})
-    assert of_kind(plan_interventions(seen(each), POLICY), act.Ask)
+    for expected in ("1e-3", "1.009e-3"):
+        each = asked("a", "Checkpoint", expect={"learningRate": expected})
+        (ask,) = of_kind(plan_interventions(seen(each), POLICY), act.Ask)
+        # The run would compare it with what the action changes.
+        assert "expect_value" not in ask.request
+
+
+def test_what_its_author_expected_is_judged_by_the_run_when_it_decides() -> None:
+    rate = asked("a", "SetLearningRate", params={"value": "5e-4"}, expect={"learningRate": "2e-3"})
+    late = asked("b", "SetLearningRate", params={"multiplier": "0.5"}, expect={"seq": 1})
+    other = asked("c", "SetLearningRate", params={"multiplier": "0.9"})
+    spec = make_spec()
+    for each, state, why in (
+        (rate, trained(), "lr was expected to be 0.002, it is 0.001"),
+        (late, applied(trained(), other), "was changed by ann"),
+    ):
+        (ask,) = of_kind(plan_interventions(seen(each, state=state), POLICY), act.Ask)
+        request = msgspec.convert(ask.request, ev.InterventionRequested)
+        decision = plan_answer(state, spec, request, NOW_S)
+        assert decision is not None
+        assert isinstance(decision.action, d.RejectIntervention)
+        assert why in decision.reason
+        assert decision.reason.startswith("conflict")
 
 
 def test_too_many_in_an_hour_are_refused_the_oldest_first_let_through() -> None:
@@ -187,7 +215,7 @@ def approval(by: str, decision: str = "Approve", uid: str = "uid-a") -> Object:
 def test_two_people_are_needed_where_the_policy_says_so() -> None:
     policy = InterventionPolicy(require_approval=("Stop",))
     each = asked("a", "Stop")
-    assert said(outcome(seen(each), policy), "Approved") == ("False", "Awaiting")
+    assert said(outcome(seen(each), policy), "Approved") == ("Unknown", "Awaiting")
     own = seen(each, approvals=(approval("ann"),))
     assert "own author" in outcome(own, policy)["message"]
     assert not of_kind(plan_interventions(own, policy), act.Ask)

@@ -16,7 +16,14 @@ from midwatch.operator.k8s.reconcile import reconcile
 from midwatch.operator.spec_file import parse_spec
 from midwatch.tests.support.builders import decided, fold, started
 from midwatch.tests.support.kube_run import make_intervention
-from midwatch.tests.support.kube_sights import NOW_S, condition, look, of_kind, seen_run
+from midwatch.tests.support.kube_sights import (
+    NOW_S,
+    condition,
+    look,
+    make_cluster,
+    of_kind,
+    seen_run,
+)
 
 
 def trained() -> RunState:
@@ -72,6 +79,18 @@ def test_the_spec_that_the_controller_gets_is_a_run_spec() -> None:
     assert (spec.name, spec.world_size, spec.run_dir) == ("night", 4, "/midwatch/ml/night")
 
 
+def test_no_rank_is_ever_placed_on_the_head() -> None:
+    actions = reconcile(look(jobs=()))
+    (start,) = of_kind(actions, act.StartController)
+    # A bundle with a CPU for each node, and a head that has none to give.
+    assert yaml.safe_load(start.env["MIDWATCH_SPEC"])["nodes"]["spread"] == "strict"
+    (cluster,) = [a.body for a in of_kind(actions, act.ApplyObject) if a.body["kind"] != "Service"]
+    assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    run = look().run["spec"]["run"]
+    packed = {"run": {**run, "nodes": {**run["nodes"], "spread": "pack"}}}
+    assert condition(reconcile(look(spec=packed)), "Admitted") == ("False", "InvalidSpec")
+
+
 @pytest.mark.parametrize(
     ("job", "starts"),
     [
@@ -107,6 +126,8 @@ def test_a_paused_run_whose_controller_is_gone_waits_for_a_person() -> None:
     seen = look(jobs=(), sight=seen_run(paused))
     assert not of_kind(reconcile(seen), act.StartController)
     assert condition(reconcile(seen), "Stalled") == ("True", "Paused")
+    unseen = look(jobs=(), status={"run": {"status": "paused", "seq": 9}})
+    assert not of_kind(reconcile(unseen), act.StartController)
     resume = make_intervention("go", "Resume")
     resume["metadata"]["uid"] = "u"
     (accepted,) = of_kind(
@@ -180,7 +201,10 @@ def test_a_deleted_run_is_asked_to_stop_waited_for_and_then_removed() -> None:
     late = reconcile(deleting(901, sight=seen_run(asked)))
     assert of_kind(late, act.RemoveCluster)
     assert reconcile(deleting(901, cluster=None)) == [act.SetFinalizer(present=False)]
-    assert reconcile(deleting(2000)) == [act.SetFinalizer(present=False)]
+    going = make_cluster(deletionTimestamp=time_text(NOW_S - 10))
+    assert not of_kind(reconcile(deleting(2000, cluster=going)), act.SetFinalizer)
+    stuck = make_cluster(deletionTimestamp=time_text(NOW_S - 181))
+    assert reconcile(deleting(2000, cluster=stuck)) == [act.SetFinalizer(present=False)]
 
 
 def test_a_deleted_run_whose_api_is_away_is_waited_for_if_it_ever_ran() -> None:
@@ -188,6 +212,8 @@ def test_a_deleted_run_whose_api_is_away_is_waited_for_if_it_ever_ran() -> None:
     assert not of_kind(ran, act.RemoveCluster)
     never = reconcile(deleting(1, jobs=()))
     assert of_kind(never, act.RemoveCluster)
+    untold = reconcile(deleting(1, jobs=(), reach=Reach(jobs="no answer")))
+    assert not of_kind(untold, act.RemoveCluster)
 
 
 def test_a_deleted_run_with_a_spec_that_cannot_work_goes_all_the_same() -> None:
@@ -204,7 +230,8 @@ def test_an_attached_cluster_is_never_made_changed_or_removed() -> None:
     (start,) = of_kind(actions, act.StartController)
     assert start.brings_tokens
     assert "midwatch serve /midwatch/ml/night" in start.entrypoint
-    stop = deleting(901, spec=spec, cluster=cluster, sight=seen_run(trained()))
+    asked = {"stoppingSince": time_text(NOW_S - 901)}
+    stop = deleting(901, spec=spec, cluster=cluster, sight=seen_run(trained()), status=asked)
     assert not of_kind(reconcile(stop), act.RemoveCluster)
     assert act.SetFinalizer(present=False) in reconcile(stop)
 
@@ -222,7 +249,7 @@ def test_what_is_told_is_told_only_when_it_changes() -> None:
 
 def test_a_run_that_its_queue_has_not_admitted_says_so() -> None:
     waiting = {
-        "metadata": {"name": "night", "uid": "cluster-uid"},
+        **make_cluster(),
         "status": {"conditions": [{"type": "RayClusterSuspended", "status": "True"}]},
     }
     spec = {"scheduling": {"queueName": "team"}}
