@@ -63,7 +63,15 @@ def one_clear_error() -> Iterator[None]:
         raise SystemExit(OK) from None
 
 
-_STATUS_OF_CODE = {"timed-out": TIMED_OUT, "run-is-over": CONFLICT}
+_REFUSED = (
+    "run-is-over",
+    "run-over",
+    "intervention-id-taken",
+    "token-missing",
+    "token-wrong",
+    "role-too-low",
+)
+_STATUS_OF_CODE = {"timed-out": TIMED_OUT, **dict.fromkeys(_REFUSED, CONFLICT)}
 
 
 def _status_of(error: MidwatchError) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from msgspec.structs import replace
 
-from ...logbook.decisions import Decision
+from ...logbook.decisions import Decision, RejectIntervention
 from ...logbook.errors import ConfigError, MidwatchError, Retryable
 from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention
@@ -66,13 +66,16 @@ def submit(
     """Ask for a change, or try it out, and say what comes of it.
 
     The request names the newest event at this moment: what somebody else changes behind that is a
-    conflict. Raises: MidwatchError[timed-out]; SystemExit with CONFLICT when it is refused.
+    conflict. Raises: MidwatchError[timed-out]; SystemExit with CONFLICT when it is refused, or
+    would be.
     """
     if request.seen_seq is None:
         request = replace(request, seen_seq=channel.seq())
     if dry_run:
         decisions = channel.plan(request)
         _answer(decisions, plan_text(decisions), output)
+        if any(isinstance(decision.action, RejectIntervention) for decision in decisions):
+            raise SystemExit(CONFLICT)
         return
     channel.post(request)
     if timeout_s <= 0:

@@ -256,7 +256,7 @@ def test_commands_read_a_served_run(server: ApiServer, night: SyntheticRun, tmp_
     picture = midwatch("watch", "--once", **environ)
     assert "watching inc-0002" in picture.stdout
     refused = midwatch("status", "--url", url)
-    assert (refused.returncode, "[token-missing]" in refused.stderr) == (1, True)
+    assert (refused.returncode, "[token-missing]" in refused.stderr) == (4, True)
     assert "Set MIDWATCH_TOKEN" in refused.stderr
     both = midwatch("status", "night", "--url", url)
     assert (both.returncode, "[usage]" in both.stderr) == (2, True)
