@@ -218,12 +218,20 @@ def _missing(behind: list[RankProgress], ordered: list[RankProgress]) -> tuple[i
     its own: the chain ends at the one that waits for nobody.
     """
     newest: dict[str, CollectiveMark] = {}
+    over: dict[str, int] = {}
     for mark in (mark for row in ordered for mark in row.marks):
+        over[mark.group] = max(over.get(mark.group, 0), mark.completed)
         known = newest.get(mark.group)
         # One that was asked in the very moment of its call may not know the name yet.
         if known is None or (mark.enqueued, bool(mark.op)) > (known.enqueued, bool(known.op)):
             newest[mark.group] = mark
-    found = [(row, mark) for row in behind for mark in row.marks if _is_absent(row, mark, newest)]
+    found = [
+        (row, mark)
+        for row in behind
+        if not _waits(row, over)
+        for mark in row.marks
+        if _is_awaited(mark, newest)
+    ]
     if not found or not all(row.marks for row in behind):
         return None
     row = _oldest([row for row, _ in found])
@@ -239,10 +247,15 @@ def _missing(behind: list[RankProgress], ordered: list[RankProgress]) -> tuple[i
     )
 
 
-def _is_absent(row: RankProgress, mark: CollectiveMark, newest: dict[str, CollectiveMark]) -> bool:
+def _is_awaited(mark: CollectiveMark, newest: dict[str, CollectiveMark]) -> bool:
     wanted = newest[mark.group]
-    is_awaited = wanted.completed < wanted.enqueued and mark.enqueued < wanted.enqueued
-    return is_awaited and all(own.completed >= own.enqueued for own in row.marks)
+    return wanted.completed < wanted.enqueued and mark.enqueued < wanted.enqueued
+
+
+def _waits(row: RankProgress, over: dict[str, int]) -> bool:
+    """Whether a rank waits in a collective. One that has ended for another rank holds nobody: the
+    recorder learns of an end late, and of ends that come together out of their order."""
+    return any(max(own.completed, over[own.group]) < own.enqueued for own in row.marks)
 
 
 # Notes of ranks in step with each other lie this close together, whatever node they are on.

@@ -202,7 +202,8 @@ def _decided(incident: Incident | None, state: RunState) -> str:
         return "nothing"
     if incident.attempt_after is None:
         return f"noted: {incident.draft.fault}"
-    num = sum(i.attempt_after is not None for i in state.incidents.values())
+    # Incidents that one restart answered together are one answer.
+    num = len({i.attempt_after for i in state.incidents.values()} - {None})
     word = "rollback" if incident.draft.is_numeric else "restart"
     return f"{word}: {incident.draft.fault}" + (f" (x{num})" if num > 1 else "")
 

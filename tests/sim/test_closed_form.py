@@ -25,7 +25,7 @@ ORDERS_S = 0.35
 turn of the wheel, the fork."""
 # (GPUs, what a save costs, what a load takes, steps between saves, failures expected a seed)
 POINTS = (
-    (8, 150.0, 1200.0, 1, 3),
+    (8, 150.0, 1200.0, 1, 4),
     (64, 600.0, 1200.0, 1, 10),
     (512, 300.0, 600.0, 1, 14),
     (1024, 120.0, 300.0, 1, 20),

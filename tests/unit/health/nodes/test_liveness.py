@@ -301,6 +301,15 @@ def test_the_chain_of_waiting_ends_at_the_rank_that_waits_for_nobody() -> None:
     assert "has not called all_gather" in why
 
 
+def test_a_collective_that_has_ended_elsewhere_holds_nobody() -> None:
+    # The recorder of rank 2 has not heard of the end of what all have called before.
+    rows = [at(r, world=(3, 3), dp=(2, 1)) for r in (0, 1, 3)]
+    for late in (at(2, world=(3, 2), dp=(1, 1)), at(2, world=(3, 3), dp=(1, 0))):
+        rank, why = blame([*rows, late])
+        assert rank == 2, why
+        assert "has not called all_gather 2 of group dp" in why
+
+
 def test_ranks_that_have_all_called_are_told_apart_by_other_signs() -> None:
     rank, why = blame([at(r, 5.0 + r, world=(5, 4)) for r in range(3)])
     assert rank == 2
