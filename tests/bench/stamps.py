@@ -31,8 +31,8 @@ class StampedPage(ProgressPage):
         self._is_done = False
         self._write("ENTERED")
 
-    def note(self, step: int, phase: Phase) -> None:
-        super().note(step, phase)
+    def note(self, step: int, phase: Phase, rounds: int = 0) -> None:
+        super().note(step, phase, rounds)
         if self._is_done:
             return
         if phase is Phase.TRAINING and self._resumed is None:
