@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import select
@@ -59,19 +60,14 @@ def _is_long_over(view: RunView, linger_s: float) -> bool:
     return is_over and time.time() - state.time_s > linger_s
 
 
-def watch_certificate(
-    tls: TlsSpec | None, context: ssl.SSLContext | None, is_over: Callable[[], bool]
-) -> None:
-    """Take up a certificate that was renewed; look in a thread of its own until is_over."""
-    if tls is not None and context is not None:
-        arguments = (tls, context, is_over)
-        threading.Thread(target=_renew, args=arguments, name="renewal", daemon=True).start()
+async def renew_certificate(tls: TlsSpec, context: ssl.SSLContext) -> None:
+    """Take up a certificate whenever it was renewed, for ever.
 
-
-def _renew(tls: TlsSpec, context: ssl.SSLContext, is_over: Callable[[], bool]) -> None:
+    In the loop that shakes hands: no connection begins between taking up a certificate and its key.
+    """
     known = _stamp(tls)
-    while not is_over():
-        time.sleep(LOOK_S)
+    while True:
+        await asyncio.sleep(LOOK_S)
         stamp = _stamp(tls)
         if stamp == known:
             continue

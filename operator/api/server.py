@@ -9,6 +9,7 @@ Endpoint, or an ErrorDocument where the run cannot be served.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -33,7 +34,7 @@ from .endpoint import (
     remove_endpoint,
     write_endpoint,
 )
-from .guard import watch_certificate, watch_time
+from .guard import renew_certificate, watch_time
 from .order import ServeOrder
 from .refusal import document_of
 from .service import Service, is_loopback
@@ -65,7 +66,6 @@ def serve(order: ServeOrder, tell: Callable[[Endpoint], None]) -> None:
             write_endpoint(service.run_dir, endpoint)
         _warn(service)
         tell(endpoint)
-        watch_certificate(service.spec.tls, config.ssl, lambda: server.should_exit)
         if order.is_own:
             watch_time(order, endpoint, service.view, server.leave)
         try:
@@ -81,6 +81,13 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        tls, context = self._service.spec.tls, self.config.ssl
+        if tls is not None and context is not None:
+            self._renewing = asyncio.create_task(renew_certificate(tls, context))
 
     def leave(self, why: str) -> None:
         """End soon; may be called from any thread."""
@@ -91,6 +98,8 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
         await self._service.pulse.close()
         await super().shutdown(sockets)
 
