@@ -16,7 +16,8 @@ import msgspec
 
 from . import decisions as d
 from . import events as ev
-from .phrases import action_text, phrase_of
+from .action_phrases import action_text
+from .phrases import phrase_of
 from .reader import read
 from .record import Record
 from .state import Incident

@@ -10,9 +10,9 @@ import msgspec
 
 from . import decisions as d
 from . import events as ev
+from .action_phrases import action_text
 from .fold import evolve
 from .ledger import Ledger
-from .phrases import action_text
 from .record import Record
 from .state import RunState
 from .wire import StepSample

@@ -11,19 +11,25 @@ from typing import Any
 import msgspec
 
 from .decisions import Decision
+from .event_base import EventBase
 from .events_checkpoints import CheckpointCommitted as CheckpointCommitted
 from .events_checkpoints import CheckpointFailed as CheckpointFailed
 from .events_checkpoints import CheckpointsPruned as CheckpointsPruned
 from .events_checkpoints import CheckpointUploaded as CheckpointUploaded
 from .events_checkpoints import CheckpointVerified as CheckpointVerified
-from .events_checkpoints import EventBase
 from .events_checkpoints import UploadFailed as UploadFailed
+from .events_nodes import EnergyUsed as EnergyUsed
+from .events_nodes import NodeIdentified as NodeIdentified
+from .events_nodes import NodeJoined as NodeJoined
+from .events_nodes import NodeLost as NodeLost
+from .events_nodes import PreflightAnswered as PreflightAnswered
+from .events_nodes import PreflightBegun as PreflightBegun
+from .events_nodes import PreflightJudged as PreflightJudged
 from .events_outward import ApiFailed as ApiFailed
 from .events_outward import ApiServed as ApiServed
 from .events_validation import ValidationDone as ValidationDone
 from .events_validation import ValidationUnderWay as ValidationUnderWay
 from .findings import Finding
-from .preflight import CheckResult, PreflightDone, SilentRank
 from .wire import CollectiveMark, Hyper, StepSample
 
 # --- the run -------------------------------------------------------------------------------------
@@ -56,79 +62,6 @@ class FaultInjected(EventBase, frozen=True, tag="fault-injected"):
     target: str
     injected_s: float
     step: int = 0
-
-
-# --- nodes ---------------------------------------------------------------------------------------
-
-
-class NodeJoined(EventBase, frozen=True, tag="node-joined"):
-    """An agent is up with its workers' code preloaded. incarnation names this agent process.
-
-    machine, gpus: what it runs on, by its hardware: the machine's UUID ("" where it names nobody)
-        and (UUID, serial) of each GPU. lemon: why that must not be used, "" when it may be.
-    """
-
-    node: str
-    incarnation: str
-    host: str
-    slots: int
-    pid: int = 0
-    machine: str = ""
-    gpus: tuple[tuple[str, str], ...] = ()
-    lemon: str = ""
-
-
-class NodeLost(EventBase, frozen=True, tag="node-lost"):
-    """The agent of a node is gone (its process died) or silent past the heartbeat deadline."""
-
-    node: str
-    incarnation: str
-    reason: str
-
-
-class EnergyUsed(EventBase, frozen=True, tag="energy"):
-    """What the GPUs of a node say they have used within span_s, put down to an attempt."""
-
-    attempt: int
-    node: str
-    joules: float
-    span_s: float
-    num_gpus: int
-
-
-# --- preflights ----------------------------------------------------------------------------------
-
-
-class PreflightBegun(EventBase, frozen=True, tag="preflight-begun"):
-    """The ranks of one node are at work: its order has arrived."""
-
-    preflight: int
-    node: str
-
-
-class PreflightAnswered(EventBase, frozen=True, tag="preflight-answered"):
-    """What some ranks of one node found, and which of its ranks ended without saying anything."""
-
-    preflight: int
-    node: str
-    done: tuple[PreflightDone, ...] = ()
-    silent: tuple[SilentRank, ...] = ()
-
-
-class PreflightJudged(EventBase, frozen=True, tag="preflight-judged"):
-    """All answers of a preflight are in, or its time is over. What it found stands in findings.
-
-    failed: the checks that did not pass, the first few. error: why it proves nothing, "" when it
-    does. is_cut: a node was lost meanwhile, so the others are to be tried out again.
-    """
-
-    preflight: int
-    checks_total: int
-    failed: tuple[CheckResult, ...] = ()
-    bad_nodes: tuple[str, ...] = ()
-    suspect_nodes: tuple[str, ...] = ()
-    error: str = ""
-    is_cut: bool = False
 
 
 # --- attempts ------------------------------------------------------------------------------------
@@ -365,6 +298,7 @@ Event = (
     | NodeJoined
     | NodeLost
     | EnergyUsed
+    | NodeIdentified
     | PreflightBegun
     | PreflightAnswered
     | PreflightJudged

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
-
+from .event_base import EventBase
 from .wire import CheckpointTags
-
-
-class EventBase(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"):
-    """What every event shares: how it stands on a line of the journal."""
 
 
 class CheckpointCommitted(EventBase, frozen=True, tag="checkpoint-committed"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .events_checkpoints import EventBase
+from .event_base import EventBase
 
 
 class ApiServed(EventBase, frozen=True, tag="api-served"):

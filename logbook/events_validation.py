@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .events_checkpoints import EventBase
+from .event_base import EventBase
 
 
 class ValidationUnderWay(EventBase, frozen=True, tag="validation-under-way"):

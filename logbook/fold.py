@@ -90,6 +90,14 @@ def _node_joined(state: RunState, e: ev.NodeJoined, time_s: float) -> RunState:
     return replace(state, nodes={**state.nodes, e.node: fresh})
 
 
+def _node_identified(state: RunState, e: ev.NodeIdentified, time_s: float) -> RunState:
+    known = state.nodes.get(e.node)
+    if known is None or known.incarnation != e.incarnation:
+        return state
+    told = replace(known, machine=e.machine, gpus=e.gpus, lemon=e.lemon)
+    return replace(state, nodes={**state.nodes, e.node: told})
+
+
 def _node_lost(state: RunState, e: ev.NodeLost, time_s: float) -> RunState:
     known = state.nodes.get(e.node)
     if known is None or known.incarnation != e.incarnation or not known.present:
@@ -307,6 +315,7 @@ _HANDLERS: dict[type, _Handler] = {
     ev.NodeJoined: _node_joined,
     ev.NodeLost: _node_lost,
     ev.EnergyUsed: _energy_used,
+    ev.NodeIdentified: _node_identified,
     ev.PreflightBegun: pf.preflight_begun,
     ev.PreflightAnswered: pf.preflight_answered,
     ev.PreflightJudged: pf.preflight_judged,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from . import decisions as de
 from . import events as ev
+from .action_phrases import action_text, some_of
 from .clock import span_text
 from .energy import energy_text
-from .hyper import Command
-from .parameters import PARAMETERS, values_of
+from .parameters import values_of
 from .state import Intervention
 
 
@@ -52,6 +51,12 @@ def _joined(e: ev.NodeJoined) -> str:
     return f"{e.node} is up on {e.host} with {e.slots} slots (agent {e.incarnation})"
 
 
+def _identified(e: ev.NodeIdentified) -> str:
+    known = [f"machine {e.machine}"] if e.machine else []
+    known += [", ".join(uuid for uuid, _ in e.gpus)] if e.gpus else []
+    return f"{e.node} has named its hardware: {'; '.join(known)}" + (e.lemon and f" ({e.lemon})")
+
+
 def _lost(e: ev.NodeLost) -> str:
     return f"{e.node} is gone: {e.reason}"
 
@@ -76,8 +81,8 @@ def _judged(e: ev.PreflightJudged) -> str:
         return f"preflight {e.preflight} proves nothing: {e.error}"
     if not e.failed:
         return f"preflight {e.preflight}: all {e.checks_total} checks passed"
-    failed = _some([f"{r.name} on {r.node}" for r in e.failed])
-    bad = f"; to blame: {_some(e.bad_nodes)}" if e.bad_nodes else ""
+    failed = some_of([f"{r.name} on {r.node}" for r in e.failed])
+    bad = f"; to blame: {some_of(e.bad_nodes)}" if e.bad_nodes else ""
     return f"preflight {e.preflight}: failed {failed} of {e.checks_total} checks{bad}"
 
 
@@ -104,8 +109,8 @@ def _exited(e: ev.WorkerExited) -> str:
 
 
 def _exited_together(e: ev.WorkersExited) -> str:
-    ranks = _some([str(each.rank) for each in e.exits], 8)
-    codes = _some(list(dict.fromkeys(each.code or f"exit {each.exit_code}" for each in e.exits)))
+    ranks = some_of([str(each.rank) for each in e.exits], 8)
+    codes = some_of(list(dict.fromkeys(each.code or f"exit {each.exit_code}" for each in e.exits)))
     return f"ranks {ranks} on {e.node} ended too: {codes}"
 
 
@@ -114,7 +119,7 @@ def _start_failed(e: ev.StartFailed) -> str:
 
 
 def _hang(e: ev.HangSuspected) -> str:
-    rows = _some([f"rank {r.rank} at step {r.step} in {r.phase}" for r in e.rows])
+    rows = some_of([f"rank {r.rank} at step {r.step} in {r.phase}" for r in e.rows])
     stacks = f"; stacks in {e.stacks}" if e.stacks else ""
     return f"no progress on {e.node} within {_span(e.deadline_s)}: {rows}{stacks}"
 
@@ -192,7 +197,7 @@ def _verified(e: ev.CheckpointVerified) -> str:
 
 
 def _pruned(e: ev.CheckpointsPruned) -> str:
-    return f"deleted {_some(e.checkpoints)}"
+    return f"deleted {some_of(e.checkpoints)}"
 
 
 def _finding(e: ev.FindingSeen) -> str:
@@ -272,75 +277,8 @@ def _note(e: ev.NoteAdded) -> str:
     return f"{e.by}{about}: {e.text}"
 
 
-def action_text(action: de.Action) -> str:
-    """Return what a decision resolves to do, in a few words."""
-    match action:
-        case de.StartAttempt(plan, _, factor, quarantines):
-            start = f"from step {plan.resume_step}" if plan.checkpoints else "afresh"
-            if plan.memory_since is not None and plan.attempt > 1:
-                start = f"from memory, or else {start}"
-            lr = f", LR x{factor:.3g}" if factor != 1.0 else ""
-            avoid = f", never again {_some(quarantines)}" if quarantines else ""
-            return f"start attempt {plan.attempt} on {_some(plan.nodes)} {start}{lr}{avoid}"
-        case de.RunPreflight(plan):
-            gate = "before they train" if plan.is_gate else "while training goes on"
-            return f"try out {_some(plan.nodes)} ({plan.thoroughness}) {gate}"
-        case de.EndPreflight(number):
-            return f"end preflight {number}"
-        case de.QuarantineNode(node):
-            return f"quarantine {node}"
-        case de.ReleaseNode(node):
-            return f"release {node}"
-        case de.PauseRun(code):
-            return f"pause the run ({code})"
-        case de.EndRun(stopped, step):
-            return f"end the run, {'stopped' if stopped else 'completed'} at step {step}"
-        case de.SendCommand(command, _):
-            return f"send {_command_text(command)} as command {command.seq}"
-        case de.VerifyCheckpoint(name) | de.PinCheckpoint(name) | de.UnpinCheckpoint(name):
-            return f"{_tag(action).split('-')[0]} {name}"
-        case de.QuarantineCheckpoint(name) | de.ReleaseCheckpoint(name):
-            return f"{_tag(action).split('-')[0]} {name}"
-        case de.PruneCheckpoints(checkpoints):
-            return f"delete {_some(checkpoints)}"
-        case de.CloseIncident(incident, outcome):
-            return f"close {incident}: {outcome}"
-        case de.SetDetector(detector, mode):
-            return f"switch {detector} to {mode}"
-        case de.AcknowledgeIncident(incident, by):
-            return f"acknowledge {incident} for {by}"
-        case (
-            de.RejectIntervention(intervention)
-            | de.CompleteIntervention(intervention)
-            | de.ExpireIntervention(intervention)
-        ):
-            return f"{_tag(action).split('-')[0]} {intervention}"
-    return _tag(action).replace("-", " ")
-
-
-def _command_text(command: Command) -> str:
-    words = [] if command.kind in PARAMETERS else [command.kind]
-    numbers = values_of(command.kind, command.value, command.values)
-    words += [f"{name} {value:g}" for name, value in numbers.items()]
-    words += [f"{command.value:g}"] if command.kind == "save-interval" else []
-    words += [command.target] if command.target else []
-    words += [f"at step {command.at_step}"] if command.at_step else []
-    words += [f"for {command.for_steps} steps"] if command.for_steps else []
-    return " ".join(words)
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    """Return the first few names and how many more there are: 124 nodes would hide the reason."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
 def _span(span_s: float) -> str:
     return span_text(span_s) if math.isfinite(span_s) else f"{span_s:g} s"
-
-
-def _tag(struct: msgspec.Struct) -> str:
-    return str(struct.__struct_config__.tag)
 
 
 def _signal_name(number: int) -> str:
@@ -366,6 +304,7 @@ _PHRASES: dict[type, Callable[[Any], str]] = {
     ev.NodeJoined: _joined,
     ev.NodeLost: _lost,
     ev.EnergyUsed: _energy,
+    ev.NodeIdentified: _identified,
     ev.PreflightBegun: _begun,
     ev.PreflightAnswered: _answered,
     ev.PreflightJudged: _judged,

@@ -48,7 +48,7 @@ class LemonFile:
 
     def verdict(self, machine: MachineIdentity) -> str:
         """Return why a machine must not be used, "" when it may be."""
-        if not (machine.uuid or machine.gpus):
+        if not machine.is_known:
             return ""
         found = judge_machine(self._read(), machine, self._clock(), self._budget)
         return found.reason if found.is_quarantined else ""
@@ -59,7 +59,7 @@ class LemonFile:
 
     def release(self, machine: MachineIdentity, by: str) -> None:
         """Forgive a machine and its GPUs."""
-        if machine.uuid or machine.gpus:
+        if machine.is_known:
             self._change(lambda book: release(book, machine, by, self._clock()))
 
     def _change(self, change: Callable[[LemonBook], LemonBook]) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+from ..logbook.action_phrases import action_text
 from ..logbook.clock import span_text
 from ..logbook.decisions import ON_REQUEST, CloseIncident, Decision, Observe
-from ..logbook.phrases import action_text
 from ..logbook.state import Incident, RunState
 
 MAX_CHARS = 1200

@@ -19,6 +19,7 @@ from ..logbook.tiers import TierRefused
 from .agent import reports as rp
 from .examinations import Examinations
 from .exit_reading import ExitReader
+from .policy.nodes import machine_of
 from .ports import CommitFound, NodeGone, NodeSigns, NodeUp, PruneResult, Signal, VerifyResult
 from .readbacks import applied_event, loaded_events
 from .worker_events import checkpoint_events, events_of
@@ -96,7 +97,7 @@ class Observer:
             signal.slots,
             signal.pid,
             machine=machine.uuid,
-            gpus=tuple((gpu.uuid, gpu.serial) for gpu in machine.gpus),
+            gpus=_gpus(machine),
             lemon=self._judge_machine(machine),
         )
 
@@ -139,11 +140,24 @@ class Observer:
         """A node that cannot load the workers' code never joins: somebody must be told why."""
         error = report.forkserver_error
         if report.forkserver != "failed" or self._start_errors.get(report.agent) == error:
-            return []
+            return self._identified(state, report)
         self._start_errors[report.agent] = error
         told = f"{report.node} cannot load the workers' code: {error[-500:]}"
         warning = _warning(state, report.node, "forkserver", "forkserver-failed", told)
         return [ev.FindingSeen("", state.num_attempts, warning)]
+
+    def _identified(
+        self, state: RunState, report: rp.AgentStatus | rp.NodeFindings
+    ) -> list[ev.Event]:
+        """What a node is may be known only after it has joined: its driver is slow to open."""
+        machine, node = report.machine, state.nodes.get(report.node)
+        if not machine.is_known or node is None or node.incarnation != report.agent:
+            return []
+        if machine == machine_of(node):
+            return []
+        gpus = _gpus(machine)
+        lemon = self._judge_machine(machine)
+        return [ev.NodeIdentified(node.node, node.incarnation, machine.uuid, gpus, lemon)]
 
     def _messages(self, state: RunState, report: rp.WorkerMessages) -> list[ev.Event]:
         events: list[ev.Event] = []
@@ -183,7 +197,7 @@ class Observer:
             if self._repeats.is_new(report.node, finding, report.time_s)
         ]
         step = state.step
-        return [
+        return self._identified(state, report) + [
             ev.FindingSeen(
                 "",
                 state.num_attempts,
@@ -256,6 +270,10 @@ class SeenReports:
             floor = self._newest - REMEMBERED_REPORTS
             self._seen = {known for known in self._seen if known > floor}
         return True
+
+
+def _gpus(machine: MachineIdentity) -> tuple[tuple[str, str], ...]:
+    return tuple((gpu.uuid, gpu.serial) for gpu in machine.gpus)
 
 
 def _warning(state: RunState, node: str, detector: str, kind: str, message: str) -> Finding:

@@ -42,6 +42,11 @@ class MachineIdentity(msgspec.Struct, frozen=True):
     uuid: str
     gpus: tuple[GpuIdentity, ...] = ()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything by which it could be told from others."""
+        return bool(self.uuid or self.gpus)
+
 
 class Failure(msgspec.Struct, frozen=True):
     """One failure laid at a machine's door.

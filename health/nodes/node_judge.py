@@ -34,20 +34,25 @@ class NodeJudge:
         self._visible = visible
         self._rules = rules
         self._previous: ProbeReport | None = None
+        self._gpus: tuple[GpuIdentity, ...] = ()
         self._uuids: dict[str, str] = {}
         self._foreign: frozenset[str] = frozenset()
 
     @property
     def gpus(self) -> tuple[GpuIdentity, ...]:
-        """The node's GPUs as they were last seen."""
-        seen = self._previous.gpus if self._previous is not None else ()
-        return tuple(GpuIdentity(gpu.uuid, gpu.serial) for gpu in seen if gpu.uuid)
+        """Every GPU that was seen on this node: one that has fallen off the bus stays its own."""
+        return self._gpus
 
     def look(self, report: ProbeReport) -> list[Finding]:
         """Take one look of the probe; return what it shows that the one before did not."""
         report = self.own(report)
         findings = judge(self._previous, report, self._rules)
         self._previous = carry(self._previous, report)
+        seen = {gpu.uuid: GpuIdentity(gpu.uuid, gpu.serial) for gpu in report.gpus if gpu.uuid}
+        known = {gpu.uuid: gpu for gpu in self._gpus}
+        if not seen.keys() <= known.keys():
+            # In one go: another thread may be asking.
+            self._gpus = tuple((known | seen).values())
         return findings[:FINDINGS_MAX]
 
     def read(self, lines: Iterable[str]) -> list[Finding]:

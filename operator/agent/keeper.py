@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
+from ...health.nodes.lemons import MachineIdentity
 from ...logbook.errors import ConfigError
 from ...logbook.wire import Command
 from .batch import MessageBatch
@@ -32,15 +34,24 @@ _PENDING_COMMANDS_MAX = 256
 
 
 class Keeper:
-    """The supervisor's state, on the loop's thread. newest: highest attempt seen, the fence."""
+    """The supervisor's state, on the loop's thread. newest: highest attempt seen, the fence.
+
+    machine: says what the node is, as far as that is known.
+    """
 
     def __init__(
-        self, config: AgentConfig, loop: EventLoop, outbox: Outbox, rendezvous: Rendezvous
+        self,
+        config: AgentConfig,
+        loop: EventLoop,
+        outbox: Outbox,
+        rendezvous: Rendezvous,
+        machine: Callable[[], MachineIdentity],
     ) -> None:
         self.newest = -1
         self._config = config
         self._loop = loop
         self._outbox = outbox
+        self._machine = machine
         self._forkserver = Forkserver(loop, config, self)
         self._batch = MessageBatch(outbox)
         memory = NodeMemory(int(config.memory_frac * available_bytes()))
@@ -329,6 +340,7 @@ class Keeper:
             reports_dropped_total=self._outbox.dropped_total,
             reports_lost_total=self._outbox.lost_total,
             serving_port=self._serving_port(),
+            machine=self._machine(),
         )
         self._outbox.push(status)
 

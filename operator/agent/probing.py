@@ -83,6 +83,7 @@ class NodeProber:
         self._probe: NvmlProbe | None = None
         self._kernel: KernelLogFollower | None = None
         self._last: ProbeReport | None = None
+        self._uuid = "" if config.is_shared_machine else read_machine_uuid()
         self._stop = threading.Event()
         self._has_looked = threading.Event()
         gpus_said = self._open_probe(owns_gpus=visible != "")
@@ -99,11 +100,13 @@ class NodeProber:
         if self._thread is not None:
             self._thread.start()
 
-    def machine(self, wait_s: float) -> MachineIdentity:
-        """Return what this node is, by its hardware; waits that long for the first look."""
+    def machine(self, wait_s: float = 0.0) -> MachineIdentity:
+        """Return what this node is, by its hardware; waits that long for the first look.
+
+        Without its GPUs until they have been seen: a driver may take minutes to open.
+        """
         self._has_looked.wait(wait_s)
-        uuid = "" if self._config.is_shared_machine else read_machine_uuid()
-        return MachineIdentity(uuid, self._judge.gpus)
+        return MachineIdentity(self._uuid, self._judge.gpus)
 
     def close(self) -> None:
         """End the looking and the process that asks the driver."""

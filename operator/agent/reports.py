@@ -11,6 +11,7 @@ from typing import ClassVar
 import msgspec
 
 from ...health.nodes.energy import EnergyUse
+from ...health.nodes.lemons import MachineIdentity
 from ...health.nodes.liveness import RankProgress
 from ...logbook.events import CheckpointCommitted
 from ...logbook.findings import Finding
@@ -144,9 +145,13 @@ class StacksDumped(Report, frozen=True, kw_only=True, tag="stacks-dumped"):
 
 
 class NodeFindings(Report, frozen=True, kw_only=True, tag="node-findings"):
-    """What the agent saw on its own node. Steps are the reader's to fill in; the node is known."""
+    """What the agent saw on its own node. Steps are the reader's to fill in; the node is known.
+
+    machine: as in AgentStatus, so that nobody judges a finding without knowing whose it is.
+    """
 
     findings: tuple[Finding, ...]
+    machine: MachineIdentity = MachineIdentity("")
 
 
 class EnergyUsed(Report, frozen=True, kw_only=True, tag="energy-used"):
@@ -162,6 +167,7 @@ class AgentStatus(Report, frozen=True, kw_only=True, tag="agent-status"):
     rendezvous_host/port: a socket listening here, kept for a rank 0 of the next attempt.
     serving_port: at which rank 0 of this attempt was ordered to serve, 0 when it is not here.
     threads: of the forkserver after its preload; more than one makes forking unsafe.
+    machine: what this node is, as far as its hardware has said by now; a driver may take minutes.
     """
 
     is_droppable: ClassVar[bool] = True
@@ -177,6 +183,7 @@ class AgentStatus(Report, frozen=True, kw_only=True, tag="agent-status"):
     reports_dropped_total: int
     reports_lost_total: int
     serving_port: int = 0
+    machine: MachineIdentity = MachineIdentity("")
 
 
 class AgentNote(Report, frozen=True, kw_only=True, tag="agent-note"):

@@ -48,7 +48,9 @@ class Supervisor:
         self._deliverer = Deliverer(self._outbox, on_reports, f"{name}-reports")
         self._loop = EventLoop(name, self._on_error)
         self._rendezvous = Rendezvous(config.host)
-        self._keeper = Keeper(config, self._loop, self._outbox, self._rendezvous)
+        self._keeper = Keeper(
+            config, self._loop, self._outbox, self._rendezvous, lambda: self._prober.machine()
+        )
         self._prober = NodeProber(config.probe, config.node, self)
         self._uploads = self._open_uploads()
         self._is_closed = False
@@ -139,7 +141,12 @@ class Supervisor:
 
     def on_findings(self, findings: Sequence[Finding]) -> None:
         """Report what the prober has found."""
-        self._outbox.push(NodeFindings(attempt=self._keeper.newest, findings=tuple(findings)))
+        report = NodeFindings(
+            attempt=self._keeper.newest,
+            findings=tuple(findings),
+            machine=self._prober.machine(),
+        )
+        self._outbox.push(report)
 
     def on_energy(self, attempt: int, use: EnergyUse) -> None:
         """Report what the GPUs have used."""

@@ -60,9 +60,14 @@ def evict_sick(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
 
 
 def quarantine_lemons(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
-    """Use no machine that has failed too often, in this run or in others."""
+    """Use no machine that has failed too often, in this run or in others.
+
+    What its hardware says may come late, when ranks train there already; what it did before is no
+    reason to end them. It is left out at the next restart instead.
+    """
+    in_use = state.attempt.plan.nodes if state.attempt is not None else ()
     for node in node_marks(state.nodes).lemons:
-        if node.quarantined or not node.present:
+        if node.quarantined or not node.present or node.node in in_use:
             continue
         draft = IncidentDraft(
             id=next_incident_id(state),
@@ -98,7 +103,8 @@ def _is_quarantine_alone(incident: Incident) -> bool:
 
 def drained_nodes(state: RunState) -> tuple[str, ...]:
     """Return the nodes to be left out at the next restart."""
-    return tuple(node.node for node in node_marks(state.nodes).drained)
+    marks = node_marks(state.nodes)
+    return tuple(dict.fromkeys(node.node for node in (*marks.drained, *marks.lemons)))
 
 
 def machine_of(node: NodeState) -> MachineIdentity:
@@ -124,7 +130,7 @@ def failure_of(state: RunState, decision: Decision) -> Failure | None:
     machine = machine_of(node)
     known = {gpu.uuid for gpu in machine.gpus}
     device = seen.finding.device if seen is not None else ""
-    if weight <= 0 or not (machine.uuid or machine.gpus):
+    if weight <= 0 or not machine.is_known:
         return None
     return Failure(
         time_s=draft.seen_s,

@@ -32,13 +32,14 @@ class SimAgent:
     def __init__(self, world: World, node: str, life: int) -> None:
         self.world = world
         self.node = node
+        self._machine = world.machines.get(node, MachineIdentity(""))
         self.identity = Identity(
             node=node,
             agent=f"{node}#{life}",
             host=f"host-{node}",
             slots=world.spec.nodes.ranks_per_node,
             pid=world.next_pids()[0],
-            machine=world.machines.get(node, MachineIdentity("")),
+            machine=self.machine,
         )
         self.is_alive = True
         self.newest = 0
@@ -53,6 +54,13 @@ class SimAgent:
         self._ports = 0
         self._told_at = -1.0
         world.timeline.later(world.times.preload_s, self._beat)
+
+    @property
+    def machine(self) -> MachineIdentity:
+        """What the node runs on, as far as its driver has said."""
+        opens_s = self.world.trouble.drivers_open_s.get(self.node)
+        is_open = opens_s is None or self.world.timeline.now_s() >= opens_s
+        return self._machine if is_open else MachineIdentity("")
 
     # --- orders ----------------------------------------------------------------------------------
 
@@ -228,6 +236,7 @@ class SimAgent:
             samples_dropped_total=0,
             reports_dropped_total=0,
             reports_lost_total=0,
+            machine=self.machine,
         )
         self.report(status)
         if self.world.times.status_s is not None:
@@ -236,7 +245,8 @@ class SimAgent:
     def find(self, *findings: Finding) -> None:
         """The agent has seen something on its own node."""
         if self.is_alive:
-            self.report(rp.NodeFindings(attempt=self.newest, findings=findings))
+            report = rp.NodeFindings(attempt=self.newest, findings=findings, machine=self.machine)
+            self.report(report)
 
     def report(self, report: rp.AgentReport) -> None:
         """Stamp a report and send it; it waits in the outbox until it is acknowledged."""

@@ -48,6 +48,7 @@ class Trouble:
     """What faults have prepared for the nodes: starts that fail, take long or cannot be made.
 
     preload_errors: by node, why the workers' code cannot be loaded there.
+    drivers_open_s: by node, when its driver answers and the node knows what it runs on.
     sick: by node, the check of a preflight that fails there. mute: nodes whose preflight never
         answers. no_preflights: nodes on which its workers die at once.
     slow: by node, how many times as long its ranks compute.
@@ -58,6 +59,7 @@ class Trouble:
         self.failing_starts: dict[str, int] = {}
         self.slow_starts: dict[str, float] = {}
         self.preload_errors: dict[str, str] = {}
+        self.drivers_open_s: dict[str, float] = {}
         self.sick: dict[str, str] = {}
         self.mute: set[str] = set()
         self.no_preflights: set[str] = set()

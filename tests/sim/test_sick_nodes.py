@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,55 @@ def test_a_person_forgives_a_lemon(tmp_path: Path) -> None:
     night = with_memory(path, 33, "node-1")
     state = night.run_to_end()
     assert not state.nodes["node-1"].quarantined
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_what_a_machine_does_is_remembered_though_its_driver_was_slow_to_open(
+    tmp_path: Path, is_heard: bool
+) -> None:
+    path = tmp_path / "lemons.json"
+    night = with_memory(path, 24, "node-1")
+    # Where no heartbeat has told before, the finding itself does.
+    opens_s = night.timeline.now_s() + (20.0 if is_heard else 1e9)
+    night.world.trouble.drivers_open_s["node-1"] = opens_s
+    state = night.run_to_step(20)
+    assert state.nodes["node-1"].gpus == ()
+    if is_heard:
+        state = night.run(lambda s: s.nodes["node-1"].gpus != ())
+        assert state.nodes["node-1"].machine == BAD.uuid
+    night.world.trouble.drivers_open_s.clear()
+    see(night, "node-1", finding("evict"))
+    night.run(lambda s: bool(s.nodes["node-1"].quarantined))
+    night.run_for(2.0)
+    assert LemonFile(path).verdict(BAD) == ""
+    book = json.loads(path.read_text())
+    assert book["gpus"]["GPU-1"]["failures_total"] == 1
+
+
+def test_a_lemon_known_too_late_is_left_out_at_the_next_restart(tmp_path: Path) -> None:
+    path = tmp_path / "lemons.json"
+    for run in range(2):
+        night = with_memory(path, 50 + run, "node-1")
+        night.run_to_step(10)
+        see(night, "node-1", finding("evict"))
+        night.run(lambda s: bool(s.nodes["node-1"].quarantined))
+        night.run_for(2.0)
+    night = with_memory(path, 52, "node-1")
+    night.world.trouble.drivers_open_s["node-1"] = night.timeline.now_s() + 20.0
+    state = night.run(lambda s: "node-1" in s.nodes and bool(s.nodes["node-1"].lemon))
+    # Ranks train on it, and what it did in other runs is no reason to end them.
+    assert "node-1" in nodes_of(state)
+    state = night.run_to_step(state.step + 10)
+    assert state.num_attempts == 1
+    assert not state.nodes["node-1"].quarantined
+    spare = spare_of(state)
+    night.world.kill_worker(0)
+    state = night.run(lambda s: s.num_attempts == 2 and s.step > state.step + 10)
+    assert spare in nodes_of(state)
+    assert "GPU GPU-1" in state.nodes["node-1"].quarantined
+    lemon = next(i for i in state.incidents.values() if i.draft.fault == "lemon")
+    assert lemon.draft.node == "node-1"
+    assert lemon.closed_s is not None
 
 
 def test_an_unreadable_memory_is_put_aside_and_costs_no_run(tmp_path: Path) -> None:

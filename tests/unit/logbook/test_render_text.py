@@ -60,6 +60,10 @@ def test_the_whole_line() -> None:
             "command 3 in force on n from step 60: lr 0.0006 -> 0.0003",
         ),
         (ev.NoteAdded("ann", "watch this", "inc-1"), "ann on inc-1: watch this"),
+        (
+            ev.NodeIdentified("node-1", "a", "4c4c", (("GPU-1", "s1"), ("GPU-2", "")), "bad twice"),
+            "node-1 has named its hardware: machine 4c4c; GPU-1, GPU-2 (bad twice)",
+        ),
     ],
 )
 def test_phrases(event: ev.Event, text: str) -> None:

@@ -158,6 +158,8 @@ def test_the_score_never_grows_by_waiting(past: list[tuple[float, float]], wait_
         ({"sys/class/dmi/id/product_uuid": "4C4C4544-0042\n"}, "4c4c4544-0042"),
         ({"sys/class/dmi/id/product_uuid": "00000000-0000\n", "etc/machine-id": "abc"}, "abc"),
         ({"sys/class/dmi/id/product_uuid": "FFFFFFFF-FFFF\n"}, ""),
+        ({".dockerenv": "", "etc/machine-id": "abc"}, ""),
+        ({"run/.containerenv": "", "sys/class/dmi/id/product_uuid": "4C-44"}, "4c-44"),
         ({}, ""),
     ],
 )

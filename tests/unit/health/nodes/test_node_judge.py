@@ -54,6 +54,14 @@ def test_gpus_of_others_on_the_machine_are_left_out() -> None:
     assert [f.device for f in judge.read([XID_79.replace("b3", "b2")])] == ["GPU-a"]
 
 
+def test_a_gpu_that_has_fallen_off_the_bus_stays_the_nodes_own() -> None:
+    judge = NodeJudge()
+    both = report()
+    judge.look(both)
+    judge.look(ProbeReport(ProbeStatus.OK, gpus=both.gpus[:1]))
+    assert [gpu.uuid for gpu in judge.gpus] == ["GPU-a", "GPU-b"]
+
+
 def test_ordinary_kernel_lines_say_nothing() -> None:
     assert NodeJudge().read(["usb 1-1: new high-speed device", "NVRM: loading driver"]) == []
 
