@@ -105,12 +105,15 @@ class Intake:
         self._bounds = bounds
         self._clock = clock
         self._lock = threading.Lock()
+        self._settling = threading.Lock()
 
     def ask(self, body: bytes, signer: str) -> Receipt:
         """Lay a change on the desk; one that was asked for already is told of, and not laid again.
 
+        Where the run is over, it is carried out before this returns, or refused.
         signer: who sent it, as far as it is known for sure.
-        Raises: Refusal[body-not-json, body-invalid, intervention-id-taken, run-over, desk-full].
+        Raises: Refusal[body-not-json, body-invalid, intervention-id-taken, run-over, desk-full,
+            too-busy]; MidwatchError for what could not be carried out.
         """
         asked = _decoded(body, InterventionAsked)
         request = _signed(asked, signer)
@@ -118,11 +121,15 @@ class Intake:
         with self._lock:
             if asked.id is not None and (known := self._known(asked.id)) is not None:
                 return _same(known, request)
-            self._refuse_late(self._view.state())
             self._refuse_flood()
             _refuse_bulk(request)
-            post_request(self._view.run_dir, request, time_s=self._clock())
-        return Receipt(request.id, "requested")
+            state = self._view.state()
+            if not (state.status.is_terminal and state.is_at_rest):
+                post_request(self._view.run_dir, request, time_s=self._clock())
+                return Receipt(request.id, "requested")
+        self._settle(request, state)
+        known = self._known(request.id)
+        return Receipt(request.id, known.stage if known is not None else "requested")
 
     def try_out(self, body: bytes, signer: str) -> list[Decision]:
         """Return what would be decided about a change now, [] when it would have to wait."""
@@ -162,14 +169,23 @@ class Intake:
     def _known(self, name: str) -> Intervention | None:
         return next((k for k in self._view.interventions() if k.request.id == name), None)
 
-    def _refuse_late(self, state: RunState) -> None:
-        if state.status.is_terminal and state.is_at_rest:
-            raise Refusal(
-                409,
-                "run-over",
-                f"the run is {state.status}: nobody acts on it any more.",
-                remedy="Submit it again first, where it was only stopped.",
-            )
+    def _settle(self, request: InterventionRequested, state: RunState) -> None:
+        """Have done what can be done for a run that has no controller any more."""
+        # Here alone: a controller takes its time to load.
+        from ..aftermath import hand_in
+
+        # Reading a checkpoint back takes long: others are told so, and hold no thread meanwhile.
+        if not self._settling.acquire(blocking=False):
+            message = "something else is being done for this run, which is over."
+            raise Refusal(503, "too-busy", message, remedy="Ask again.")
+        try:
+            hand_in(self._view.run_dir, request, state)
+        except MidwatchError as error:
+            if error.code != "run-is-over":
+                raise
+            raise Refusal(409, "run-over", error.message, remedy=error.remedy) from error
+        finally:
+            self._settling.release()
 
     def _refuse_flood(self) -> None:
         waiting = count_waiting(self._view.run_dir)

@@ -147,6 +147,7 @@ def _add_interventions(router: APIRouter, service: Service) -> None:
     async def intervene(request: Request, dry_run: bool = _Dry) -> Response:
         """Ask for a change: 202 once it lies on the desk; the controller decides about it.
 
+        Where the run is over, it is done before the answer, or refused with 409.
         With `dry_run` 200 and what would be decided, an empty list where it would have to wait.
         """
         signer = _signer(request, service)
@@ -195,6 +196,7 @@ def _signer(request: Request, service: Service) -> str:
             403,
             "role-too-low",
             f"a {role} may read; this needs the token of an operator.",
+            remedy="Show the operator's token, or ask somebody who has it.",
         )
     return service.signer(role)
 

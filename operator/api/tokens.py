@@ -70,7 +70,12 @@ class Tokens:
         is_operator = hmac.compare_digest(digest, _digest(operator))
         if is_viewer or is_operator:
             return Role.VIEWER if is_viewer else Role.OPERATOR
-        raise Refusal(401, "token-wrong", "the token is not one of this run's.")
+        raise Refusal(
+            401,
+            "token-wrong",
+            "the token is not one of this run's.",
+            remedy="It may have been renewed: read it again from where the run's tokens lie.",
+        )
 
 
 def token_path(run_dir: Path, role: Role) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import secrets
+import sys
 import time
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from .channel import Channel
 from .channel import plan_request as plan_request
 from .output import CONFLICT, Output, print_json
 
+WAITS = "the run is not training, or at work on the same: the request stands until it can be done"
 SETTLED = ("scheduled", "applied", "rejected", "failed", "reverted", "expired")
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it goes into the record.")]
@@ -77,10 +79,13 @@ def submit(
         if any(isinstance(decision.action, RejectIntervention) for decision in decisions):
             raise SystemExit(CONFLICT)
         return
+    waits = timeout_s > 0 and not channel.plan(request)
     channel.post(request)
     if timeout_s <= 0:
         _answer({"id": request.id, "stage": "requested"}, f"requested as {request.id}", output)
         return
+    if waits:
+        print(f"{request.id}: {WAITS}; waiting {timeout_s:g} s for it", file=sys.stderr)
     known = wait_until_settled(channel, request.id, timeout_s)
     detail = f": {known.detail}" if known.detail else ""
     _answer(known, f"{request.id}: {known.stage}{_when(known)}{detail}{_values(known)}", output)
@@ -135,7 +140,7 @@ def plan_text(decisions: list[Decision]) -> str:
     for decision in decisions:
         lines.append(f"would decide {decision.action.__struct_config__.tag}: {decision.reason}")
         lines += [f"    {what}: {value}" for what, value in decision.evidence]
-    return "\n".join(lines) or "would wait: the run is not training now"
+    return "\n".join(lines) or f"would wait: {WAITS}"
 
 
 def _answer(value: object, text: str, output: Output) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...logbook.decisions import Action, Decision, IncidentDraft
+from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention, RunState
 
 Pairs = tuple[tuple[str, str], ...]
@@ -42,6 +43,11 @@ def next_decision_id(state: RunState) -> str:
 def next_incident_id(state: RunState) -> str:
     """Return the id of the next incident to be opened, inc-0001 onward."""
     return f"inc-{len(state.incidents) + 1:04d}"
+
+
+def said_by(request: InterventionRequested) -> str:
+    """Return who asked for something and why, as the reason of what is decided about it."""
+    return f"{request.by} asked: {request.reason or 'no reason given'}"
 
 
 def is_training(state: RunState) -> bool:

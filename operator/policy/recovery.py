@@ -13,6 +13,7 @@ from ...logbook.decisions import (
 from ...logbook.plan import AttemptPlan
 from ...logbook.state import AttemptState, RunState
 from ..spec import RunSpec
+from . import rollback_requests
 from .budget import spent_budget
 from .candidates import memory_since, nothing_to_resume, resume_point
 from .context import About, Pairs, make_decision, next_incident_id
@@ -69,6 +70,9 @@ def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     spent = spent_budget(state, spec, now_s)
     if spent is not None:
         return [_pause(state, spent, (), about)]
+    asked = rollback_requests.begin(state, spec, now_s)
+    if asked is not None:
+        return [asked]
     trouble = open_trouble(state)
     if trouble is not None:
         return [plan_rollback(state, spec, now_s, *trouble)]

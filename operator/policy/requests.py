@@ -28,7 +28,7 @@ from ...logbook.state import Intervention, RunState
 from ..spec import RunSpec
 from . import checkpoint_requests, rollback_requests
 from .checkpoint_requests import CHECKPOINT_ACTIONS
-from .context import Pairs, is_for_a_while, is_training, make_decision
+from .context import Pairs, is_for_a_while, is_training, make_decision, said_by
 from .detectors import switch_of
 from .refusals import refuse, value_now
 from .rungs import given_up
@@ -61,13 +61,13 @@ def _answer(
         return make_decision(state, RejectIntervention(request.id), refusal)
     if request.action in CHECKPOINT_ACTIONS:
         return checkpoint_requests.answer(state, spec, request, now_s)
-    said = f"{request.by} asked: {request.reason or 'no reason given'}"
+    said = said_by(request)
     action = _action_at_once(state, request)
     if action is not None:
         return make_decision(state, action, said)
     if not is_training(state):
         return None
-    if request.action == "rollback":
+    if request.action == rollback_requests.ROLLBACK:
         return rollback_requests.plan(state, spec, request, said, now_s)
     send = SendCommand(_command(state.next_command, request, spec), request.id)
     evidence = (*_values_now(state, request), *given_up(state, request))
@@ -116,7 +116,13 @@ def _command(seq: int, request: InterventionRequested, spec: RunSpec) -> Command
 def _values_now(state: RunState, request: InterventionRequested) -> Pairs:
     names = values_of(request.action, request.value, request.values)
     known = [(name, value_now(state, name)) for name in names]
-    return tuple((f"{name} now", f"{now:.6g}") for name, now in known if now is not None)
+    evidence = [(f"{name} now", f"{now:.6g}") for name, now in known if now is not None]
+    rate = state.last.lr if state.last is not None else None
+    if "lr-factor" in names and rate is not None:
+        # A factor says little to whoever thinks in rates.
+        then = rate * names["lr-factor"]
+        evidence.append(("lr", f"{rate:.6g}, on the same schedule {then:.6g}"))
+    return tuple(evidence)
 
 
 def _follow_up(
@@ -186,8 +192,10 @@ def plan_answer(
     """Return what would be decided about a request made now, None while it would have to wait."""
     known = Intervention(request=request, requested_s=now_s)
     asked = replace(state, interventions={**state.interventions, request.id: known})
-    done = _completion(asked, spec, known, now_s)
-    return done if done is not None else _answer(asked, spec, request, now_s)
+    found = _completion(asked, spec, known, now_s) or _answer(asked, spec, request, now_s)
+    if found is None and state.attempt is None:
+        return rollback_requests.begin(asked, spec, now_s)
+    return found
 
 
 def _completion(

@@ -1,5 +1,6 @@
 """What a person asks for who wants to go back to an earlier state, by its step or its name.
 
+A run that is paused, or waits for nodes, begins again with it when its time comes.
 Changes that people have made stay in force: one that was made later than the state comes again at
 its step. Whoever wants less of them takes them back.
 """
@@ -12,16 +13,17 @@ from ...logbook.plan import AttemptPlan
 from ...logbook.state import RunState
 from ..spec import RunSpec
 from .candidates import MAX_CANDIDATES, usable_until
-from .context import make_decision
+from .context import make_decision, said_by
 from .placement import plan_placement
+from .preflight import gate_attempt
+
+ROLLBACK = "rollback"
 
 
 def refuse(state: RunState, request: InterventionRequested) -> str:
     """Return why the run cannot go back so, "" when it can."""
     if state.status.is_terminal:
         return f"the run is {state.status}"
-    if state.paused:
-        return "the run is paused: resume it, then roll it back"
     name = request.target
     if name and name not in state.checkpoints:
         return f"there is no checkpoint {name!r}"
@@ -45,6 +47,15 @@ def limit_of(state: RunState, request: InterventionRequested) -> int:
     return known.step if known is not None else int(request.value)
 
 
+def begin(state: RunState, spec: RunSpec, now_s: float) -> Decision | None:
+    """Return the attempt of a run at a stand that somebody has asked to go back, else None."""
+    for known in state.interventions.values():
+        request = known.request
+        if known.stage == "requested" and request.action == ROLLBACK and not refuse(state, request):
+            return plan(state, spec, request, said_by(request), now_s)
+    return None
+
+
 def plan(
     state: RunState, spec: RunSpec, request: InterventionRequested, said: str, now_s: float
 ) -> Decision | None:
@@ -52,6 +63,10 @@ def plan(
     placed = plan_placement(state, spec, now_s)
     if placed is None:
         return None
+    if state.attempt is None:
+        gate = gate_attempt(state, spec, placed[1], said)
+        if gate is not None:
+            return gate
     ranked = usable_until(state, limit_of(state, request)).ranked
     if request.target:
         ranked = (request.target, *(name for name in ranked if name != request.target))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from midwatch.logbook import decisions as d
-from midwatch.logbook.decisions import ON_REQUEST
+from midwatch.logbook.decisions import ON_REQUEST, StartAttempt
 from midwatch.logbook.state import RunState, Status
+from midwatch.operator.cli.channel import plan_request
 from midwatch.trainer.schedule import lr_at
 
 from ..support.builders import make_spec
@@ -281,6 +282,52 @@ def test_a_rollback_goes_where_it_was_told_also_when_it_is_struck_on_the_way(str
     left = [c for c in night.state.checkpoints.values() if c.attempt == 1 and c.step > 40]
     assert all(c.abandoned for c in left)
     assert night.state.hyper.value_at("grad-clip", 200) == 0.3
+
+
+def test_a_paused_run_that_is_to_go_back_begins_again_there() -> None:
+    night = Night(LONG)
+    night.run_to_step(65)
+    night.ask("pause", id="pause")
+    night.run(lambda s: bool(s.paused))
+    held = night.state.step
+    name = night.ask("rollback", 45)
+    nowhere = night.ask("rollback", 5, id="nowhere")
+    settled(night, nowhere, "rejected")
+    request = night.state.interventions[name].request
+    foretold = plan_request(night.state, request, night.timeline.now_s())
+    assert [type(decision.action) for decision in foretold] == [StartAttempt]
+    night.run_for(30.0)
+    # What is asked for is no reason to go on: somebody has paused it.
+    assert (stage(night, name), night.state.step) == ("requested", held)
+    night.ask("resume")
+    settled(night, name, "applied")
+    assert resumed_at(night)[-1] == 40
+    assert night.state.num_attempts == 2
+    left = [c for c in night.state.checkpoints.values() if c.attempt == 1 and c.step > 40]
+    assert left
+    assert all(c.abandoned for c in left)
+    finished(night)
+
+
+def test_a_way_back_asked_for_is_taken_before_the_policys_own() -> None:
+    night = Night(LONG)
+    night.run_to_step(65)
+    nodes = night.state.attempt.plan.nodes if night.state.attempt else ()
+    # Nothing is left to run on: the run waits for a node, and somebody makes up their mind.
+    for node in night.state.nodes:
+        if node not in nodes:
+            night.ask("quarantine", target=node, id=f"q-{node}")
+    night.world.kill_agent(nodes[1], known_after_s=0.1)
+    night.ask("quarantine", target=nodes[1], id="q-lost")
+    night.run(lambda s: s.attempt is None)
+    name = night.ask("rollback", 45)
+    night.run_for(5.0)
+    assert stage(night, name) == "requested"
+    for node in night.state.nodes:
+        night.ask("release", target=node, id=f"r-{node}")
+    settled(night, name, "applied")
+    assert resumed_at(night)[-1] == 40
+    finished(night)
 
 
 def test_a_rollback_names_what_stands_in_its_way() -> None:

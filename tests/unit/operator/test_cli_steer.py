@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from midwatch.logbook import decisions as d
+from midwatch.logbook.errors import MidwatchError
 from midwatch.logbook.events import InterventionRequested
 from midwatch.operator.cli.channel import FolderChannel
 from midwatch.operator.cli.main import command_line
@@ -110,6 +112,29 @@ def test_what_the_controller_does_by_itself_or_refuses(
     decision = tried(run, *words)
     assert decision["action"]["type"] == tag, decision["reason"]
     assert expected.items() <= decision["action"].items()
+
+
+def test_a_factor_is_shown_with_the_rate_that_it_makes(run: SyntheticRun) -> None:
+    last = run.state.last
+    assert last is not None
+    evidence = dict(tried(run, "lr", "--factor", "0.5")["evidence"])
+    assert evidence["lr-factor now"] == "0.5"
+    assert evidence["lr"] == f"{last.lr:.6g}, on the same schedule {last.lr / 2:.6g}"
+
+
+def test_whoever_asks_a_run_that_does_not_train_is_told_that_it_waits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = SyntheticRun(tmp_path, nodes=2, spares=1, slots=2)
+    run.start("the first attempt")
+    run.train(30)
+    run.decide(d.PauseRun("asked"), "ann asked")
+    run.close()
+    request = make_request("grad-clip", "to see", value=0.3)
+    with pytest.raises(MidwatchError, match="may still apply") as late:
+        submit(FolderChannel(tmp_path), request, False, 0.01, Output.TEXT)
+    assert late.value.code == "timed-out"
+    assert f"{request.id}: the run is not training" in capsys.readouterr().err
 
 
 def test_a_rollback_goes_to_the_checkpoint_named_or_the_newest_up_to_the_step(

@@ -178,7 +178,7 @@ def test_a_request_that_is_not_one_is_refused(server: ApiServer, change: dict[st
     assert server.client().intervention(str(change.get("id", "ask-1"))) is None
 
 
-def test_a_run_that_is_over_takes_remarks_at_once_and_changes_no_more(
+def test_what_is_asked_of_a_run_that_is_over_is_settled_in_the_answer(
     small_run: SyntheticRun,
 ) -> None:
     small_run.crash(rank=1)
@@ -186,8 +186,19 @@ def test_a_run_that_is_over_takes_remarks_at_once_and_changes_no_more(
     small_run.decide(d.CloseIncident("inc-0001", "the run ended"), "nothing more will come")
     small_run.close()
     with ApiServer(small_run.folder) as server:
-        answer = ask(server)
+        answer = ask(server, id="ask-0", action="resume")
         assert (answer.status_code, answer.json()["code"]) == (409, "run-over")
+        assert ask(server).json() == {"id": "ask-1", "stage": "rejected"}
+        known = server.client().intervention("ask-1")
+        assert known is not None
+        assert known.detail == "the run is stopped"
+        # Sent again, it is told of and not asked for a second time.
+        for _ in range(2):
+            answer = ask(server, id="ask-2", action="ack", target="inc-0001", by="ann")
+            assert answer.json() == {"id": "ask-2", "stage": "applied"}
+        state = load_state(small_run.folder)
+        assert "ann via api:operator" in state.incidents["inc-0001"].acknowledged
+        assert [k.request.id for k in state.interventions.values()] == ["ask-1", "ask-2"]
         answer = post(
             server, "/v1/incidents/inc-0001/remarks", {"text": " the cable ", "by": "ann"}
         )
