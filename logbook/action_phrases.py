@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from . import decisions as de
 from .hyper import Command
 from .parameters import PARAMETERS, values_of
+from .words import some_of, steps_text
 
 
 def action_text(action: de.Action) -> str:
@@ -64,14 +63,8 @@ def _command_text(command: Command) -> str:
     words += [f"{command.value:g}"] if command.kind == "save-interval" else []
     words += [command.target] if command.target else []
     words += [f"at step {command.at_step}"] if command.at_step else []
-    words += [f"for {command.for_steps} steps"] if command.for_steps else []
+    words += [f"for {steps_text(command.for_steps)}"] if command.for_steps else []
     return " ".join(words)
-
-
-def some_of(names: Sequence[str], most: int = 4) -> str:
-    """Return the first few names and how many more there are: 124 nodes would hide the reason."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _tag(struct: msgspec.Struct) -> str:

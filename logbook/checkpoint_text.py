@@ -6,6 +6,7 @@ import math
 
 from .state import CheckpointState, FindingMark
 from .trend import Trend
+from .words import steps_text
 
 
 def outcome_text(known: CheckpointState, step: int) -> str:
@@ -19,9 +20,9 @@ def outcome_text(known: CheckpointState, step: int) -> str:
     if known.abandoned:
         parts.append("rolled back past")
     if known.after is not None:
-        parts.append(f"{known.after.kind} {known.after.steps} steps later")
+        parts.append(f"{known.after.kind} {steps_text(known.after.steps)} later")
     elif not known.abandoned:
-        parts.append(f"healthy for {max(step - known.step, 0)} steps")
+        parts.append(f"healthy for {steps_text(max(step - known.step, 0))}")
     if known.num_resumed:
         parts.append(f"resumed from {times_text(known.num_resumed)}")
     if known.num_failed:
@@ -68,7 +69,7 @@ def _direction(trend: Trend) -> str:
 
 def mark_text(mark: FindingMark, side: str) -> str:
     """Return how far trouble was: creep 12 steps before."""
-    return f"{mark.kind} {mark.steps} steps {side}"
+    return f"{mark.kind} {steps_text(mark.steps)} {side}"
 
 
 def times_text(count: int) -> str:

@@ -10,29 +10,18 @@ from typing import Any
 import msgspec
 
 from . import events as ev
-from .action_phrases import action_text, some_of
+from .action_phrases import action_text
 from .clock import span_text
 from .energy import energy_text
 from .parameters import values_of
 from .state import Intervention
+from .words import bytes_text, some_of, steps_text
 
 
 def phrase_of(event: msgspec.Struct) -> str | None:
     """Return the phrase for event, None when its kind has none."""
     phrase = _PHRASES.get(type(event))
     return phrase(event) if phrase is not None else None
-
-
-def bytes_text(size: int) -> str:
-    """Return a size in the unit a person would use."""
-    if size < 1000:
-        return f"{size} bytes"
-    scaled = float(size)
-    for unit in ("kB", "MB", "GB"):
-        scaled /= 1000
-        if scaled < 1000:
-            return f"{scaled:.3g} {unit}"
-    return f"{scaled / 1000:.3g} TB"
 
 
 def _submitted(e: ev.RunSubmitted) -> str:
@@ -233,7 +222,7 @@ def request_text(e: ev.InterventionRequested) -> str:
     if e.action == "rollback" and not e.target:
         words.append(f"to step {e.value:g}")
     words += [f"at step {e.at_step}"] if e.at_step is not None else []
-    words += [f"for {e.for_steps} steps"] if e.for_steps is not None else []
+    words += [f"for {steps_text(e.for_steps)}"] if e.for_steps is not None else []
     return " ".join(words)
 
 

@@ -6,9 +6,10 @@ from .checkpoint_text import health_text, outcome_text, verified_text
 from .chronicle import AttemptRow, Chronicle
 from .clock import clock_text, span_text
 from .document import Block, Heading, Table, Text
-from .phrases import bytes_text, changes_text, request_text
+from .phrases import changes_text, request_text
 from .state import Intervention, NodeState, RunState
 from .summary import RunSummary
+from .words import bytes_text
 
 ROWS_MAX = 200
 

@@ -13,8 +13,8 @@ from textual.widgets import DataTable, Static
 
 from ..checkpoint_text import health_text, outcome_text, verified_text
 from ..clock import span_text
-from ..phrases import bytes_text
 from ..state import CheckpointState, RunState
+from ..words import bytes_text
 from .book import Book
 from .colours import RED
 from .controls import Controls, Places

@@ -22,8 +22,8 @@ from ...checkpoints.manifest import Manifest
 from ...logbook.checkpoint_text import mark_text, trend_text, verified_text
 from ...logbook.clock import clock_text, span_text
 from ...logbook.errors import ConfigError, IntegrityError, MidwatchError
-from ...logbook.phrases import bytes_text
 from ...logbook.state import CheckpointState
+from ...logbook.words import bytes_text
 from ..checkpoint_view import CheckpointRow, checkpoint_rows, compared_with
 from ..policy.storage import retention_plan
 from ..spec import RunSpec

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ...logbook.words import steps_text
 from ..simulation.incidents import (
     GPUS,
     Row,
@@ -61,7 +62,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _text(incident.rollback_steps),
         incident.outcome,
         row.decided,
-        f"{row.lag_steps} steps" if row.lag_steps is not None else "-",
+        steps_text(row.lag_steps) if row.lag_steps is not None else "-",
         f"{row.lr_factor:g}",
         str(row.rolled_back_steps),
         f"{row.curve_lag_steps:+d} steps" if row.curve_lag_steps is not None else "-",

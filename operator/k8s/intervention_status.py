@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...logbook.words import steps_text
 from .actions import SetInterventionStatus
 from .conditions import FALSE, TRUE, UNKNOWN, Conditions
 from .observed import Object, Observed, time_text
@@ -97,7 +98,7 @@ def mirrored(
     conditions.set("Failed", FALSE, "Applied", "")
     if each["spec"].get("forSteps"):
         # It ends by itself: that is yet to come.
-        conditions.set("Reverted", FALSE, "InForce", f"for {each['spec']['forSteps']} steps")
+        conditions.set("Reverted", FALSE, "InForce", f"for {steps_text(each['spec']['forSteps'])}")
         return status.write(stage, where)
     return status.settle(stage, where)
 

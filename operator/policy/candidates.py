@@ -9,6 +9,7 @@ from ...checkpoints.last_good import Candidate, Choice, Rules, choose_last_good,
 from ...logbook.decisions import PruneCheckpoints, StartAttempt
 from ...logbook.fold_checkpoints import with_trend
 from ...logbook.state import TREND_STEPS, Incident, RunState
+from ...logbook.words import steps_text
 from ..spec import RunSpec
 
 MAX_CANDIDATES = 8
@@ -115,7 +116,7 @@ def nothing_to_resume(state: RunState, spec: RunSpec) -> tuple[str, str] | None:
         return None
     why = (
         f"no checkpoint may be trusted ({len(unsound)} cannot be read back whole), and to start "
-        f"over would give up {state.step} steps"
+        f"over would give up {steps_text(state.step)}"
     )
     return "no-usable-checkpoint", why
 

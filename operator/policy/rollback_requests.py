@@ -11,6 +11,7 @@ from ...logbook.decisions import Decision, StartAttempt
 from ...logbook.events import InterventionRequested
 from ...logbook.plan import AttemptPlan
 from ...logbook.state import RunState
+from ...logbook.words import steps_text
 from ..spec import RunSpec
 from .candidates import MAX_CANDIDATES, usable_until
 from .context import make_decision, said_by
@@ -81,7 +82,7 @@ def plan(
         first_command=state.next_command,
     )
     action = StartAttempt(attempt, intervention=request.id)
-    why = f"{said}: back to {ranked[0]}, {state.step - step} steps are given up"
+    why = f"{said}: back to {ranked[0]}, {steps_text(state.step - step)} given up"
     return make_decision(
         state,
         action,

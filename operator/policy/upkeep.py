@@ -16,6 +16,7 @@ from ...logbook.events import InterventionRequested
 from ...logbook.findings import Finding, Severity
 from ...logbook.fold_interventions import ENDINGS
 from ...logbook.state import Incident, RunState
+from ...logbook.words import steps_text
 from ..spec import RunSpec
 from .context import make_decision, next_incident_id
 
@@ -79,7 +80,7 @@ def _outcome(state: RunState, spec: RunSpec, incident: Incident) -> str:
     if incident.recovered_s is None or last is None:
         return ""
     took_s = incident.recovered_s - draft.seen_s
-    recovered = f"recovered in {took_s:.2f} s, {incident.steps_lost} steps trained again"
+    recovered = f"recovered in {took_s:.2f} s, {steps_text(incident.steps_lost)} trained again"
     if not draft.is_numeric:
         return recovered
     again = any(

@@ -69,7 +69,8 @@ def test_a_killed_worker(session: Session, corpus: Path, undisturbed: dict, tmp_
 def test_a_killed_agent_is_replaced_by_the_spare(
     session: Session, corpus: Path, undisturbed: dict, tmp_path: Path
 ) -> None:
-    with LiveRun(nano_spec("agent", tmp_path, corpus, checkpoints=EVERY_STEP), session) as run:
+    spec = nano_spec("agent", tmp_path, corpus, spares=1, checkpoints=EVERY_STEP)
+    with LiveRun(spec, session) as run:
         state = survive(run, undisturbed, ["node-lost"], strike_agent(0, 12))
     (incident,) = state.incidents.values()
     assert [n.node for n in state.nodes.values() if n.quarantined] == [incident.draft.node]
@@ -89,8 +90,7 @@ def test_two_agents_killed_at_once_leave_the_disk(
         killed = [kill(state.nodes[node].pid) for node in state.attempt.plan.nodes]
         return all(killed)
 
-    nodes = {"ranks_per_node": 2, "spares": 2}
-    with LiveRun(nano_spec("two-agents", tmp_path, corpus, nodes=nodes), session) as run:
+    with LiveRun(nano_spec("two-agents", tmp_path, corpus, spares=2), session) as run:
         state = run.finish(both)
         assert state.status is Status.COMPLETED, run.describe()
         assert run.losses() == undisturbed
@@ -163,7 +163,7 @@ def test_an_agent_killed_during_a_checkpoint(
                 return True
         return False
 
-    with LiveRun(nano_spec("saving", tmp_path, corpus), session) as run:
+    with LiveRun(nano_spec("saving", tmp_path, corpus, spares=1), session) as run:
         state = survive(run, undisturbed, ["node-lost"], during_save)
     assert struck
     (incident,) = state.incidents.values()

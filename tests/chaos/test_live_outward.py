@@ -122,7 +122,7 @@ def _check_ledger(run: LiveRun, state: RunState) -> None:
     assert state.ended_s is not None
     totals = chronicle.ledger.totals(state.ended_s)
     wall_s = state.ended_s - state.submitted_s
-    assert sum(totals.values()) == pytest.approx(wall_s * 6)
+    assert sum(totals.values()) == pytest.approx(wall_s * 4)
     assert totals[Cause.PRODUCTIVE] > 0.0
     assert list(chronicle.curves.steps) == list(range(1, 401))
 

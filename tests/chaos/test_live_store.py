@@ -115,6 +115,7 @@ def test_a_node_lost_with_its_disk(
         tmp_path,
         corpus,
         store,
+        spares=1,
         entry_points={"worker": "midwatch.tests.support.stuck_rank:held"},
         restart={"hang_min_s": 2 * DEADLINE_S},
     )

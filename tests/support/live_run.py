@@ -35,8 +35,10 @@ def build_corpus(folder: Path) -> Path:
     return out
 
 
-def nano_spec(name: str, run_dir: Path, corpus: Path, **changes: Any) -> RunSpec:
-    """Return a run of the nano model: 2 x 2 ranks on two nodes, one spare, saved every 5 steps."""
+def nano_spec(
+    name: str, run_dir: Path, corpus: Path, *, spares: int = 0, **changes: Any
+) -> RunSpec:
+    """Return a run of the nano model: 2 x 2 ranks on two nodes, saved every 5 steps."""
     trainer: dict[str, Any] = {
         "preset": "nano",
         "model": {"vocab": 272},
@@ -50,7 +52,7 @@ def nano_spec(name: str, run_dir: Path, corpus: Path, **changes: Any) -> RunSpec
         "name": name,
         "run_dir": str(run_dir),
         "mesh": {"dp_shard": 2, "tp": 2},
-        "nodes": {"ranks_per_node": 2, "spares": 1, "preflight": "off"},
+        "nodes": {"ranks_per_node": 2, "spares": spares, "preflight": "off"},
         "trainer": trainer,
         "restart": {"hang_min_s": 3.0},
         "numeric": {"rollback_margin_steps": 2},

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 from midwatch.logbook import decisions as de
 from midwatch.logbook import events as ev
-from midwatch.logbook.phrases import bytes_text
 from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.record import Record
 from midwatch.logbook.render_text import MAX_TEXT, Filters, known_kinds, line_of
 from midwatch.logbook.wire import Hyper, Mesh, StepSample
+from midwatch.logbook.words import bytes_text
 from midwatch.tests.support.event_strategies import KINDS
 
 
