@@ -63,7 +63,9 @@ def _controller_started(state: RunState, e: ev.ControllerStarted, time_s: float)
     if state.attempt is None:
         return state
     # What was said while nobody listened comes now: the silence until here proves nothing.
-    return replace(state, attempt=replace(state.attempt, heard_s=time_s))
+    nodes = state.attempt.plan.nodes
+    anew = replace(state.attempt, heard_s=time_s, unheard=nodes, listening_s=time_s)
+    return replace(state, attempt=anew)
 
 
 def _fault_injected(state: RunState, e: ev.FaultInjected, time_s: float) -> RunState:
@@ -87,7 +89,12 @@ def _node_joined(state: RunState, e: ev.NodeJoined, time_s: float) -> RunState:
             present=True,
         )
     fresh = replace(fresh, machine=e.machine, gpus=e.gpus, lemon=e.lemon, joined_s=time_s)
-    return replace(state, nodes={**state.nodes, e.node: fresh})
+    state = replace(state, nodes={**state.nodes, e.node: fresh})
+    attempt = state.attempt
+    if attempt is None or e.node not in attempt.unheard:
+        return state
+    unheard = tuple(node for node in attempt.unheard if node != e.node)
+    return replace(state, attempt=replace(attempt, unheard=unheard, listening_s=time_s))
 
 
 def _node_identified(state: RunState, e: ev.NodeIdentified, time_s: float) -> RunState:

@@ -97,6 +97,9 @@ class AttemptState(msgspec.Struct, frozen=True):
 
     heard_s: since when silence counts against it: its start, its last step, or the start of a
         controller, which heard nothing before.
+    unheard: its nodes that a controller which took over has yet to hear of; what they have kept
+        for it may hold the cause of what others tell. listening_s: when it took over, or heard of
+        the last one since.
     signal_s: when the first sign of failure was recorded; None while all is well.
     tier, repaired, differs: as in events.AttemptResumed.
     readback: what its ranks read back last from their live objects.
@@ -105,6 +108,8 @@ class AttemptState(msgspec.Struct, frozen=True):
     plan: AttemptPlan
     started_s: float
     heard_s: float = 0.0
+    unheard: tuple[str, ...] = ()
+    listening_s: float = 0.0
     pids: dict[str, tuple[int, ...]] = {}
     resumed_s: float | None = None
     resumed_step: int = 0

@@ -245,7 +245,14 @@ def _seen(attempt: AttemptState, now_s: float) -> float:
 
 
 def _settled(attempt: AttemptState, spec: RunSpec, now_s: float) -> bool:
-    return now_s - _seen(attempt, now_s) >= spec.restart.settle_s
+    """Whether whatever there is to tell of the cause must have been told.
+
+    An agent keeps what a dead controller did not take, and tells its successor soon after it has
+    been heard of again.
+    """
+    if attempt.unheard and now_s - attempt.listening_s < spec.restart.heartbeat_deadline_s:
+        return False
+    return now_s - max(_seen(attempt, now_s), attempt.listening_s) >= spec.restart.settle_s
 
 
 def _is_consequence(e: WorkerExited) -> bool:

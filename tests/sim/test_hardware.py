@@ -7,6 +7,7 @@ from midwatch.checkpoints.manifest import checkpoint_id
 from midwatch.logbook import decisions as d
 from midwatch.logbook.state import Status
 from midwatch.operator.simulation.conditions import Times
+from midwatch.operator.simulation.drive import Turning
 
 from ..support.builders import make_spec
 from .night import Night
@@ -60,6 +61,22 @@ def test_a_killed_worker_is_blamed_whether_its_peers_fail_before_or_after(
     first, second = starts(night)
     assert second.plan.nodes == first.plan.nodes
     assert not quarantined(night)
+
+
+@pytest.mark.parametrize("late_s", [0.5, 1.5, 4.0, 6.0])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_new_controller_hears_every_node_before_it_takes_a_consequence_for_the_cause(
+    seed: int, late_s: float
+) -> None:
+    night = Night(seed=seed)
+    state = night.run_to_step(43)
+    assert state.attempt is not None
+    night.world.kill_worker(3)
+    night.crash()
+    # The node of the dead rank finds the new controller later than those of its peers.
+    night.world.wire.cut(state.attempt.plan.nodes[1], Turning().restart_s + late_s)
+    ended(night)
+    assert sorted(faults_of(night)) == ["controller-lost", "worker-killed"]
 
 
 def test_broken_peers_without_a_cause_restart_after_the_settling_time() -> None:
