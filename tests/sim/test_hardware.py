@@ -63,7 +63,7 @@ def test_a_killed_worker_is_blamed_whether_its_peers_fail_before_or_after(
     assert not quarantined(night)
 
 
-@pytest.mark.parametrize("late_s", [0.5, 1.5, 4.0, 6.0])
+@pytest.mark.parametrize("late_s", [0.5, 1.5, 3.0, 4.0])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_new_controller_hears_every_node_before_it_takes_a_consequence_for_the_cause(
     seed: int, late_s: float
