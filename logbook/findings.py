@@ -14,6 +14,11 @@ class Severity(StrEnum):
     WARN = "warn"
     ROLLBACK = "rollback"
 
+    @property
+    def weight(self) -> int:
+        """How far it goes, for comparisons."""
+        return list(Severity).index(self) + 1
+
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing a detector saw.

@@ -255,6 +255,9 @@ def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float)
         elif known.stage in ("sent", "scheduled"):
             state = replace(state, hyper=state.hyper.without(name, state.step + 1))
             state = staged(state, name, "failed", f"the run was {end} before it took effect")
+        elif known.request.action == "verify" and known.stage == "requested":
+            # Who was to read it back may be gone; whoever asks again reads it where it lies.
+            state = staged(state, name, "failed", f"the run was {end} before it was read back")
     return state
 
 

@@ -66,12 +66,7 @@ class Controller:
         self._unheard_preflight = _unheard_preflight(self.state)
         for detector, mode in self.state.detectors.items():
             self._switch(detector, mode)
-        resumed_step = self.state.attempt.resumed_step if self.state.attempt is not None else None
-        for sample in self.state.samples:
-            if resumed_step is not None and sample.step > resumed_step:
-                self._panel.restarted(resumed_step)
-                resumed_step = None
-            self._unsaid = self._panel.update(_point(sample))
+        self._unsaid = _judged_anew(self._panel, self.state)
 
     def take_over(self) -> None:
         """Note that an earlier controller of this run was lost, if it was at work."""
@@ -107,13 +102,14 @@ class Controller:
         return made
 
     def _say_unsaid(self) -> None:
-        """The last step's findings, if the last controller died before it had written them down."""
+        """What stands against the run and is not in the journal.
+
+        The last controller may have died before it had written it down; and the detectors, which
+        have looked again, would not say a second time what they hold to be said.
+        """
         unsaid, self._unsaid = self._unsaid, []
-        if not unsaid:
-            return
-        said = {_key(seen.finding) for seen in self.state.findings}
         for finding in unsaid:
-            if _key(finding) not in said:
+            if not _is_said(self.state, finding):
                 self._found(self.state.num_attempts, finding)
 
     def _take_in(self) -> None:
@@ -311,8 +307,35 @@ def _new_samples(event: ev.Event, before: RunState, after: RunState) -> Sequence
     return ()
 
 
-def _key(finding: Finding) -> tuple[str, str, int, str]:
-    return finding.detector, finding.kind, finding.step, finding.severity
+def _judged_anew(panel: Panel, state: RunState) -> list[Finding]:
+    """Let fresh detectors look at what is known; return what stands after the last sample."""
+    attempt = state.attempt
+    resumed_step = attempt.resumed_step if attempt and attempt.resumed_s is not None else None
+    latest: list[Finding] = []
+    for sample in state.samples:
+        if resumed_step is not None and sample.step > resumed_step:
+            panel.restarted(resumed_step)
+            resumed_step = None
+        latest = panel.update(_point(sample))
+    if resumed_step is not None:
+        panel.restarted(resumed_step)
+        return []
+    standing = [f for f in panel.verdict.evidence if f not in latest]
+    return standing + latest
+
+
+def _is_said(state: RunState, finding: Finding) -> bool:
+    """Whether the journal holds as much against the attempt, from the same detector."""
+    return any(
+        seen.attempt == state.num_attempts
+        and _what(seen.finding) == _what(finding)
+        and seen.finding.severity.weight >= finding.severity.weight
+        for seen in state.findings
+    )
+
+
+def _what(finding: Finding) -> tuple[str, str, int | None, bool]:
+    return finding.detector, finding.kind, finding.rank, finding.shadow
 
 
 def _point(sample: StepSample) -> Point:
