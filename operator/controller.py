@@ -124,9 +124,9 @@ class Controller:
         self._ports.desk.settled()
         self._ports.cluster.acknowledge()
         attempt = self.state.attempt
-        failing = attempt is not None and attempt.signal_s is not None
-        if attempt is not None and failing and self._listed != attempt.number:
-            # The reporter of the newest commits may be the one that died.
+        is_over = attempt is not None and (attempt.signal_s is not None or attempt.is_finished)
+        if attempt is not None and is_over and self._listed != attempt.number:
+            # The reporter of the newest commits may be the one that died, or be late.
             self._listed = attempt.number
             known = tuple(self.state.checkpoints)
             self.record(*self._ports.checkpoints.unknown(known))

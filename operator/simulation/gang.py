@@ -75,6 +75,7 @@ class Gang:
         self.is_broken = False
         self.is_frozen = False
         self.is_done = False
+        self._landed_s = 0.0
         self._world = world
         self._has_commands = False
         self._num_stopped = 0
@@ -263,6 +264,7 @@ class Gang:
             self._say(self.workers[0], self._stage(weights, "failed", error="disk-full"))
             return
         delay_s = world.storage.save_s()
+        self._landed_s = max(self._landed_s, world.timeline.elapsed_s + delay_s)
         world.timeline.later(delay_s, lambda: self._commit(weights, tags_of(sample)))
 
     def _commit(self, weights: Weights, tags: CheckpointTags) -> None:
@@ -279,8 +281,10 @@ class Gang:
         return stage_of(self._world.setting, name, weights.step, stage, tags, error)
 
     def _save_last(self, sample: StepSample | None, *, stopped: bool) -> None:
+        # Ranks leave only once what they have handed over has landed.
+        wait_s = max(self._landed_s - self._world.timeline.elapsed_s, 0.0)
         self._world.timeline.later(
-            self._world.times.save_s, lambda: self._finish(sample, stopped=stopped)
+            wait_s + self._world.times.save_s, lambda: self._finish(sample, stopped=stopped)
         )
 
     def _finish(self, sample: StepSample | None, *, stopped: bool) -> None:

@@ -303,6 +303,8 @@ def _misread(night: Night, fault: Fault) -> None:
 def _checkpoint_request(night: Night, fault: Fault) -> None:
     actions = ("pin", "unpin", "verify", "prune", "quarantine-checkpoint", "release-checkpoint")
     action = actions[int(fault.amount * len(actions))]
+    if action == "verify" and night.state.status.is_terminal:
+        return  # Its nodes are gone; whoever asks then reads it where it lies.
     known = sorted(night.state.checkpoints) or ["step-00000000.a0001"]
     target = "" if action == "prune" else known[fault.index % len(known)]
     night.ask(action, target=target, id=f"{action}-{fault.at_s:.3f}")
