@@ -8,6 +8,7 @@ highest tier found does the earliest line win:
   PRECISE  the failing process names what failed, exactly.
   DETAIL   the transport or the host names a symptom that has few causes.
   PROGRAM  an exception of the interpreter; a typed one points at the program.
+  HEARSAY  the words of a fault of the node, from somebody who need not know (failure_voice).
   PEER     another process, the meeting point or a collective is gone; which of these came
            first, the order of the lines tells.
   ECHO     what is printed once anything is wrong: clean-up, aborts, general NCCL lines.
@@ -29,7 +30,7 @@ from typing import NamedTuple
 from . import labels as lb
 from .verdicts import Action, Blame
 
-NOISE, ECHO, PEER, PROGRAM, DETAIL, PRECISE, CAUSE = range(7)
+NOISE, ECHO, PEER, HEARSAY, PROGRAM, DETAIL, PRECISE, CAUSE = range(8)
 
 STOP, RESTART, WATCH, DRAIN, EVICT = (
     Action.STOP,
@@ -113,7 +114,8 @@ RULES: tuple[Rule, ...] = (
          r"system not yet initialized|Error 80[2-4]:|CUDA_ERROR_SYSTEM_\w+"),
     # A container built for another driver prints these too: they cost no node by themselves.
     Rule(lb.GPU_DRIVER_INIT, PRECISE, 0.8,
-         r"Found no NVIDIA driver|CUDA driver version is insufficient|"
+         r"Found no NVIDIA driver|NVIDIA driver on your system is too old|"
+         r"CUDA driver version is insufficient|"
          r"CUDA driver initialization failed|CUDA unknown error - this may be|"
          r"no CUDA-capable device is detected|CUDA-capable device\(s\) is/are busy or unavailable|"
          r"cudaErrorDevicesUnavailable|CUDA_ERROR_(?:NO_DEVICE|NOT_INITIALIZED)|cuInit.{0,20}fail",
@@ -159,7 +161,8 @@ RULES: tuple[Rule, ...] = (
          r"is (?:dead|unreachable)|went down|not responding|unresponsive)|NodeNotReady|NodeLost\b|"
          r"node is not ready|stopped posting node status|missed too many heartbeats|"
          r"Lost (?:contact|communication) with (?:node|host)|could not connect to MOM|"
-         r"DeletionByTaintManager|\bhost (?:is down|unreachable)\b"),
+         r"DeletionByTaintManager|\bhost (?:is down|unreachable)\b|NodeDiedError|"
+         r"\bits node (?:has )?died|\bnode (?:\([^()]*\) )?was (?:dead|unavailable)"),
     Rule(lb.NODE_LOST, DETAIL, 0.7,
          r"(?:ORTE|PRTE) (?:daemon|has lost)|No route to host.*port 22|raylet (?:died|"
          r"process.*dead|is dead)|imminent node shutdown|node (?:is being )?rebooted|"
@@ -248,8 +251,12 @@ RULES: tuple[Rule, ...] = (
          r"(?:Errno 11\]|Errno 16\]|Errno 37\]|unable to lock file|database is locked|"
          r"No locks available)|(?:fail|error|unable|timed out).{0,40}"
          r"(?:writ|sav|load|read|upload)\w*.{0,30}(?:checkpoint|ckpt)|Unable to open file|h5py|"
-         r"FileNotFoundError.*(?:checkpoint|"
-         r"ckpt|\.pt\b|\.distcp|\.safetensors)"),
+         r"(?:FileNotFound|Permission|IsADirectory)Error.*(?:checkpoint|ckpt|\.pt\b|\.distcp|"
+         r"\.safetensors)"),
+    # A name or a port belongs to what was to be reached.
+    Rule(lb.STORAGE, PRECISE, 0.85,
+         r"(?:ConnectionPool\(host=|endpoint URL:|Failed to resolve).{0,80}(?:\bs3\b|storage|blob|"
+         r"minio|\brgw\b|\boss\b)"),
     # --- network, peers, meeting points -----------------------------------------------------------
     Rule(lb.NETWORK_IB, DETAIL, 0.93,
          r"NET/IB ?:.*(?:completion|async|error|fail|Unable|vendor)|\bibv_\w+.*(?:fail|error)|"
@@ -274,7 +281,8 @@ RULES: tuple[Rule, ...] = (
          r"failed to recv, got 0 bytes|(?:recvValue|sendBytes|recvBytes)\w* failed|Broken pipe|"
          r"NCCL WARN.*Connection refused|HorovodInternalError|peer (?:process )?(?:exited|died)"),
     Rule(lb.REMOTE_PEER_EXIT, PEER, 0.6,
-         r"ncclRemoteError|remote process exited or there was a network error|"
+         r"ncclRemoteError|remote process exited or there was a network error"),
+    Rule(lb.REMOTE_PEER_EXIT, ECHO, 0.5,
          r"NCCL communicator was aborted"),
     Rule(lb.NETWORK_IB, ECHO, 0.4,
          r"ncclSystemError|unhandled system error"),
@@ -287,11 +295,13 @@ RULES: tuple[Rule, ...] = (
          r"rendezvous.{0,60}(?:timed? ?out|fail|expired)|wait timeout after \d+ms|"
          r"connect\(\) timed out|ret(?:rie|rei)ving ncclUniqueId|clients? joined|"
          r"environment variable \w+ expected, but not set"),
+    Rule(lb.RENDEZVOUS, PRECISE, 0.9,
+         r"\[c10d\].*(?:gai error|cannot be retrieved)|Error initializing torch\.distributed"),
     Rule(lb.RENDEZVOUS, ECHO, 0.6,
          r"DistNetworkError|Connection refused|Socket Timeout"),
     Rule(lb.NCCL_TIMEOUT, PEER, 0.93,
          r"caught collective operation timeout|collective timeout or exception|"
-         r"collective operation.{0,40}timed? ?out|monitoredBarrier|"
+         r"collective operation.{0,40}timed? ?out|monitoredBarrier|watchdog timeout|"
          r"Timed out waiting \d+ms for (?:send|recv)|watchdog got stuck|"
          r"heart ?beat monitor timed out|Exception \(either an error or timeout\)|"
          r"waiting for.{0,40}missing ranks|ran for \d+ milliseconds before timing out"),
@@ -333,7 +343,7 @@ RULES: tuple[Rule, ...] = (
          r"JSONDecodeError|Unicode(?:De|En)codeError|UnidentifiedImage|ArrowInvalid|(?:corrupt|"
          r"malformed|bad) (?:sample|record|image|data|example)", Blame.DATA),
     Rule(lb.USER_CODE, PROGRAM, 0.8,
-         r"^(?:.*[\]:)] *)?(?:\w+\.)*(?:ModuleNotFound|Import|Attribute|Name|Type|Key|Index|Value|"
+         r"^(?:.*[\]:)|] *)?(?:\w+\.)*(?:ModuleNotFound|Import|Attribute|Name|Type|Key|Index|Value|"
          r"Assertion|NotImplemented|ZeroDivision|UnboundLocal|Syntax|Indentation|Recursion|"
          r"FileNotFound|Permission|NotADirectory|IsADirectory|FileExists|Lookup|"
          r"Overflow)Error(?:: |$|\()"),
@@ -343,6 +353,9 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.USER_CODE, ECHO, 0.45,
          r"Segmentation fault|\bSIGSEGV\b|exit(?: ?code)?[: =(]*-11\b|return code = -11\b|"
          r"exited on signal 11", Blame.UNKNOWN, RESTART),
+    # The status that an uncaught exception leaves, where no more is known.
+    Rule(lb.USER_CODE, NOISE, 0.3,
+         r"\bexit ?code[: =(]*1\b(?!\d)", Blame.UNKNOWN, RESTART),
     Rule(lb.USER_CODE, NOISE, 0.35,
          r"^(?:\[rank\d+\]: ?|\S+: )?(?:[A-Za-z_]\w*\.)*(?-i:(?!ChildFailed|Dist|"
          r"CalledProcess|RayTask|"
