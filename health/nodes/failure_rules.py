@@ -162,10 +162,10 @@ RULES: tuple[Rule, ...] = (
          r"node is not ready|stopped posting node status|missed too many heartbeats|"
          r"Lost (?:contact|communication) with (?:node|host)|could not connect to MOM|"
          r"DeletionByTaintManager|\bhost (?:is down|unreachable)\b|NodeDiedError|"
-         r"\bits node (?:has )?died|\bnode (?:\([^()]*\) )?was (?:dead|unavailable)"),
+         r"\bits node (?:has )?died|\bnode (?:\([^()]*\) )?(?:was (?:dead|unavailable)|has crashed)"),
     Rule(lb.NODE_LOST, DETAIL, 0.7,
          r"(?:ORTE|PRTE) (?:daemon|has lost)|No route to host.*port 22|raylet (?:died|"
-         r"process.*dead|is dead)|imminent node shutdown|node (?:is being )?rebooted|"
+         r"process.*dead|is dead)|imminent node shutdown|Shutdown manager killing pod|node (?:is being )?rebooted|"
          r"instance (?:retirement|terminated|stopped unexpectedly)|Zero Bytes were transmitted"),
     Rule(lb.PREEMPTION, CAUSE, 0.95,
          r"DUE TO PREEMPTION|\bPreempted (?:by|to|in order)\b|PreemptionBy\w+|"
@@ -174,7 +174,7 @@ RULES: tuple[Rule, ...] = (
          r"EventType\W+Preempt\b"),
     Rule(lb.PREEMPTION, DETAIL, 0.75,
          r"\b(?:was|been|is|job|being|requeued.*) preempted\b|state[:= ]+PREEMPTED|\bpreempt(?:ed|"
-         r"ing)\b.{0,40}(?:job|pod|node|instance|workload)|instance-action|"
+         r"ing)\b.{0,40}(?:job|pod|node|instance|workload|VM)\b|instance-action|instance/preempted\W+TRUE|"
          r"terminated by the (?:cloud )?provider"),
     Rule(lb.SCHEDULER, CAUSE, 0.9,
          r"DUE TO TIME LIMIT|credential expired|FailedScheduling|Insufficient nvidia\.com/gpu|"
@@ -188,6 +188,10 @@ RULES: tuple[Rule, ...] = (
          r"slurmctld): (?:fatal|error): (?!x11).*(?:Invalid|Unable|expired|reject|timed out|"
          r"launch failed|not permitted|Requested)|state[:= ]+TIMEOUT|"
          r"timed-out and|Reached (?:time|wall) ?limit"),
+    # Slurm's own complaint about anything else: it could not run the job as it was asked to.
+    Rule(lb.SCHEDULER, NOISE, 0.4,
+         r"^\W*(?:srun|sbatch|salloc|slurmstepd|slurmctld): error: (?!x11|.*(?:\btasks? [\d,-]+:|"
+         r"CANCELLED))"),
     Rule(lb.EXTERNAL_SIGNAL, PEER, 0.8,
          r"received (?:Signals\.)?(?:\d+|SIG\w+) death signal|"
          r"SignalException: Process \d+ got signal|^\s*KeyboardInterrupt|"
@@ -222,10 +226,9 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.OOM_HOST, PEER, 0.65,
          r"(?:exit|return)[ _]?(?:code|status)?[: =(]*(?:-9|137)\b|exited on signal 9|"
          r"(?<!closing signal )(?<!Signals\.)(?<!via )\bSIGKILL\b|^\s*Killed\s*$|"
-         r"line \d+: +\d+ Killed", Blame.UNKNOWN),
+         r"line \d+: +\d+ Killed|\btask \d+: Killed", Blame.UNKNOWN),
     Rule(lb.OOM_HOST, ECHO, 0.4,
-         r"DataLoader worker .*exited unexpectedly|Worker unexpectedly exits|"
-         r"worker died unexpectedly", Blame.UNKNOWN),
+         r"DataLoader worker .*exited unexpectedly", Blame.UNKNOWN),
     Rule(lb.STORAGE, PRECISE, 0.93,
          r"\[Errno (?:5|28|30|70|107|108|116|121|122)\]|No space left on device|"
          r"Disk quota exceeded|Stale (?:NFS )?file handle|Read-only file system|Input/output error|"
@@ -237,7 +240,7 @@ RULES: tuple[Rule, ...] = (
          r"PytorchStream(?:Writer|Reader) failed|PyTorchFileWriter|"
          r"inline_container\.cc.*(?:unexpected pos|failed)|unexpected pos \d+ vs|file (?:might|"
          r"may) be corrupt|pickle data was truncated|Ran out of input|invalid load key|"
-         r"not a zip file|BadZipFile|failed finding central directory|(?:HeaderTooLarge|"
+         r"storage has wrong size|unexpected EOF, expected|not a zip file|BadZipFile|failed finding central directory|(?:HeaderTooLarge|"
          r"HeaderTooSmall|MetadataIncompleteBuffer|InvalidHeader)|File \S+ cannot be opened|"
          r"iostream error|basic_(?:filebuf|ios)|checkpoint.{0,60}(?:corrupt|truncated|"
          r"incomplete)|(?:checksum|CRC) mismatch"),
@@ -272,6 +275,8 @@ RULES: tuple[Rule, ...] = (
          r"NET/Socket.*(?:fail|error)|NCCL WARN.*(?:No route to host|Network is unreachable|"
          r"Connection timed out|no socket interface found)|packet loss|"
          r"socket[A-Z]\w+:? .*(?:timed out|No route to host|unreachable|connection abort)"),
+    Rule(lb.NETWORK_IB, PEER, 0.6,
+         r"NCCL WARN socket\w*Connect\b"),
     Rule(lb.NETWORK_IB, PEER, 0.55,
          r"No route to host|Network is (?:unreachable|down)|Temporary failure in name resolution|"
          r"Name or service not known"),
@@ -283,7 +288,8 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.REMOTE_PEER_EXIT, PEER, 0.6,
          r"ncclRemoteError|remote process exited or there was a network error"),
     Rule(lb.REMOTE_PEER_EXIT, ECHO, 0.5,
-         r"NCCL communicator was aborted"),
+         r"NCCL communicator was aborted|Worker unexpectedly exits|worker died unexpectedly|"
+         r"its worker process has died"),
     Rule(lb.NETWORK_IB, ECHO, 0.4,
          r"ncclSystemError|unhandled system error"),
     Rule(lb.RENDEZVOUS, PEER, 0.93,
@@ -300,7 +306,7 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.RENDEZVOUS, ECHO, 0.6,
          r"DistNetworkError|Connection refused|Socket Timeout"),
     Rule(lb.NCCL_TIMEOUT, PEER, 0.93,
-         r"caught collective operation timeout|collective timeout or exception|"
+         r"caught collective operation timeout|collective timeout\b|"
          r"collective operation.{0,40}timed? ?out|monitoredBarrier|watchdog timeout|"
          r"Timed out waiting \d+ms for (?:send|recv)|watchdog got stuck|"
          r"heart ?beat monitor timed out|Exception \(either an error or timeout\)|"
@@ -333,7 +339,7 @@ RULES: tuple[Rule, ...] = (
          r"twice)|modified by an inplace|Trying to backward through the graph a second|"
          r"Cannot re-initialize CUDA in forked|no kernel image is available|Duplicate GPU detected|"
          r"ncclInvalid(?:Usage|Argument)|invalid device ordinal|unrecognized arguments|"
-         r"error: argument|CUDNN_STATUS_BAD_PARAM|is invalid for input of size|"
+         r"error: argument|CUDNN_STATUS_BAD_PARAM|OutOfResources: out of resource|is invalid for input of size|"
          r"stack expects each tensor|dimension out of range|Given groups=|index out of (?:range|"
          r"bounds)|CUDA error: invalid (?:argument|configuration)"),
     Rule(lb.USER_CODE, PROGRAM, 0.85,
@@ -353,6 +359,12 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.USER_CODE, ECHO, 0.45,
          r"Segmentation fault|\bSIGSEGV\b|exit(?: ?code)?[: =(]*-11\b|return code = -11\b|"
          r"exited on signal 11", Blame.UNKNOWN, RESTART),
+    Rule(lb.USER_CODE, PROGRAM, 0.5,
+         r"DataLoader worker .*exited unexpectedly with exit code [1-9]\b(?!\d)", Blame.UNKNOWN,
+         RESTART),
+    # NCCL found something amiss and does not say what.
+    Rule(lb.UNKNOWN, NOISE, 0.3,
+         r"\bNCCL error in:|ncclInternalError"),
     # The status that an uncaught exception leaves, where no more is known.
     Rule(lb.USER_CODE, NOISE, 0.3,
          r"\bexit ?code[: =(]*1\b(?!\d)", Blame.UNKNOWN, RESTART),

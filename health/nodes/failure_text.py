@@ -27,7 +27,7 @@ from .failure_rules import (
     RULES,
     Rule,
 )
-from .failure_voice import Voice, is_denied, read_voices
+from .failure_voice import Voice, is_denied, read_voices, without_guesses
 from .kernel_log import KernelEvent, parse_line, parse_quoted_xid
 from .labels import (
     CUDA_ILLEGAL_ACCESS,
@@ -148,8 +148,9 @@ def _readings(line: str, index: int) -> Iterable[tuple[_Match, int]]:
         quoted, words = parse_quoted_xid(line), _XID_WORDS.search(line)
         if quoted is not None and words is not None:
             yield _from_event(quoted, index, words.start()), words.end()
+    said = without_guesses(line)
     for pattern, rule in _COMPILED:
-        found = pattern.search(line)
+        found = pattern.search(said)
         if found is not None:
             yield _from_rule(rule, index, found.start()), found.end()
 

@@ -113,6 +113,15 @@ def _voice(line: str, is_raised_by_program: bool) -> Voice:
     return Voice.PROGRAM if _EXCEPTION.match(line) else Voice.PLAIN
 
 
+_SUPPOSED = re.compile(r"\b(?:potential|possible) (?:root )?(?:cause|reason)s?\b", re.IGNORECASE)
+
+
+def without_guesses(line: str) -> str:
+    """Return the line without the list of what may have been the cause, as Ray appends it."""
+    guesses = _SUPPOSED.search(line)
+    return line if guesses is None else line[: guesses.start()]
+
+
 _DENIED = re.compile(
     r"\b(?:no|not|never|without|neither|nor|none|any|zero|0|if|when|whenever|unless|whether|would|"
     r"could|may|might|will|should|survives?|check(?:s|ed|ing)?|tests?|testing)\b"

@@ -23,8 +23,8 @@ from midwatch.tests.support.recorded import recorded
 
 FRESH = [
     excerpt
-    for name in ("fresh_excerpts.toml", "fresh_excerpts_2.toml", "fresh_excerpts_3.toml")
-    for excerpt in tomllib.loads(Path(__file__).with_name(name).read_text())["excerpt"]
+    for path in sorted(Path(__file__).parent.glob("fresh_excerpts*.toml"))
+    for excerpt in tomllib.loads(path.read_text())["excerpt"]
 ]
 BAR = 0.8
 OF_THE_NODE = ("gpu_ecc", "gpu_fell_off_bus", "gpu_driver_init", "nvlink", "node_lost", "host_hang")
