@@ -1,22 +1,4 @@
-"""What failure messages mean: the rules that failure_text applies, and what follows from a label.
-
-Rule: (label, tier, confidence, pattern). A failed run prints its cause once and its consequences
-everywhere, so a rule says how near to the cause its message stands (tier), and only within the
-highest tier found does the earliest line win:
-
-  CAUSE    somebody in a position to know names it: driver, kernel, scheduler.
-  PRECISE  the failing process names what failed, exactly.
-  DETAIL   the transport or the host names a symptom that has few causes.
-  PROGRAM  an exception of the interpreter; a typed one points at the program.
-  HEARSAY  the words of a fault of the node, from somebody who need not know (failure_voice).
-  PEER     another process, the meeting point or a collective is gone; which of these came
-           first, the order of the lines tells.
-  ECHO     what is printed once anything is wrong: clean-up, aborts, general NCCL lines.
-  NOISE    what is printed at any end of a run, also a good one.
-
-confidence is the chance that the label is right when this rule decided alone.
-
-Patterns ignore case.
+"""What failure messages mean: the rules that failure_text applies. failure_kinds says how.
 
 Written from the messages of PyTorch (c10, c10d, elastic, DataLoader, serialization), NCCL, CUDA,
 DeepSpeed, fairseq, Megatron, gloo, Slurm, Kubernetes, Ray, Open MPI, errno(3), the S3 clients and
@@ -25,67 +7,20 @@ the file systems training clusters use. Kernel lines are kernel_table's.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from . import labels as lb
-from .verdicts import Action, Blame
-
-NOISE, ECHO, PEER, HEARSAY, PROGRAM, DETAIL, PRECISE, CAUSE = range(8)
-
-STOP, RESTART, WATCH, DRAIN, EVICT = (
-    Action.STOP,
-    Action.RESTART,
-    Action.WATCH,
-    Action.DRAIN,
-    Action.EVICT,
+from .failure_kinds import (
+    CAUSE,
+    DETAIL,
+    DRAIN,
+    ECHO,
+    NOISE,
+    PEER,
+    PRECISE,
+    PROGRAM,
+    RESTART,
+    Rule,
 )
-
-
-class Consequence(NamedTuple):
-    """Whose fault a label usually is, and what is done about it."""
-
-    blame: Blame
-    action: Action
-
-
-CONSEQUENCES: dict[str, Consequence] = {
-    lb.GPU_ECC: Consequence(Blame.NODE, EVICT),
-    lb.GPU_FELL_OFF_BUS: Consequence(Blame.NODE, EVICT),
-    lb.GPU_DRIVER_INIT: Consequence(Blame.NODE, EVICT),
-    lb.NVLINK: Consequence(Blame.NODE, EVICT),
-    lb.NCCL_TIMEOUT: Consequence(Blame.UNKNOWN, RESTART),
-    lb.NETWORK_IB: Consequence(Blame.NETWORK, RESTART),
-    lb.REMOTE_PEER_EXIT: Consequence(Blame.UNKNOWN, RESTART),
-    lb.RENDEZVOUS: Consequence(Blame.UNKNOWN, RESTART),
-    lb.PREEMPTION: Consequence(Blame.PREEMPTION, RESTART),
-    lb.EXTERNAL_SIGNAL: Consequence(Blame.UNKNOWN, RESTART),
-    lb.NODE_LOST: Consequence(Blame.NODE, EVICT),
-    lb.OOM_HOST: Consequence(Blame.CODE, RESTART),
-    lb.OOM_GPU: Consequence(Blame.CODE, RESTART),
-    lb.SHM_EXHAUSTED: Consequence(Blame.CODE, RESTART),
-    lb.STORAGE: Consequence(Blame.STORAGE, RESTART),
-    lb.USER_CODE: Consequence(Blame.CODE, STOP),
-    lb.CUDA_ILLEGAL_ACCESS: Consequence(Blame.UNKNOWN, RESTART),
-    lb.HOST_HANG: Consequence(Blame.UNKNOWN, RESTART),
-    lb.SCHEDULER: Consequence(Blame.UNKNOWN, RESTART),
-    lb.LOSS_SCALE_COLLAPSE: Consequence(Blame.UNKNOWN, Action.ROLLBACK),
-    lb.NAN_LOSS: Consequence(Blame.UNKNOWN, Action.ROLLBACK),
-    lb.LOSS_SCALE_NORMAL_DRIFT: Consequence(Blame.UNKNOWN, Action.IGNORE),
-    lb.HEALTHY_STARTUP_OVERFLOWS: Consequence(Blame.UNKNOWN, Action.IGNORE),
-    lb.UNKNOWN: Consequence(Blame.UNKNOWN, WATCH),
-}
-
-
-class Rule(NamedTuple):
-    """One message and what it means; blame and action only where they differ from the label's."""
-
-    label: str
-    tier: int
-    confidence: float
-    pattern: str
-    blame: Blame | None = None
-    action: Action | None = None
-
+from .verdicts import Blame
 
 # fmt: off
 RULES: tuple[Rule, ...] = (
@@ -122,7 +57,8 @@ RULES: tuple[Rule, ...] = (
          action=RESTART),
     Rule(lb.GPU_DRIVER_INIT, DETAIL, 0.6,
          r"Unexpected error from cudaGetDeviceCount|CUDA_ERROR_UNKNOWN|cudaErrorUnknown|"
-         r"cudaErrorInitializationError|CUDA error: (?:unknown error|"
+         r"cudaErrorInitializationError|\bcuda[A-Z]\w+\W{1,4}initialization error|"
+         r"CUDA error: (?:unknown error|"
          r"initialization error|driver shutting down)|No CUDA GPUs are available|"
          r"^\s*No devices were found|GPU requires (?:a )?reset|Cuda failure.{0,8}'(?:unknown error|"
          r"initialization error|API call is not supported)", action=RESTART),
@@ -162,10 +98,13 @@ RULES: tuple[Rule, ...] = (
          r"node is not ready|stopped posting node status|missed too many heartbeats|"
          r"Lost (?:contact|communication) with (?:node|host)|could not connect to MOM|"
          r"DeletionByTaintManager|\bhost (?:is down|unreachable)\b|NodeDiedError|"
-         r"\bits node (?:has )?died|\bnode (?:\([^()]*\) )?(?:was (?:dead|unavailable)|has crashed)"),
+         r"\bits node (?:has )?died|\bnode (?:\([^()]*\) )?(?:was (?:dead|unavailable)|"
+         r"has crashed)|"
+         r"\bfailure of node\b|\bnode \S+ state set to DOWN"),
     Rule(lb.NODE_LOST, DETAIL, 0.7,
          r"(?:ORTE|PRTE) (?:daemon|has lost)|No route to host.*port 22|raylet (?:died|"
-         r"process.*dead|is dead)|imminent node shutdown|Shutdown manager killing pod|node (?:is being )?rebooted|"
+         r"process.*dead|is dead)|imminent node shutdown|Shutdown manager killing pod|"
+         r"node (?:is being )?rebooted|"
          r"instance (?:retirement|terminated|stopped unexpectedly)|Zero Bytes were transmitted"),
     Rule(lb.PREEMPTION, CAUSE, 0.95,
          r"DUE TO PREEMPTION|\bPreempted (?:by|to|in order)\b|PreemptionBy\w+|"
@@ -174,7 +113,8 @@ RULES: tuple[Rule, ...] = (
          r"EventType\W+Preempt\b"),
     Rule(lb.PREEMPTION, DETAIL, 0.75,
          r"\b(?:was|been|is|job|being|requeued.*) preempted\b|state[:= ]+PREEMPTED|\bpreempt(?:ed|"
-         r"ing)\b.{0,40}(?:job|pod|node|instance|workload|VM)\b|instance-action|instance/preempted\W+TRUE|"
+         r"ing)\b.{0,40}(?:job|pod|node|instance|workload|VM)\b|instance-action|"
+         r"instance/preempted\W+TRUE|"
          r"terminated by the (?:cloud )?provider"),
     Rule(lb.SCHEDULER, CAUSE, 0.9,
          r"DUE TO TIME LIMIT|credential expired|FailedScheduling|Insufficient nvidia\.com/gpu|"
@@ -196,7 +136,8 @@ RULES: tuple[Rule, ...] = (
          r"received (?:Signals\.)?(?:\d+|SIG\w+) death signal|"
          r"SignalException: Process \d+ got signal|^\s*KeyboardInterrupt|"
          r"Caught (?:signal )?(?:SIG(?:TERM|INT|HUP)|Ctrl-C|\w* ?signal 15)|(?:received|got|"
-         r"caught) (?:a )?SIG(?:TERM|INT|HUP)\b|CANCELLED by \d+|exited on signal 15"),
+         r"caught) (?:a )?SIG(?:TERM|INT|HUP)\b|CANCELLED by \d+|exited on signal 15|"
+         r"killed by signal: Terminated"),
     Rule(lb.EXTERNAL_SIGNAL, PEER, 0.75,
          r"\*\*\* JOB \d+\S* .*CANCELLED AT \S+ \*\*\*"),
     Rule(lb.EXTERNAL_SIGNAL, NOISE, 0.4,
@@ -240,8 +181,9 @@ RULES: tuple[Rule, ...] = (
          r"PytorchStream(?:Writer|Reader) failed|PyTorchFileWriter|"
          r"inline_container\.cc.*(?:unexpected pos|failed)|unexpected pos \d+ vs|file (?:might|"
          r"may) be corrupt|pickle data was truncated|Ran out of input|invalid load key|"
-         r"storage has wrong size|unexpected EOF, expected|not a zip file|BadZipFile|failed finding central directory|(?:HeaderTooLarge|"
-         r"HeaderTooSmall|MetadataIncompleteBuffer|InvalidHeader)|File \S+ cannot be opened|"
+         r"storage has wrong size|unexpected EOF, expected|not a zip file|BadZipFile|"
+         r"failed finding central directory|(?:HeaderTooLarge|HeaderTooSmall|"
+         r"MetadataIncompleteBuffer|InvalidHeader)|File \S+ cannot be opened|"
          r"iostream error|basic_(?:filebuf|ios)|checkpoint.{0,60}(?:corrupt|truncated|"
          r"incomplete)|(?:checksum|CRC) mismatch"),
     Rule(lb.STORAGE, PRECISE, 0.85,
@@ -293,7 +235,8 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.NETWORK_IB, ECHO, 0.4,
          r"ncclSystemError|unhandled system error"),
     Rule(lb.RENDEZVOUS, PEER, 0.93,
-         r"Rendezvous\w*(?:Error|Closed)|store[_ ]based[_ ]barrier|client socket has (?:timed out|"
+         r"connectFullMesh failed|Rendezvous\w*(?:Error|Closed)|store[_ ]based[_ ]barrier|"
+         r"client socket has (?:timed out|"
          r"failed)|TCP client failed to connect|server socket has failed|address already in use|"
          r"EADDRINUSE|\[Errno 98\]|seconds waiting for clients|connection to the C10d store|"
          r"DistStoreError|(?:TCPStore|c10d).*(?:timed out|timeout|refused)|"
@@ -339,8 +282,9 @@ RULES: tuple[Rule, ...] = (
          r"twice)|modified by an inplace|Trying to backward through the graph a second|"
          r"Cannot re-initialize CUDA in forked|no kernel image is available|Duplicate GPU detected|"
          r"ncclInvalid(?:Usage|Argument)|invalid device ordinal|unrecognized arguments|"
-         r"error: argument|CUDNN_STATUS_BAD_PARAM|OutOfResources: out of resource|is invalid for input of size|"
-         r"stack expects each tensor|dimension out of range|Given groups=|index out of (?:range|"
+         r"error: argument|CUDNN_STATUS_BAD_PARAM|OutOfResources: out of resource|"
+         r"is invalid for input of size|stack expects each tensor|dimension out of range|"
+         r"Given groups=|index out of (?:range|"
          r"bounds)|CUDA error: invalid (?:argument|configuration)"),
     Rule(lb.USER_CODE, PROGRAM, 0.85,
          r"(?:^|[\s:.(])(?:omegaconf|hydra|yaml|jsonargparse|pydantic\S*)\.\S*(?:Error|"
@@ -362,9 +306,11 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.USER_CODE, PROGRAM, 0.5,
          r"DataLoader worker .*exited unexpectedly with exit code [1-9]\b(?!\d)", Blame.UNKNOWN,
          RESTART),
-    # NCCL found something amiss and does not say what.
+    # Something was amiss and it does not say what: more than the clean-up after it, and no more.
     Rule(lb.UNKNOWN, NOISE, 0.3,
          r"\bNCCL error in:|ncclInternalError"),
+    Rule(lb.UNKNOWN, ECHO, 0.3,
+         r"\bexit ?code[: =(]*-6\b|\bSIGABRT\b"),
     # The status that an uncaught exception leaves, where no more is known.
     Rule(lb.USER_CODE, NOISE, 0.3,
          r"\bexit ?code[: =(]*1\b(?!\d)", Blame.UNKNOWN, RESTART),

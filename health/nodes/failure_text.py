@@ -2,7 +2,7 @@
 
 A text is anything a failed run leaves behind: a traceback, the end of a job log, NCCL output, a
 kernel log, a scheduler's message, or several of these mixed. Every line is read by the kernel log
-parser and by the rules; of all matches the one nearest to the cause decides (see failure_rules),
+parser and by the rules; of all matches the one nearest to the cause decides (see failure_kinds),
 and among equals the first, since a log is written in order. A node is given up only on the word of
 a witness (see failure_voice): what others say of it is hearsay, whatever the words.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from .failure_rules import (
+from .failure_kinds import (
     CAUSE,
     CONSEQUENCES,
     DETAIL,
@@ -24,9 +24,9 @@ from .failure_rules import (
     PEER,
     PRECISE,
     PROGRAM,
-    RULES,
     Rule,
 )
+from .failure_rules import RULES
 from .failure_voice import Voice, is_denied, read_voices, without_guesses
 from .kernel_log import KernelEvent, parse_line, parse_quoted_xid
 from .labels import (

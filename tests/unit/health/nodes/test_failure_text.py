@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from midwatch.health.nodes.failure_rules import CONSEQUENCES, RULES
+from midwatch.health.nodes.failure_kinds import CONSEQUENCES
+from midwatch.health.nodes.failure_rules import RULES
 from midwatch.health.nodes.failure_text import (
     LINE_CHARS_MAX,
     LINES_REPORTED_MAX,
