@@ -27,7 +27,7 @@ from ..logbook.wire import StepSample
 from .agent.reports import RankSamples
 from .observer import Observer
 from .policy.decide import decide
-from .policy.detectors import NODE_DETECTORS
+from .policy.detectors import NODE_DETECTORS, node_mode
 from .policy.nodes import failure_of, machine_of
 from .policy.upkeep import note_takeover
 from .ports import Ports
@@ -158,7 +158,7 @@ class Controller:
 
     def _found(self, attempt: int, finding: Finding) -> None:
         if finding.detector in NODE_DETECTORS:
-            mode = self.state.detectors.get(finding.detector)
+            mode = node_mode(self.state, self.spec, finding.detector)
             if mode == "off":
                 return
             finding = replace(finding, shadow=mode == "shadow")

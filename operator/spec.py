@@ -14,6 +14,7 @@ from ..health.numerics.config import PanelConfig
 from .spec_api import ApiSpec
 from .spec_base import Seconds, Section, at_least
 from .spec_checkpoints import CheckpointsSpec, Retention
+from .spec_detectors import NodeDetectors
 from .spec_limits import Limits
 from .spec_outward import AccountingSpec, NotifySpec, ObserveSpec
 
@@ -143,6 +144,8 @@ class RunSpec(Section):
     retention: Retention = Retention()
     detectors: PanelConfig = PanelConfig()
     """Thresholds and mode (act, shadow, off) of every numeric detector."""
+    node_detectors: NodeDetectors = NodeDetectors()
+    """Mode (act, shadow, off) of every node detector."""
     accounting: AccountingSpec = AccountingSpec()
     """What GPU time costs, for notes and reports."""
     observe: ObserveSpec = ObserveSpec()

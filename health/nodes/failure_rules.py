@@ -1,21 +1,4 @@
-"""What failure messages mean: the rules that failure_text applies, and what follows from a label.
-
-Rule: (label, tier, confidence, pattern). A failed run prints its cause once and its consequences
-everywhere, so a rule says how near to the cause its message stands (tier), and only within the
-highest tier found does the earliest line win:
-
-  CAUSE    somebody in a position to know names it: driver, kernel, scheduler.
-  PRECISE  the failing process names what failed, exactly.
-  DETAIL   the transport or the host names a symptom that has few causes.
-  PROGRAM  an exception of the interpreter; a typed one points at the program.
-  PEER     another process, the meeting point or a collective is gone; which of these came
-           first, the order of the lines tells.
-  ECHO     what is printed once anything is wrong: clean-up, aborts, general NCCL lines.
-  NOISE    what is printed at any end of a run, also a good one.
-
-confidence is the chance that the label is right when this rule decided alone.
-
-Patterns ignore case.
+"""What failure messages mean: the rules that failure_text applies. failure_kinds says how.
 
 Written from the messages of PyTorch (c10, c10d, elastic, DataLoader, serialization), NCCL, CUDA,
 DeepSpeed, fairseq, Megatron, gloo, Slurm, Kubernetes, Ray, Open MPI, errno(3), the S3 clients and
@@ -24,67 +7,20 @@ the file systems training clusters use. Kernel lines are kernel_table's.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from . import labels as lb
-from .verdicts import Action, Blame
-
-NOISE, ECHO, PEER, PROGRAM, DETAIL, PRECISE, CAUSE = range(7)
-
-STOP, RESTART, WATCH, DRAIN, EVICT = (
-    Action.STOP,
-    Action.RESTART,
-    Action.WATCH,
-    Action.DRAIN,
-    Action.EVICT,
+from .failure_kinds import (
+    CAUSE,
+    DETAIL,
+    DRAIN,
+    ECHO,
+    NOISE,
+    PEER,
+    PRECISE,
+    PROGRAM,
+    RESTART,
+    Rule,
 )
-
-
-class Consequence(NamedTuple):
-    """Whose fault a label usually is, and what is done about it."""
-
-    blame: Blame
-    action: Action
-
-
-CONSEQUENCES: dict[str, Consequence] = {
-    lb.GPU_ECC: Consequence(Blame.NODE, EVICT),
-    lb.GPU_FELL_OFF_BUS: Consequence(Blame.NODE, EVICT),
-    lb.GPU_DRIVER_INIT: Consequence(Blame.NODE, EVICT),
-    lb.NVLINK: Consequence(Blame.NODE, EVICT),
-    lb.NCCL_TIMEOUT: Consequence(Blame.UNKNOWN, RESTART),
-    lb.NETWORK_IB: Consequence(Blame.NETWORK, RESTART),
-    lb.REMOTE_PEER_EXIT: Consequence(Blame.UNKNOWN, RESTART),
-    lb.RENDEZVOUS: Consequence(Blame.UNKNOWN, RESTART),
-    lb.PREEMPTION: Consequence(Blame.PREEMPTION, RESTART),
-    lb.EXTERNAL_SIGNAL: Consequence(Blame.UNKNOWN, RESTART),
-    lb.NODE_LOST: Consequence(Blame.NODE, EVICT),
-    lb.OOM_HOST: Consequence(Blame.CODE, RESTART),
-    lb.OOM_GPU: Consequence(Blame.CODE, RESTART),
-    lb.SHM_EXHAUSTED: Consequence(Blame.CODE, RESTART),
-    lb.STORAGE: Consequence(Blame.STORAGE, RESTART),
-    lb.USER_CODE: Consequence(Blame.CODE, STOP),
-    lb.CUDA_ILLEGAL_ACCESS: Consequence(Blame.UNKNOWN, RESTART),
-    lb.HOST_HANG: Consequence(Blame.UNKNOWN, RESTART),
-    lb.SCHEDULER: Consequence(Blame.UNKNOWN, RESTART),
-    lb.LOSS_SCALE_COLLAPSE: Consequence(Blame.UNKNOWN, Action.ROLLBACK),
-    lb.NAN_LOSS: Consequence(Blame.UNKNOWN, Action.ROLLBACK),
-    lb.LOSS_SCALE_NORMAL_DRIFT: Consequence(Blame.UNKNOWN, Action.IGNORE),
-    lb.HEALTHY_STARTUP_OVERFLOWS: Consequence(Blame.UNKNOWN, Action.IGNORE),
-    lb.UNKNOWN: Consequence(Blame.UNKNOWN, WATCH),
-}
-
-
-class Rule(NamedTuple):
-    """One message and what it means; blame and action only where they differ from the label's."""
-
-    label: str
-    tier: int
-    confidence: float
-    pattern: str
-    blame: Blame | None = None
-    action: Action | None = None
-
+from .verdicts import Blame
 
 # fmt: off
 RULES: tuple[Rule, ...] = (
@@ -113,14 +49,16 @@ RULES: tuple[Rule, ...] = (
          r"system not yet initialized|Error 80[2-4]:|CUDA_ERROR_SYSTEM_\w+"),
     # A container built for another driver prints these too: they cost no node by themselves.
     Rule(lb.GPU_DRIVER_INIT, PRECISE, 0.8,
-         r"Found no NVIDIA driver|CUDA driver version is insufficient|"
+         r"Found no NVIDIA driver|NVIDIA driver on your system is too old|"
+         r"CUDA driver version is insufficient|"
          r"CUDA driver initialization failed|CUDA unknown error - this may be|"
          r"no CUDA-capable device is detected|CUDA-capable device\(s\) is/are busy or unavailable|"
          r"cudaErrorDevicesUnavailable|CUDA_ERROR_(?:NO_DEVICE|NOT_INITIALIZED)|cuInit.{0,20}fail",
          action=RESTART),
     Rule(lb.GPU_DRIVER_INIT, DETAIL, 0.6,
          r"Unexpected error from cudaGetDeviceCount|CUDA_ERROR_UNKNOWN|cudaErrorUnknown|"
-         r"cudaErrorInitializationError|CUDA error: (?:unknown error|"
+         r"cudaErrorInitializationError|\bcuda[A-Z]\w+\W{1,4}initialization error|"
+         r"CUDA error: (?:unknown error|"
          r"initialization error|driver shutting down)|No CUDA GPUs are available|"
          r"^\s*No devices were found|GPU requires (?:a )?reset|Cuda failure.{0,8}'(?:unknown error|"
          r"initialization error|API call is not supported)", action=RESTART),
@@ -159,10 +97,14 @@ RULES: tuple[Rule, ...] = (
          r"is (?:dead|unreachable)|went down|not responding|unresponsive)|NodeNotReady|NodeLost\b|"
          r"node is not ready|stopped posting node status|missed too many heartbeats|"
          r"Lost (?:contact|communication) with (?:node|host)|could not connect to MOM|"
-         r"DeletionByTaintManager|\bhost (?:is down|unreachable)\b"),
+         r"DeletionByTaintManager|\bhost (?:is down|unreachable)\b|NodeDiedError|"
+         r"\bits node (?:has )?died|\bnode (?:\([^()]*\) )?(?:was (?:dead|unavailable)|"
+         r"has crashed)|"
+         r"\bfailure of node\b|\bnode \S+ state set to DOWN"),
     Rule(lb.NODE_LOST, DETAIL, 0.7,
          r"(?:ORTE|PRTE) (?:daemon|has lost)|No route to host.*port 22|raylet (?:died|"
-         r"process.*dead|is dead)|imminent node shutdown|node (?:is being )?rebooted|"
+         r"process.*dead|is dead)|imminent node shutdown|Shutdown manager killing pod|"
+         r"node (?:is being )?rebooted|"
          r"instance (?:retirement|terminated|stopped unexpectedly)|Zero Bytes were transmitted"),
     Rule(lb.PREEMPTION, CAUSE, 0.95,
          r"DUE TO PREEMPTION|\bPreempted (?:by|to|in order)\b|PreemptionBy\w+|"
@@ -171,7 +113,8 @@ RULES: tuple[Rule, ...] = (
          r"EventType\W+Preempt\b"),
     Rule(lb.PREEMPTION, DETAIL, 0.75,
          r"\b(?:was|been|is|job|being|requeued.*) preempted\b|state[:= ]+PREEMPTED|\bpreempt(?:ed|"
-         r"ing)\b.{0,40}(?:job|pod|node|instance|workload)|instance-action|"
+         r"ing)\b.{0,40}(?:job|pod|node|instance|workload|VM)\b|instance-action|"
+         r"instance/preempted\W+TRUE|"
          r"terminated by the (?:cloud )?provider"),
     Rule(lb.SCHEDULER, CAUSE, 0.9,
          r"DUE TO TIME LIMIT|credential expired|FailedScheduling|Insufficient nvidia\.com/gpu|"
@@ -185,11 +128,16 @@ RULES: tuple[Rule, ...] = (
          r"slurmctld): (?:fatal|error): (?!x11).*(?:Invalid|Unable|expired|reject|timed out|"
          r"launch failed|not permitted|Requested)|state[:= ]+TIMEOUT|"
          r"timed-out and|Reached (?:time|wall) ?limit"),
+    # Slurm's own complaint about anything else: it could not run the job as it was asked to.
+    Rule(lb.SCHEDULER, NOISE, 0.4,
+         r"^\W*(?:srun|sbatch|salloc|slurmstepd|slurmctld): error: (?!x11|.*(?:\btasks? [\d,-]+:|"
+         r"CANCELLED))"),
     Rule(lb.EXTERNAL_SIGNAL, PEER, 0.8,
          r"received (?:Signals\.)?(?:\d+|SIG\w+) death signal|"
          r"SignalException: Process \d+ got signal|^\s*KeyboardInterrupt|"
          r"Caught (?:signal )?(?:SIG(?:TERM|INT|HUP)|Ctrl-C|\w* ?signal 15)|(?:received|got|"
-         r"caught) (?:a )?SIG(?:TERM|INT|HUP)\b|CANCELLED by \d+|exited on signal 15"),
+         r"caught) (?:a )?SIG(?:TERM|INT|HUP)\b|CANCELLED by \d+|exited on signal 15|"
+         r"killed by signal: Terminated"),
     Rule(lb.EXTERNAL_SIGNAL, PEER, 0.75,
          r"\*\*\* JOB \d+\S* .*CANCELLED AT \S+ \*\*\*"),
     Rule(lb.EXTERNAL_SIGNAL, NOISE, 0.4,
@@ -219,10 +167,9 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.OOM_HOST, PEER, 0.65,
          r"(?:exit|return)[ _]?(?:code|status)?[: =(]*(?:-9|137)\b|exited on signal 9|"
          r"(?<!closing signal )(?<!Signals\.)(?<!via )\bSIGKILL\b|^\s*Killed\s*$|"
-         r"line \d+: +\d+ Killed", Blame.UNKNOWN),
+         r"line \d+: +\d+ Killed|\btask \d+: Killed", Blame.UNKNOWN),
     Rule(lb.OOM_HOST, ECHO, 0.4,
-         r"DataLoader worker .*exited unexpectedly|Worker unexpectedly exits|"
-         r"worker died unexpectedly", Blame.UNKNOWN),
+         r"DataLoader worker .*exited unexpectedly", Blame.UNKNOWN),
     Rule(lb.STORAGE, PRECISE, 0.93,
          r"\[Errno (?:5|28|30|70|107|108|116|121|122)\]|No space left on device|"
          r"Disk quota exceeded|Stale (?:NFS )?file handle|Read-only file system|Input/output error|"
@@ -234,8 +181,9 @@ RULES: tuple[Rule, ...] = (
          r"PytorchStream(?:Writer|Reader) failed|PyTorchFileWriter|"
          r"inline_container\.cc.*(?:unexpected pos|failed)|unexpected pos \d+ vs|file (?:might|"
          r"may) be corrupt|pickle data was truncated|Ran out of input|invalid load key|"
-         r"not a zip file|BadZipFile|failed finding central directory|(?:HeaderTooLarge|"
-         r"HeaderTooSmall|MetadataIncompleteBuffer|InvalidHeader)|File \S+ cannot be opened|"
+         r"storage has wrong size|unexpected EOF, expected|not a zip file|BadZipFile|"
+         r"failed finding central directory|(?:HeaderTooLarge|HeaderTooSmall|"
+         r"MetadataIncompleteBuffer|InvalidHeader)|File \S+ cannot be opened|"
          r"iostream error|basic_(?:filebuf|ios)|checkpoint.{0,60}(?:corrupt|truncated|"
          r"incomplete)|(?:checksum|CRC) mismatch"),
     Rule(lb.STORAGE, PRECISE, 0.85,
@@ -248,8 +196,12 @@ RULES: tuple[Rule, ...] = (
          r"(?:Errno 11\]|Errno 16\]|Errno 37\]|unable to lock file|database is locked|"
          r"No locks available)|(?:fail|error|unable|timed out).{0,40}"
          r"(?:writ|sav|load|read|upload)\w*.{0,30}(?:checkpoint|ckpt)|Unable to open file|h5py|"
-         r"FileNotFoundError.*(?:checkpoint|"
-         r"ckpt|\.pt\b|\.distcp|\.safetensors)"),
+         r"(?:FileNotFound|Permission|IsADirectory)Error.*(?:checkpoint|ckpt|\.pt\b|\.distcp|"
+         r"\.safetensors)"),
+    # A name or a port belongs to what was to be reached.
+    Rule(lb.STORAGE, PRECISE, 0.85,
+         r"(?:ConnectionPool\(host=|endpoint URL:|Failed to resolve).{0,80}(?:\bs3\b|storage|blob|"
+         r"minio|\brgw\b|\boss\b)"),
     # --- network, peers, meeting points -----------------------------------------------------------
     Rule(lb.NETWORK_IB, DETAIL, 0.93,
          r"NET/IB ?:.*(?:completion|async|error|fail|Unable|vendor)|\bibv_\w+.*(?:fail|error)|"
@@ -265,6 +217,8 @@ RULES: tuple[Rule, ...] = (
          r"NET/Socket.*(?:fail|error)|NCCL WARN.*(?:No route to host|Network is unreachable|"
          r"Connection timed out|no socket interface found)|packet loss|"
          r"socket[A-Z]\w+:? .*(?:timed out|No route to host|unreachable|connection abort)"),
+    Rule(lb.NETWORK_IB, PEER, 0.6,
+         r"NCCL WARN socket\w*Connect\b"),
     Rule(lb.NETWORK_IB, PEER, 0.55,
          r"No route to host|Network is (?:unreachable|down)|Temporary failure in name resolution|"
          r"Name or service not known"),
@@ -274,12 +228,15 @@ RULES: tuple[Rule, ...] = (
          r"failed to recv, got 0 bytes|(?:recvValue|sendBytes|recvBytes)\w* failed|Broken pipe|"
          r"NCCL WARN.*Connection refused|HorovodInternalError|peer (?:process )?(?:exited|died)"),
     Rule(lb.REMOTE_PEER_EXIT, PEER, 0.6,
-         r"ncclRemoteError|remote process exited or there was a network error|"
-         r"NCCL communicator was aborted"),
+         r"ncclRemoteError|remote process exited or there was a network error"),
+    Rule(lb.REMOTE_PEER_EXIT, ECHO, 0.5,
+         r"NCCL communicator was aborted|Worker unexpectedly exits|worker died unexpectedly|"
+         r"its worker process has died"),
     Rule(lb.NETWORK_IB, ECHO, 0.4,
          r"ncclSystemError|unhandled system error"),
     Rule(lb.RENDEZVOUS, PEER, 0.93,
-         r"Rendezvous\w*(?:Error|Closed)|store[_ ]based[_ ]barrier|client socket has (?:timed out|"
+         r"connectFullMesh failed|Rendezvous\w*(?:Error|Closed)|store[_ ]based[_ ]barrier|"
+         r"client socket has (?:timed out|"
          r"failed)|TCP client failed to connect|server socket has failed|address already in use|"
          r"EADDRINUSE|\[Errno 98\]|seconds waiting for clients|connection to the C10d store|"
          r"DistStoreError|(?:TCPStore|c10d).*(?:timed out|timeout|refused)|"
@@ -287,11 +244,13 @@ RULES: tuple[Rule, ...] = (
          r"rendezvous.{0,60}(?:timed? ?out|fail|expired)|wait timeout after \d+ms|"
          r"connect\(\) timed out|ret(?:rie|rei)ving ncclUniqueId|clients? joined|"
          r"environment variable \w+ expected, but not set"),
+    Rule(lb.RENDEZVOUS, PRECISE, 0.9,
+         r"\[c10d\].*(?:gai error|cannot be retrieved)|Error initializing torch\.distributed"),
     Rule(lb.RENDEZVOUS, ECHO, 0.6,
          r"DistNetworkError|Connection refused|Socket Timeout"),
     Rule(lb.NCCL_TIMEOUT, PEER, 0.93,
-         r"caught collective operation timeout|collective timeout or exception|"
-         r"collective operation.{0,40}timed? ?out|monitoredBarrier|"
+         r"caught collective operation timeout|collective timeout\b|"
+         r"collective operation.{0,40}timed? ?out|monitoredBarrier|watchdog timeout|"
          r"Timed out waiting \d+ms for (?:send|recv)|watchdog got stuck|"
          r"heart ?beat monitor timed out|Exception \(either an error or timeout\)|"
          r"waiting for.{0,40}missing ranks|ran for \d+ milliseconds before timing out"),
@@ -323,8 +282,9 @@ RULES: tuple[Rule, ...] = (
          r"twice)|modified by an inplace|Trying to backward through the graph a second|"
          r"Cannot re-initialize CUDA in forked|no kernel image is available|Duplicate GPU detected|"
          r"ncclInvalid(?:Usage|Argument)|invalid device ordinal|unrecognized arguments|"
-         r"error: argument|CUDNN_STATUS_BAD_PARAM|is invalid for input of size|"
-         r"stack expects each tensor|dimension out of range|Given groups=|index out of (?:range|"
+         r"error: argument|CUDNN_STATUS_BAD_PARAM|OutOfResources: out of resource|"
+         r"is invalid for input of size|stack expects each tensor|dimension out of range|"
+         r"Given groups=|index out of (?:range|"
          r"bounds)|CUDA error: invalid (?:argument|configuration)"),
     Rule(lb.USER_CODE, PROGRAM, 0.85,
          r"(?:^|[\s:.(])(?:omegaconf|hydra|yaml|jsonargparse|pydantic\S*)\.\S*(?:Error|"
@@ -333,7 +293,7 @@ RULES: tuple[Rule, ...] = (
          r"JSONDecodeError|Unicode(?:De|En)codeError|UnidentifiedImage|ArrowInvalid|(?:corrupt|"
          r"malformed|bad) (?:sample|record|image|data|example)", Blame.DATA),
     Rule(lb.USER_CODE, PROGRAM, 0.8,
-         r"^(?:.*[\]:)] *)?(?:\w+\.)*(?:ModuleNotFound|Import|Attribute|Name|Type|Key|Index|Value|"
+         r"^(?:.*[\]:)|] *)?(?:\w+\.)*(?:ModuleNotFound|Import|Attribute|Name|Type|Key|Index|Value|"
          r"Assertion|NotImplemented|ZeroDivision|UnboundLocal|Syntax|Indentation|Recursion|"
          r"FileNotFound|Permission|NotADirectory|IsADirectory|FileExists|Lookup|"
          r"Overflow)Error(?:: |$|\()"),
@@ -343,6 +303,17 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.USER_CODE, ECHO, 0.45,
          r"Segmentation fault|\bSIGSEGV\b|exit(?: ?code)?[: =(]*-11\b|return code = -11\b|"
          r"exited on signal 11", Blame.UNKNOWN, RESTART),
+    Rule(lb.USER_CODE, PROGRAM, 0.5,
+         r"DataLoader worker .*exited unexpectedly with exit code [1-9]\b(?!\d)", Blame.UNKNOWN,
+         RESTART),
+    # Something was amiss and it does not say what: more than the clean-up after it, and no more.
+    Rule(lb.UNKNOWN, NOISE, 0.3,
+         r"\bNCCL error in:|ncclInternalError"),
+    Rule(lb.UNKNOWN, ECHO, 0.3,
+         r"\bexit ?code[: =(]*-6\b|\bSIGABRT\b"),
+    # The status that an uncaught exception leaves, where no more is known.
+    Rule(lb.USER_CODE, NOISE, 0.3,
+         r"\bexit ?code[: =(]*1\b(?!\d)", Blame.UNKNOWN, RESTART),
     Rule(lb.USER_CODE, NOISE, 0.35,
          r"^(?:\[rank\d+\]: ?|\S+: )?(?:[A-Za-z_]\w*\.)*(?-i:(?!ChildFailed|Dist|"
          r"CalledProcess|RayTask|"

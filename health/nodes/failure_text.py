@@ -2,8 +2,9 @@
 
 A text is anything a failed run leaves behind: a traceback, the end of a job log, NCCL output, a
 kernel log, a scheduler's message, or several of these mixed. Every line is read by the kernel log
-parser and by the rules; of all matches the one nearest to the cause decides (see failure_rules),
-and among equals the first, since a log is written in order.
+parser and by the rules; of all matches the one nearest to the cause decides (see failure_kinds),
+and among equals the first, since a log is written in order. A node is given up only on the word of
+a witness (see failure_voice): what others say of it is hearsay, whatever the words.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from .failure_rules import (
+from .failure_kinds import (
     CAUSE,
     CONSEQUENCES,
     DETAIL,
     ECHO,
+    HEARSAY,
     NOISE,
     PEER,
     PRECISE,
     PROGRAM,
-    RULES,
     Rule,
 )
+from .failure_rules import RULES
+from .failure_voice import Voice, is_denied, read_voices, without_guesses
 from .kernel_log import KernelEvent, parse_line, parse_quoted_xid
 from .labels import (
     CUDA_ILLEGAL_ACCESS,
@@ -43,6 +46,7 @@ LINE_CHARS_MAX = 2048
 LINES_REPORTED_MAX = 20
 # Under this an answer is a guess, and a guess never holds a run or costs a node.
 GUESS_CONFIDENCE = 0.5
+HEARSAY_CONFIDENCE_MAX = 0.75
 
 
 class MatchedLine(msgspec.Struct, frozen=True):
@@ -66,7 +70,7 @@ class Classification(msgspec.Struct, frozen=True):
 
 
 class _Match(msgspec.Struct, frozen=True):
-    """One reading of one line."""
+    """One reading of one line. is_kernel: in words that only the kernel log may say."""
 
     label: str
     tier: int
@@ -75,10 +79,12 @@ class _Match(msgspec.Struct, frozen=True):
     column: int
     blame: Blame
     action: Action
+    is_kernel: bool = False
 
 
 _COMPILED = tuple((re.compile(rule.pattern, re.IGNORECASE), rule) for rule in RULES)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_XID_WORDS = re.compile(r"\bXid\D{0,16}\d+", re.IGNORECASE)
 _PROGRESS = re.compile(
     r"\b(?:PID|pid|rank|Rank|RANK)[ =:]*(?P<who>\d+)\]?\s*[:,-]?\s*"
     r"(?P<where>(?:[Bb]efore|[Aa]fter|[Ee]nter|[Ll]eav|[Ww]ait|[Ss]tart|[Bb]egin|[Ee]nd)\w*\b.*)"
@@ -123,14 +129,47 @@ def _fitting(lines: Iterable[str], chars: int) -> int:
 
 
 def _line_matches(lines: Sequence[str]) -> Iterable[_Match]:
-    for index, line in enumerate(lines):
-        event = parse_line(line) or parse_quoted_xid(line)
-        if event is not None:
-            yield _from_event(event, index)
-        for pattern, rule in _COMPILED:
-            found = pattern.search(line)
-            if found is not None:
-                yield _from_rule(rule, index, found.start())
+    for index, (line, voice) in enumerate(zip(lines, read_voices(lines), strict=True)):
+        if voice is Voice.QUOTED:
+            continue
+        for match, end in _readings(line, index):
+            if not _costs_a_node(match):
+                yield match
+            elif voice is Voice.KERNEL or not is_denied(line, match.column, end):
+                yield from _weighed(match, voice)
+
+
+def _readings(line: str, index: int) -> Iterable[tuple[_Match, int]]:
+    """Yield each reading of a line, and where the words end that it rests on."""
+    event = parse_line(line)
+    if event is not None:
+        yield _from_event(event, index), len(line)
+    else:
+        quoted, words = parse_quoted_xid(line), _XID_WORDS.search(line)
+        if quoted is not None and words is not None:
+            yield _from_event(quoted, index, words.start()), words.end()
+    said = without_guesses(line)
+    for pattern, rule in _COMPILED:
+        found = pattern.search(said)
+        if found is not None:
+            yield _from_rule(rule, index, found.start()), found.end()
+
+
+def _weighed(match: _Match, voice: Voice) -> Iterable[_Match]:
+    """Yield what would cost a node its place, as far as the one who says it can know."""
+    if voice is Voice.KERNEL or (voice is Voice.SYSTEM and not match.is_kernel):
+        yield match
+    elif voice not in (Voice.REMARK, Voice.PROGRAM):
+        yield msgspec.structs.replace(
+            match,
+            tier=min(match.tier, HEARSAY),
+            confidence=min(match.confidence, HEARSAY_CONFIDENCE_MAX),
+            action=Action.RESTART,
+        )
+
+
+def _costs_a_node(match: _Match) -> bool:
+    return match.action in (Action.DRAIN, Action.EVICT)
 
 
 def _from_rule(rule: Rule, index: int, column: int) -> _Match:
@@ -146,7 +185,7 @@ def _from_rule(rule: Rule, index: int, column: int) -> _Match:
     )
 
 
-def _from_event(event: KernelEvent, index: int) -> _Match:
+def _from_event(event: KernelEvent, index: int, column: int = 0) -> _Match:
     """Place a kernel event by what it asks for: an eviction is a cause, a note hardly one."""
     tier = {Action.EVICT: CAUSE, Action.DRAIN: CAUSE, Action.WATCH: DETAIL}.get(event.action, ECHO)
     confidence = 0.97 if event.action is Action.EVICT else 0.85
@@ -163,9 +202,10 @@ def _from_event(event: KernelEvent, index: int) -> _Match:
         tier=tier,
         confidence=confidence,
         index=index,
-        column=0,
+        column=column,
         blame=event.blame,
         action=event.action,
+        is_kernel=True,
     )
 
 
@@ -208,7 +248,7 @@ def _conclude(
         confidence=confidence,
         lines=_quote(same, numbers, lines),
         blame=best.blame,
-        action=_safe_action(best, confidence),
+        action=_safe_action(best, confidence, matches),
     )
 
 
@@ -219,11 +259,27 @@ def _quote(
     return tuple(MatchedLine(numbers[index], lines[index]) for index in indices)
 
 
-def _safe_action(best: _Match, confidence: float) -> Action:
+def _safe_action(best: _Match, confidence: float, matches: Sequence[_Match]) -> Action:
     """Hold back what the evidence does not carry."""
-    costs_a_node = best.action in (Action.DRAIN, Action.EVICT)
-    if costs_a_node and (best.blame in (Blame.CODE, Blame.DATA) or confidence < GUESS_CONFIDENCE):
+    is_guess = confidence < GUESS_CONFIDENCE
+    if _costs_a_node(best) and (
+        is_guess or best.blame in (Blame.CODE, Blame.DATA) or _ends_in_program(best, matches)
+    ):
         return Action.RESTART
-    if best.action is Action.STOP and confidence < GUESS_CONFIDENCE:
+    if best.action is Action.STOP and is_guess:
         return Action.RESTART
     return best.action
+
+
+def _ends_in_program(best: _Match, matches: Sequence[_Match]) -> bool:
+    """Whether the program went on after what best reads, to end in an exception of its own.
+
+    Then it has printed those words itself, or lived on after them. The kernel's words stand.
+    """
+    if best.is_kernel:
+        return False
+    last = max(match.index for match in matches if match.label == best.label)
+    return any(
+        match.label == USER_CODE and match.tier >= PROGRAM and match.index > last
+        for match in matches
+    )

@@ -38,5 +38,10 @@ def refuse_switch(target: str) -> str:
 def modes_now(state: RunState, spec: RunSpec) -> dict[str, str]:
     """Return the mode of every detector: what the spec says, changed by what people asked."""
     modes: dict[str, str] = dict(Panel(spec.detectors).detectors)
-    modes |= dict.fromkeys(NODE_DETECTORS, "act")
+    modes |= {name: spec.node_detectors.mode_of(name) for name in NODE_DETECTORS}
     return {**modes, **state.detectors}
+
+
+def node_mode(state: RunState, spec: RunSpec, detector: str) -> str:
+    """Return the mode of one node detector: as people switched it, else as the spec says."""
+    return state.detectors.get(detector) or spec.node_detectors.mode_of(detector)

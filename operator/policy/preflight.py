@@ -16,6 +16,7 @@ from ...logbook.preflight import Thoroughness
 from ...logbook.state import NodeState, RunState
 from ..spec import RunSpec
 from .context import About, Pairs, is_training, make_decision
+from .detectors import node_mode
 from .node_marks import node_marks
 
 EVIDENCE_MAX = 16
@@ -25,7 +26,7 @@ GATHER_S = 5.0
 
 def wants_preflight(state: RunState, spec: RunSpec, node: NodeState) -> str:
     """Return why a node must be tried out before it carries ranks, "" when it need not be."""
-    if spec.nodes.preflight == "off" or state.detectors.get(DETECTOR) == "off":
+    if spec.nodes.preflight == "off" or node_mode(state, spec, DETECTOR) == "off":
         return ""
     if node.suspicion:
         return node.suspicion

@@ -6,7 +6,9 @@ import pytest
 from midwatch.logbook.events import FindingSeen
 from midwatch.logbook.findings import Severity
 from midwatch.operator.detector_score import score_shadows
-from midwatch.operator.policy.detectors import NUMERIC_DETECTORS, modes_now
+from midwatch.operator.policy.detectors import NODE_DETECTORS, NUMERIC_DETECTORS, modes_now
+from midwatch.operator.spec_detectors import NodeDetectors
+from midwatch.tests.support.builders import make_spec
 
 from .night import Night
 from .test_numeric import SPEC, fragile, rollbacks
@@ -89,3 +91,32 @@ def test_node_detectors_are_switched_too() -> None:
     assert not state.incidents
     (seen,) = findings(night)
     assert seen.finding.shadow
+
+
+def test_the_spec_has_a_mode_for_every_node_detector() -> None:
+    fields = {name.replace("_", "-") for name in NodeDetectors.model_fields}
+    assert fields == set(NODE_DETECTORS)
+
+
+def test_a_node_detector_can_start_in_shadow_and_be_switched_to_act() -> None:
+    night = Night(make_spec(node_detectors={"nvml": "shadow", "straggler": "off"}), seed=66)
+    state = night.run_to_step(20)
+    modes = modes_now(night.state, night.spec)
+    assert (modes["nvml"], modes["straggler"], modes["cluster"]) == ("shadow", "off", "act")
+    victim = nodes_of(state)[0]
+    see(night, victim, finding("evict"))
+    night.run(lambda s: bool(s.findings))
+    assert findings(night)[0].finding.shadow
+    night.crash()
+    night.run_to_step(40)
+    assert night.state.num_attempts == 1
+    assert switch(night, "nvml=act") == "applied"
+    see(night, victim, finding("evict", "gpu-lost", 1.0))
+    state = night.run(lambda s: s.num_attempts == 2)
+    assert victim not in nodes_of(state)
+
+
+def test_preflights_switched_off_in_the_spec_are_not_run() -> None:
+    spec = make_spec(nodes={"preflight": "quick"}, node_detectors={"preflight": "off"})
+    night = Night(spec, seed=67)
+    assert night.run_to_step(5).num_preflights == 0

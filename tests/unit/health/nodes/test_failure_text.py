@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from midwatch.health.nodes.failure_rules import CONSEQUENCES, RULES
+from midwatch.health.nodes.failure_kinds import CONSEQUENCES
+from midwatch.health.nodes.failure_rules import RULES
 from midwatch.health.nodes.failure_text import (
     LINE_CHARS_MAX,
     LINES_REPORTED_MAX,
@@ -23,10 +24,15 @@ from midwatch.tests.support.recorded import recorded
 
 FRESH = [
     excerpt
-    for name in ("fresh_excerpts.toml", "fresh_excerpts_2.toml")
-    for excerpt in tomllib.loads(Path(__file__).with_name(name).read_text())["excerpt"]
+    for path in sorted(Path(__file__).parent.glob("fresh_excerpts*.toml"))
+    for excerpt in tomllib.loads(path.read_text())["excerpt"]
 ]
 BAR = 0.8
+OF_THE_NODE = ("gpu_ecc", "gpu_fell_off_bus", "gpu_driver_init", "nvlink", "node_lost", "host_hang")
+KEY_ERROR = (
+    'Traceback (most recent call last):\n  File "/home/me/train.py", line 40, in main\n'
+    '    out = model(batch)\nKeyError: "input_ids"\n'
+)
 TIMEOUT = (
     "[rank9]:[E ProcessGroupNCCL.cpp:607] [Rank 9] Watchdog caught collective operation timeout:"
     " WorkNCCL(SeqNum=991, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600010 milliseconds before"
@@ -56,6 +62,13 @@ def test_fresh_texts_reach_the_bar() -> None:
     wrong = [(e["label"], classify(e["text"]).label) for e in FRESH]
     wrong = [pair for pair in wrong if pair[0] != pair[1]]
     assert len(wrong) <= (1 - BAR) * len(FRESH), wrong
+
+
+def test_no_fresh_text_of_another_fault_costs_a_node() -> None:
+    for excerpt in FRESH:
+        if excerpt["label"] not in OF_THE_NODE:
+            found = classify(excerpt["text"])
+            assert found.action not in (Action.DRAIN, Action.EVICT), excerpt["text"]
 
 
 def test_recorded_texts_reach_the_bar_and_cost_no_node_for_user_code() -> None:
@@ -143,6 +156,73 @@ def test_a_fault_of_the_program_beside_its_xid_costs_no_node() -> None:
     text = "NVRM: Xid (PCI:0000:3b:00): 31, Ch 8\nRuntimeError: CUDA error: device-side assert"
     found = classify(text)
     assert found.action not in (Action.DRAIN, Action.EVICT)
+
+
+SAID_IN_PASSING = [
+    "wandb: WARNING Failed to initialize NVML, system metrics will not be logged",
+    "WARNING:root:NVML not available: Failed to initialize NVML: Driver/library version mismatch",
+    "torch.fx.proxy.TraceError: node failed to trace: symbolically traced variables",
+    "RuntimeError: graph node failure while lowering aten.add",
+    "networkx.exception.NetworkXError: node 17 is unreachable from the root",
+    "ValueError: tree node is dead; prune() removed it",
+    "INFO: NVLink topology check failed, falling back to PCIe",
+    "NCCL INFO NVLS multicast support is not available, NVLink SHARP inactive",
+    "ECC errors: 0  uncorrectable ECC: 0",
+    "    Uncorrectable ECC errors since boot: 0",
+    "Volatile / DRAM Uncorrectable : 0 / SRAM Uncorrectable : 0 ; Double Bit ECC : 0",
+    "health check: gpu_ecc ok, no GPU has fallen off the bus, no XID 79 seen",
+    "Slurm epilog: checking for node failure ... none found",
+    "#SBATCH --no-requeue   # do not requeue on node failure",
+    "+ sbatch --requeue --kill-on-bad-exit=1  # survive node_fail",
+    "elasticity enabled: will restart on node failure",
+    "[INFO] max_restarts=3, restarts on node failure or membership change",
+    "If you see 'uncorrectable ECC error encountered' or Xid 79, page the hardware team",
+    "sample 12: Xid 79, and my GPU has fallen off the bus! What now?",
+    "graph: kernel BUG at nodes, Oops: 0000 of them, Machine check exception handled",
+    'answer: "RuntimeError: CUDA error: uncorrectable ECC error encountered"',
+    '    raise RuntimeError("GPU is lost or double-bit error in the labels")',
+]
+
+
+@pytest.mark.parametrize("words", SAID_IN_PASSING)
+def test_words_of_broken_hardware_before_an_exception_of_the_program_cost_no_node(
+    words: str,
+) -> None:
+    found = classify(f"{words}\n{KEY_ERROR}")
+    assert found.action not in (Action.DRAIN, Action.EVICT)
+
+
+def test_source_code_in_a_traceback_says_nothing() -> None:
+    text = KEY_ERROR.replace("out = model(batch)", 'raise Lost("GPU is lost, node failure")')
+    assert classify(text).label == "user_code"
+
+
+@pytest.mark.parametrize("prefix", ["[rank3]: ", "(Trainer pid=81, ip=10.0.0.4) ", "  | "])
+def test_a_traceback_is_known_behind_what_launchers_put_before_it(prefix: str) -> None:
+    text = KEY_ERROR.replace("out = model(batch)", "check(no_ecc, 'uncorrectable ECC error')")
+    found = classify("\n".join(prefix + line for line in text.splitlines()))
+    assert (found.label, found.blame) == ("user_code", Blame.CODE)
+
+
+WITNESSED = [
+    ("gpu_ecc", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
+    ("gpu_fell_off_bus", "pynvml.NVMLError_GpuIsLost: GPU is lost"),
+    ("gpu_fell_off_bus", "kernel: NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."),
+    ("node_lost", "srun: error: Node failure on gpu-7"),
+    ("node_lost", "ray.exceptions.NodeDiedError: Task was killed because its node died"),
+]
+
+
+@pytest.mark.parametrize(("label", "line"), WITNESSED)
+def test_a_node_is_given_up_on_the_word_of_a_witness(label: str, line: str) -> None:
+    found = classify(f"{line}\n{TIMEOUT}\n{CLEAN_UP}")
+    assert (found.label, found.action) == (label, Action.EVICT)
+
+
+def test_the_same_words_of_anybody_else_are_hearsay() -> None:
+    found = classify("metrics agent: GPU 3: GPU is lost, its job is requeued")
+    assert (found.label, found.action) == ("gpu_fell_off_bus", Action.RESTART)
+    assert found.confidence < 0.8
 
 
 def test_an_unfamiliar_exception_is_a_guess_that_holds_nothing() -> None:

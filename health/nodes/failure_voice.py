@@ -1,0 +1,138 @@
+"""Who speaks on a line of a failure text, and whether what stands there is said to have happened.
+
+A log quotes, warns and supposes in the very words in which a driver reports: "Failed to initialize
+NVML" may be the end of a node or a remark of a metrics library, "will restart on node failure" is
+a setting. So what costs a node its place must come from somebody who knows (a witness): the
+kernel, the CUDA runtime, NVML, the scheduler, Ray. Everything else is hearsay.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+
+
+class Voice(enum.Enum):
+    """How a line is spoken.
+
+    QUOTED:  source code in a traceback, a comment, a command: nothing has happened.
+    REMARK:  logged as a note or a warning: the run went on after it.
+    PROGRAM: an exception in the program's own words.
+    PLAIN:   anybody's words.
+    SYSTEM:  runtime, scheduler or cluster, in the form that only they use.
+    KERNEL:  a line of the kernel log.
+    """
+
+    QUOTED = enum.auto()
+    REMARK = enum.auto()
+    PROGRAM = enum.auto()
+    PLAIN = enum.auto()
+    SYSTEM = enum.auto()
+    KERNEL = enum.auto()
+
+
+# What launchers and Ray put before each line of a rank, and exception groups before theirs.
+_RANK = re.compile(r"^(?:\s*(?:\[(?:rank|default)?\d+\]:?|\(\w[^()]*pid=[^()]*\)|\d+:|[|+]) ?)+")
+_FRAME = re.compile(r'^\s*File "(?P<path>[^"]*)", line \d+')
+_CODE_INDENT = re.compile(r"^(?: {4}|\t)")
+_RAISE = re.compile(r"^\s*raise\b")
+_LIBRARY = re.compile(r"/(?:site|dist)-packages/|/lib/python\d|^<")
+_SOURCE = re.compile(r"^\s*(?:#(?!\d)|//|\+{1,4} |\$ |>>> |(?: {4}|\t)raise \w)")
+_EXCEPTION = re.compile(
+    r"^\s*(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)\b(?:: |\(|\s*$)"
+)
+_REMARK = re.compile(
+    r"^.{0,60}?(?:\b(?:TRACE|DEBUG|INFO|NOTICE|WARNING)\b|(?<!NCCL )\bWARN\b|\b\w*Warning: |"
+    r"level\W{1,4}(?:debug|info|notice|warn))|^\s*(?:note|hint|info|warning): "
+)
+# The stamp of dmesg, and drivers that put their own name first.
+_KERNEL = re.compile(
+    r"\bNVRM: |\bSXid \(PCI:|\d\d:\d\d:\d\d\S* (?:\S+ )?kernel: |^\s*\[ *\d+\.\d{6}\] |"
+    r"^\s*(?:\[[ .\d]+\] ?|\[\w{3} \w{3} [ \d]\d [\d:]{8} \d{4}\] ?(?:\S+ kernel: )?|<\d+>|"
+    r"\d+,\d+,\d+,[^;]*;)?(?:pcieport|pciehp|nvme|mlx[45]_core|EDAC|mce|rcu\w*|NMI watchdog|"
+    r"watchdog|nvidia-nvswitch\d*|md/raid\w*|EXT4-fs|XFS|Kernel panic|BUG|Memory failure|"
+    r"\{\d+\}\[Hardware Error\])(?=[ :(])"
+)
+_AUTHORITY = re.compile(
+    # Slurm and PBS
+    r"\b(?:srun|sbatch|salloc|slurmstepd|slurmctld|slurmd|pbs_\w+): |\bNODE_FAIL\b|"
+    r"DUE TO NODE FAILURE|\bpreempted \(node failure\)|could not connect to MOM|"
+    # Ray
+    r"\bray\.exceptions\.\w*(?:Died|Lost|Unavailable)\w*|\(raylet\b|"
+    r"\bThe node with (?:\w+ )?(?:ID|id)\b|"
+    # Kubernetes
+    r"\b(?:node-controller|node-lifecycle-controller|taint-eviction-controller|kubelet)\b|"
+    r"\b(?:Warning|Normal) +Node[A-Z]\w+|"
+    # NVIDIA's own tools
+    r"\bnvidia-container-cli: |\bNVIDIA-SMI has failed|\bDCGM_FR_[A-Z]|"
+    r"\bDetected [1-9]\d* (?:volatile|aggregate) double-bit ECC errors?|\[ERROR\] \[tid \d+\]|"
+    r"^\s*Unable to determine the device handle for"
+)
+_RUNTIME = re.compile(
+    r"\bCUDA error: |\bcuda runtime error \(\d+\)|\bcudaError[A-Z]\w+|\bCUDA_ERROR_[A-Z]\w+|"
+    r"\bCuda failure\b|\bcudaGetDeviceCount\(\)|^\s*(?:\w+\.)*NVMLError\w*"
+)
+
+
+def read_voices(lines: Sequence[str]) -> list[Voice]:
+    """Return how each line is spoken, in their order."""
+    voices = []
+    in_frame = raised = is_own = False
+    for raw in lines:
+        line = _RANK.sub("", raw)
+        frame = _FRAME.match(line)
+        if frame is not None:
+            in_frame, raised = True, False
+            is_own = _LIBRARY.search(frame["path"]) is None
+            voices.append(Voice.QUOTED)
+            continue
+        if in_frame and _CODE_INDENT.match(line):
+            raised = raised or (is_own and _RAISE.match(line) is not None)
+            voices.append(Voice.QUOTED)
+            continue
+        in_frame = False
+        voices.append(_voice(line, raised))
+        if line.strip():
+            raised = False
+    return voices
+
+
+def _voice(line: str, is_raised_by_program: bool) -> Voice:
+    """is_raised_by_program: the frame before this line is a `raise` outside any library."""
+    if _SOURCE.match(line):
+        return Voice.QUOTED
+    if _KERNEL.search(line):
+        return Voice.KERNEL
+    if _AUTHORITY.search(line):
+        return Voice.SYSTEM
+    if _REMARK.match(line):
+        return Voice.REMARK
+    if _RUNTIME.search(line):
+        return Voice.PLAIN if is_raised_by_program else Voice.SYSTEM
+    return Voice.PROGRAM if _EXCEPTION.match(line) else Voice.PLAIN
+
+
+_SUPPOSED = re.compile(r"\b(?:potential|possible) (?:root )?(?:cause|reason)s?\b", re.IGNORECASE)
+
+
+def without_guesses(line: str) -> str:
+    """Return the line without the list of what may have been the cause, as Ray appends it."""
+    guesses = _SUPPOSED.search(line)
+    return line if guesses is None else line[: guesses.start()]
+
+
+_DENIED = re.compile(
+    r"\b(?:no|not|never|without|neither|nor|none|any|zero|0|if|when|whenever|unless|whether|would|"
+    r"could|may|might|will|should|survives?|check(?:s|ed|ing)?|tests?|testing)\b"
+    r"(?:[ -]+\w+){0,4}?[ -]+['\"`(]*$|\b(?:on|upon|for|against) +['\"`(]*$",
+    re.IGNORECASE,
+)
+_COUNTED_NONE = re.compile(
+    r"^[^.;,/|\d]{0,40}?[:=]\s*(?:0|no|none|false|ok|pass(?:ed)?)\b(?![.x]?\d)", re.IGNORECASE
+)
+
+
+def is_denied(line: str, start: int, end: int) -> bool:
+    """Whether line[start:end] is not said to be so: negated, supposed, or counted as none."""
+    return bool(_DENIED.search(line[:start]) or _COUNTED_NONE.search(line[end:]))

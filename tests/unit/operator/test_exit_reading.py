@@ -1,0 +1,65 @@
+"""The last words of workers cost a node its place on a witness's word, never for the program."""
+
+from __future__ import annotations
+
+import pytest
+from midwatch.logbook import events as ev
+from midwatch.operator.exit_reading import ExitReader
+
+KEY_ERROR = (
+    'Traceback (most recent call last):\n  File "/home/me/train.py", line 40, in main\n'
+    '    out = model(batch)\nKeyError: "input_ids"\n'
+)
+ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+ECC_TRACE = (
+    'Traceback (most recent call last):\n  File "/home/me/train.py", line 41, in main\n'
+    f"    loss.backward()\n{ECC}\n"
+)
+
+
+def blamed(
+    log: str, traceback: str = "", message: str = "", reader: ExitReader | None = None
+) -> str:
+    """Return what is done with the node of a worker that ended so, "" for nothing."""
+    event = ev.WorkerExited(1, 0, "n0", exit_code=1, message=message, log_tail=log)
+    _, found = (reader or ExitReader()).read(event, traceback, 12)
+    actions = [seen.finding.action for seen in found if isinstance(seen, ev.FindingSeen)]
+    return actions[0] if actions else ""
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "wandb: WARNING Failed to initialize NVML, system metrics will not be logged",
+        "sample 17: 'RuntimeError: CUDA error: uncorrectable ECC error encountered'",
+        ECC,
+        "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
+    ],
+)
+def test_an_exception_of_the_program_costs_no_node_whatever_its_log_shows(log: str) -> None:
+    assert blamed(log, KEY_ERROR, "KeyError: 'input_ids'") == ""
+
+
+@pytest.mark.parametrize("log", [ECC, f"[rank0]:[E watchdog] {ECC[14:]}"])
+def test_nor_where_only_the_log_holds_that_exception(log: str) -> None:
+    assert blamed(f"{log}\n{KEY_ERROR}") == ""
+
+
+def test_a_fault_of_the_gpu_that_ended_the_worker_costs_its_node_once() -> None:
+    reader = ExitReader()
+    assert blamed("step 12", ECC_TRACE, ECC, reader) == "evict"
+    assert blamed("step 12", ECC_TRACE, ECC, reader) == ""
+
+
+def test_without_an_exception_the_log_of_the_runtime_counts() -> None:
+    aborted = f"terminate called after throwing an instance of 'c10::Error'\n  what():  {ECC[14:]}"
+    assert blamed(aborted) == "evict"
+    assert blamed("GPU 3: GPU is lost, says the metrics agent") == ""
+
+
+def test_a_lost_node_is_told_of_by_others_and_costs_none_of_them() -> None:
+    words = "srun: error: Node failure on gpu-117"
+    event = ev.WorkerExited(1, 0, "gpu-101", signal=15, log_tail=words)
+    known, found = ExitReader().read(event, "", 12)
+    assert known.label.startswith("node_lost")
+    assert found == []
