@@ -233,11 +233,17 @@ class CrossRankConfig(DetectorConfig):
     min_ratio: Annotated[float, Field(gt=1)] = 1.2
     """And by at least this factor."""
     gross_ratio: Annotated[float, Field(gt=1)] = 20.0
-    """A departure that no batch explains: a warning at once, like NaN where others are finite."""
+    """A departure that no batch explains: a warning at once, like an infinite gradient."""
     repeat_count: Count = 3
-    """So many departures of one rank within repeat_steps are suspected silent corruption."""
+    """So many departures of one rank's gradient, its loss being in place, within repeat_steps are
+    suspected silent corruption."""
     repeat_steps: Count = 10
-    """Steps within which departures of one rank add up."""
+    """Steps within which departures of one rank's gradient add up."""
+    lasting_count: Count = 25
+    """So many departures of any kind within lasting_steps are a warning: longer than one document.
+    A loss that is zero or NaN on one rank alone counts here only; its batch may have no labels."""
+    lasting_steps: Count = 60
+    """Steps within which departures of one rank add up to a warning."""
     min_ranks: Count = 3
     """Fewer ranks have no majority."""
 
