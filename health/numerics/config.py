@@ -208,7 +208,7 @@ class ScalerConfig(DetectorConfig):
 class NonFiniteConfig(DetectorConfig):
     """How many points without a finite loss (or, without a scaler, gradient) matter.
 
-    Non-finite points add up; finite ones in between count them down by a half each.
+    Non-finite points add up; finite ones in between count them down by a fifth each.
     """
 
     warn_points: Count = 3
