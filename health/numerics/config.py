@@ -37,6 +37,8 @@ class LrWatchConfig(Section):
     """It is this many times what it was window_points before."""
     window_points: Count = 64
     """How far back it is compared."""
+    hold_steps: Count = 1000
+    """A rise counts no longer than this after the rate last grew."""
 
 
 class SpikeConfig(DetectorConfig):
