@@ -49,7 +49,7 @@ class SpikeConfig(DetectorConfig):
     noise_points: Count = 64
     """The noise is taken from about so many ordinary points."""
     ready_points: Count = 12
-    """Say nothing before so many ordinary points."""
+    """Judge only large rises before so many ordinary points."""
     open_z: Positive = 6.0
     """A single point that far above the reference opens an excursion."""
     run_points: Count = 4
@@ -64,6 +64,11 @@ class SpikeConfig(DetectorConfig):
     """Least rise that counts in absolute terms, so that a loss near zero may wiggle."""
     lr_rise_frac: Positive = 0.25
     """Least rise that counts while the learning rate is on its way up."""
+    early_points: Count = 4
+    """Before ready_points, a large rise over so many points opens an excursion."""
+    early_factor: Positive = 5.0
+    """A rise is large when it is this many times the least that counts. The same holds after a
+    restart, over what the loss was before the step that the run went back to."""
     adopt_points: Count = 200
     """An excursion that lasts longer is the new normal, and the reference starts anew."""
 
