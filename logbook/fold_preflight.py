@@ -10,6 +10,7 @@ from .state import AttemptState, NodeAnswers, NodeState, PreflightState, RunStat
 
 SDC_DETECTOR = "cross-rank"
 SLOW_DETECTOR = "straggler"
+_CALLS_FOR_IT = {SDC_DETECTOR: ("watch", "drain", "evict"), SLOW_DETECTOR: ("drain", "evict")}
 MAX_CUT_PREFLIGHTS = 3
 """So many in a row may come to nothing because nodes were lost; after that they prove enough."""
 
@@ -81,8 +82,7 @@ def with_suspicion(node: NodeState, e: ev.FindingSeen) -> NodeState:
             finding.rank,
         )
         return replace(node, drain=None, suspicion="") if is_same else node
-    calls_for_it = finding.action in ("evict", "drain")
-    if finding.detector not in (SDC_DETECTOR, SLOW_DETECTOR) or not calls_for_it:
+    if finding.action not in _CALLS_FOR_IT.get(finding.detector, ()):
         return node
     return replace(node, suspicion=node.suspicion or f"{finding.kind} ({e.id}): {finding.message}")
 

@@ -73,8 +73,12 @@ class RankWatch:
         return found + [self._weighed(f) for f in self._panel.update_ranks(step, points)]
 
     def _weighed(self, finding: Finding) -> Finding:
-        """Suspected corruption costs the node its place, unless the whole run is in trouble."""
-        if finding.severity is not Severity.ROLLBACK or finding.shadow:
+        """Say what is asked for, unless the whole run is in trouble: that scatters its ranks.
+
+        Suspected corruption costs the node its place. A warning has it tried out before it carries
+        ranks again: its data may be unusual, and a preflight tells.
+        """
+        if finding.severity is Severity.OBSERVE or finding.shadow:
             return finding
         others = [
             seen
@@ -82,9 +86,9 @@ class RankWatch:
             if seen.detector != finding.detector and seen.severity is not Severity.OBSERVE
         ]
         if others or finding.node is None:
-            # A run that diverges scatters its ranks; that is no evidence against one of them.
             return replace(finding, severity=Severity.OBSERVE)
-        return replace(finding, action="evict")
+        action = "evict" if finding.severity is Severity.ROLLBACK else "watch"
+        return replace(finding, action=action)
 
 
 def _compute_s(sample: RankSample) -> float:

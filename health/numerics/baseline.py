@@ -20,6 +20,9 @@ _CADENCE_CHANGE = 4
 _CADENCE_GAPS = 3
 # The noise changes slowly, so it is taken from its windows at every fourth point only.
 _NOISE_EVERY = 4
+# Centres of the past are kept at every so many points; of twice as many when the store is full.
+_PAST_EVERY = 16
+_PAST_CENTRES = 128
 
 
 class Baseline:
@@ -31,6 +34,7 @@ class Baseline:
         a running average. Quartiles keep a heavy-tailed log (one rank's batch) quiet.
     wander: how far the median of five points strays above the centre, as a deviation. Far below
         sigma in a log of independent points, as large where neighbours are alike.
+    recalled: the centre before the step to which the run has gone back; NaN where none is known.
     """
 
     def __init__(self, centre_points: int, noise_points: int, ready_points: int) -> None:
@@ -41,6 +45,8 @@ class Baseline:
         self._wanders = SortedWindow(noise_points)
         self._lately: deque[float] = deque(maxlen=_WANDER_POINTS)
         self._steps: deque[int] = deque(maxlen=centre_points)
+        self._past: list[tuple[int, float]] = []
+        self._past_every = _PAST_EVERY
         self._gap = self._long_gaps = self._last_step = 0
         self.clear()
 
@@ -58,17 +64,25 @@ class Baseline:
         self._lately.clear()
         self._steps.clear()
         self._before = self._last = math.nan
-        self.centre = math.nan
+        self.centre = self.recalled = math.nan
         self.is_ready = False
+
+    @property
+    def num_points(self) -> int:
+        """How many points the centre is taken from."""
+        return len(self._steps)
 
     def rewind(self, at_step: int) -> None:
         """Forget a centre of which half was learned after at_step; the noise is kept.
 
         A run rolled back to an early step starts from the higher loss it had there; what the loss
-        had come down to since is no reference for that.
+        had come down to since is no reference for that, and what it was before is.
         """
-        if self._steps and at_step < self._steps[len(self._steps) >> 1]:
+        while self._past and self._past[-1][0] > at_step:
+            self._past.pop()
+        if not self._steps or at_step < self._steps[len(self._steps) >> 1]:
             self._forget_centre()
+            self.recalled = self._past[-1][1] if self._past else math.nan
 
     def accept(self, step: int, level: float, *, odd: bool = False) -> None:
         """Learn from one ordinary, finite point.
@@ -96,8 +110,17 @@ class Baseline:
         if age % _NOISE_EVERY == 0:
             self._measure()
             self._measure_wander()
+            if age % self._past_every == 0:
+                self._keep_centre(step)
         elif not self.is_ready:
             self._measure()
+
+    def _keep_centre(self, step: int) -> None:
+        past = self._past
+        past.append((step, self.centre))
+        if len(past) > _PAST_CENTRES:
+            del past[1::2]
+            self._past_every *= 2
 
     def _measure(self) -> None:
         jitters, spreads = self._jitters, self._spreads

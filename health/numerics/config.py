@@ -37,6 +37,8 @@ class LrWatchConfig(Section):
     """It is this many times what it was window_points before."""
     window_points: Count = 64
     """How far back it is compared."""
+    hold_steps: Count = 1000
+    """A rise counts no longer than this after the rate last grew."""
 
 
 class SpikeConfig(DetectorConfig):
@@ -47,7 +49,7 @@ class SpikeConfig(DetectorConfig):
     noise_points: Count = 64
     """The noise is taken from about so many ordinary points."""
     ready_points: Count = 12
-    """Say nothing before so many ordinary points."""
+    """Judge only large rises before so many ordinary points."""
     open_z: Positive = 6.0
     """A single point that far above the reference opens an excursion."""
     run_points: Count = 4
@@ -62,6 +64,11 @@ class SpikeConfig(DetectorConfig):
     """Least rise that counts in absolute terms, so that a loss near zero may wiggle."""
     lr_rise_frac: Positive = 0.25
     """Least rise that counts while the learning rate is on its way up."""
+    early_points: Count = 4
+    """Before ready_points, a large rise over so many points opens an excursion."""
+    early_factor: Positive = 5.0
+    """A rise is large when it is this many times the least that counts. The same holds after a
+    restart, over what the loss was before the step that the run went back to."""
     adopt_points: Count = 200
     """An excursion that lasts longer is the new normal, and the reference starts anew."""
 
@@ -208,7 +215,7 @@ class ScalerConfig(DetectorConfig):
 class NonFiniteConfig(DetectorConfig):
     """How many points without a finite loss (or, without a scaler, gradient) matter.
 
-    Non-finite points add up; finite ones in between count them down by a half each.
+    Non-finite points add up; finite ones in between count them down by a fifth each.
     """
 
     warn_points: Count = 3
@@ -233,11 +240,17 @@ class CrossRankConfig(DetectorConfig):
     min_ratio: Annotated[float, Field(gt=1)] = 1.2
     """And by at least this factor."""
     gross_ratio: Annotated[float, Field(gt=1)] = 20.0
-    """A departure that no batch explains: a warning at once, like NaN where others are finite."""
+    """A departure that no batch explains: a warning at once, like an infinite gradient."""
     repeat_count: Count = 3
-    """So many departures of one rank within repeat_steps are suspected silent corruption."""
+    """So many departures of one rank's gradient, its loss being in place, within repeat_steps are
+    suspected silent corruption."""
     repeat_steps: Count = 10
-    """Steps within which departures of one rank add up."""
+    """Steps within which departures of one rank's gradient add up."""
+    lasting_count: Count = 25
+    """So many departures of any kind within lasting_steps are a warning: longer than one document.
+    A loss that is zero or NaN on one rank alone counts here only; its batch may have no labels."""
+    lasting_steps: Count = 60
+    """Steps within which departures of one rank add up to a warning."""
     min_ranks: Count = 3
     """Fewer ranks have no majority."""
 

@@ -1,7 +1,9 @@
 """Cross-rank outlier: one rank whose values disagree with all others, again and again.
 
-A GPU that computes wrongly without reporting an error shows up here first. A single odd value does
-not mean much: every rank sees its own batch, and batches can be odd.
+A GPU that computes wrongly without reporting an error shows up here first. A loss out of place does
+not prove one: every rank reads data of its own, and a long document that is unusually hard or easy
+keeps one rank away from the others for many steps. A gradient shard is summed over the data of
+all ranks, so no data explains one that is out of place by itself.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from ...logbook.findings import Severity
 from .config import CrossRankConfig
 from .point import Signal
 
+_LOSS, _GRAD_NORM = "loss", "grad_norm"
+
 
 class RankPoint(msgspec.Struct, gc=False):
     """What one rank alone saw in one step, before any reduction across ranks."""
@@ -26,13 +30,24 @@ class RankPoint(msgspec.Struct, gc=False):
 
 
 class _Oddity(msgspec.Struct, frozen=True, gc=False):
-    """One value out of place. gross: so far that no batch explains it."""
+    """One value out of place. gross: so far that no batch explains it.
+
+    blank: NaN or zero, which is also what the mean over a batch without a single label gives.
+    """
 
     rank: int
     metric: str
     value: float
     median: float
     gross: bool
+    blank: bool = False
+
+
+class _Strike(msgspec.Struct, frozen=True, gc=False):
+    """One step in which a rank was out of place. grave: in a way that data does not explain."""
+
+    step: int
+    grave: bool
 
 
 class _Metric:
@@ -58,21 +73,26 @@ class _Metric:
         middle = good[len(good) >> 1]
         found = []
         strays = []
+        odd_strays = []
         for rank, value in values:
             if not 0.0 < value < math.inf:
-                found.append(_Oddity(rank, self.name, value, middle, True))
+                blank = self.name == _LOSS and (value == 0.0 or math.isnan(value))
+                found.append(_Oddity(rank, self.name, value, middle, not blank, blank))
                 continue
             distance = math.log(value / middle)
             stray = distance - self._usual.get(rank, distance)
-            strays.append(abs(stray))
             if self._is_out(stray):
                 gross = abs(stray) >= math.log(self._config.gross_ratio)
                 found.append(_Oddity(rank, self.name, value, middle, gross))
+                odd_strays.append(abs(stray))
             else:
+                strays.append(abs(stray))
                 self._learn(rank, distance, stray)
-        self._fold_scatter(sorted(strays))
         # Half against half: the median is as likely to be the wrong side.
-        return found if 2 * len(found) < len(values) else []
+        few = 2 * len(found) < len(values)
+        # What a few ranks stray is not what ranks usually scatter; among four it would soon be.
+        self._fold_scatter(sorted(strays if few else strays + odd_strays))
+        return found if few else []
 
     def _is_out(self, stray: float) -> bool:
         config = self._config
@@ -106,7 +126,7 @@ class CrossRankDetector:
     def __init__(self, config: CrossRankConfig) -> None:
         self._config = config
         self._metrics = _metrics(config)
-        self._strikes: dict[int, list[int]] = {}
+        self._strikes: dict[int, list[_Strike]] = {}
         self._told: dict[int, Severity] = {}
 
     def restarted(self, at_step: int) -> None:
@@ -119,7 +139,7 @@ class CrossRankDetector:
         """Take the values of all ranks for one step; return what changed, by rank."""
         ordered = sorted(points, key=lambda point: point.rank)
         node = {point.rank: point.node for point in ordered}
-        worst: dict[int, _Oddity] = {}
+        odd: dict[int, list[_Oddity]] = {}
         for metric in self._metrics:
             values = [
                 (point.rank, value)
@@ -127,48 +147,62 @@ class CrossRankDetector:
                 if (value := getattr(point, metric.name)) is not None
             ]
             for oddity in metric.judge(values):
-                if oddity.rank not in worst or oddity.gross:
-                    worst[oddity.rank] = oddity
-        struck = [self._strike(step, worst[rank], node[rank]) for rank in sorted(worst)]
+                odd.setdefault(oddity.rank, []).append(oddity)
+        struck = [self._strike(step, odd[rank], node[rank]) for rank in sorted(odd)]
         signals = [signal for signal in struck if signal is not None]
-        return signals + self._forgive(step, worst)
+        return signals + self._forgive(step, odd)
 
-    def _strike(self, step: int, oddity: _Oddity, node: str | None) -> Signal | None:
-        rank = oddity.rank
-        config = self._config
-        strikes = [at for at in self._strikes.get(rank, []) if step - at < config.repeat_steps]
-        strikes.append(step)
+    def _strike(self, step: int, oddities: list[_Oddity], node: str | None) -> Signal | None:
+        """Count one step in which a rank was out of place; return what that comes to, if new."""
+        worst = oddities[-1]
+        rank = worst.rank
+        # Hard data moves the loss, and may move the gradient with it; it does not make it infinite.
+        grave = worst.metric == _GRAD_NORM and (
+            len(oddities) == 1 or not math.isfinite(worst.value)
+        )
+        last_steps = self._config.lasting_steps
+        strikes = [at for at in self._strikes.get(rank, []) if step - at.step < last_steps]
+        strikes.append(_Strike(step, grave))
         self._strikes[rank] = strikes
-        if len(strikes) >= config.repeat_count:
-            severity = Severity.ROLLBACK
-        else:
-            severity = Severity.WARN if oddity.gross else Severity.OBSERVE
-        if self._told.get(rank) in (severity, Severity.ROLLBACK):
+        severity = self._severity(step, strikes, oddities)
+        if severity is None or self._told.get(rank) in (severity, Severity.ROLLBACK):
             return None
         self._told[rank] = severity
         return Signal(
             detector=self.name,
             kind="cross-rank-outlier",
             severity=severity,
-            onset_step=strikes[0],
-            value=oddity.value,
-            reference=oddity.median,
-            message=f"{oddity.metric} of rank {rank} is {oddity.value:.4g} where the median rank "
-            f"has {oddity.median:.4g}, {len(strikes)} times in {step - strikes[0] + 1} steps",
+            onset_step=strikes[0].step,
+            value=worst.value,
+            reference=worst.median,
+            message=f"{worst.metric} of rank {rank} is {worst.value:.4g} where the median rank "
+            f"has {worst.median:.4g}, {len(strikes)} times in {step - strikes[0].step + 1} steps",
             rank=rank,
             node=node,
         )
+
+    def _severity(
+        self, step: int, strikes: list[_Strike], oddities: list[_Oddity]
+    ) -> Severity | None:
+        config = self._config
+        grave = sum(at.grave and step - at.step < config.repeat_steps for at in strikes)
+        if grave >= config.repeat_count:
+            return Severity.ROLLBACK
+        if len(strikes) >= config.lasting_count or any(oddity.gross for oddity in oddities):
+            return Severity.WARN
+        return None if all(oddity.blank for oddity in oddities) else Severity.OBSERVE
 
     def _forgive(self, step: int, struck: Collection[int]) -> list[Signal]:
         over = [
             rank
             for rank, strikes in sorted(self._strikes.items())
-            if rank not in struck and step - strikes[-1] >= self._config.repeat_steps
+            if rank not in struck and step - strikes[-1].step >= self._config.repeat_steps
         ]
         signals = []
         for rank in over:
-            onset = self._strikes.pop(rank)[0]
-            self._told.pop(rank, None)
+            onset = self._strikes.pop(rank)[0].step
+            if self._told.pop(rank, None) is None:
+                continue
             signals.append(
                 Signal(
                     detector=self.name,
@@ -186,4 +220,4 @@ class CrossRankDetector:
 
 
 def _metrics(config: CrossRankConfig) -> tuple[_Metric, ...]:
-    return _Metric("loss", config), _Metric("grad_norm", config)
+    return _Metric(_LOSS, config), _Metric(_GRAD_NORM, config)

@@ -48,8 +48,8 @@ class Excursion:
             self._continue(level)
         elif baseline.is_ready:
             self._judge(step, level)
-        elif level < math.inf:
-            baseline.accept(step, level)
+        else:
+            self._judge_early(step, level)
 
     def close(self) -> None:
         """Forget the open excursion and keep the reference."""
@@ -77,11 +77,30 @@ class Excursion:
                 self._run_onset = step
             self._run_points += 1
             if rise > config.open_z * sigma or self._run_points >= config.run_points:
-                self._open(level, least)
+                self._open(level, centre, least)
                 return
         elif self._run_points:
             self._run_points = max(0, self._run_points - 2)
         baseline.accept(step, level, odd=odd)
+
+    def _judge_early(self, step: int, level: float) -> None:
+        """Judge a point before the reference is complete: at the beginning, or after a restart.
+
+        Only a large rise counts then, over the few points there are, or over what the loss was
+        before the step that the run went back to: one that resumes sick is not to be learned from.
+        """
+        config, baseline = self._config, self._baseline
+        reference, unsure = baseline.recalled, 1.0
+        if reference != reference and baseline.num_points >= config.early_points:
+            reference, unsure = baseline.centre, 2.0
+        if reference == reference:
+            least = config.early_factor * self._least(reference)
+            if level - reference > max(unsure * config.open_z * baseline.sigma, least):
+                self._run_points, self._run_onset = 1, step
+                self._open(level, reference, least)
+                return
+        if level < math.inf:
+            baseline.accept(step, level)
 
     def _least(self, centre: float) -> float:
         """Return the smallest rise that counts at all."""
@@ -89,9 +108,8 @@ class Excursion:
         frac = config.lr_rise_frac if self._lr.is_raised else config.min_rise_frac
         return max(frac * abs(centre), config.min_rise_nats)
 
-    def _open(self, level: float, least: float) -> None:
-        config, baseline = self._config, self._baseline
-        centre, sigma = baseline.centre, baseline.sigma
+    def _open(self, level: float, centre: float, least: float) -> None:
+        config, sigma = self._config, self._baseline.sigma
         self.is_open = True
         self.reference = centre
         self.threshold = centre + max(config.open_z * sigma, least)

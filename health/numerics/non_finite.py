@@ -11,10 +11,15 @@ from .point import Point, Signal
 
 _PRESENCE_POINTS = 50
 _QUIET_WEIGHT = 0.34
+_LEAK = 0.2
+# An episode is over after so many finite points; a NaN now and then is one episode, not many.
+_END_POINTS = 25
+_SPARSE_GAP_STEPS = 4
+_RANK = {None: 0, Severity.OBSERVE: 1, Severity.WARN: 2, Severity.ROLLBACK: 3}
 
 
 class NonFiniteDetector:
-    """Counts non-finite points with a leak, so that NaN at every other point adds up too.
+    """Counts non-finite points with a leak, so that NaN at every third point adds up too.
 
     A gradient that overflowed under a dynamic scaler is the scaler's business: the step was
     skipped and the scale comes down. A non-finite loss, or a skip without any scaler, is ours.
@@ -37,6 +42,8 @@ class NonFiniteDetector:
         self._level = 0.0
         self._count = 0
         self._missing = 0
+        self._span_points = 0
+        self._finite_points = 0
         self._onset_step = at_step
         self._told: Severity | None = None
 
@@ -46,22 +53,27 @@ class NonFiniteDetector:
         if loss is not None and -math.inf < loss < math.inf and self._is_quiet(point.grad_norm):
             return None
         weight, value, what = self._judge(point)
+        self._span_points += 1
         if weight <= 0.0:
             return self._leak()
+        self._finite_points = 0
         if self._level <= 0.0:
             self._onset_step = point.step
             self._count = 0
+            self._span_points = 1
         self._level += weight
         self._count += 1
         severity = self._severity(point.step)
-        if severity is None or severity is self._told or self._told is Severity.ROLLBACK:
+        if severity is None or _RANK[severity] <= _RANK[self._told]:
             return None
         self._told = severity
         return self._signal(severity, value, f"{what} for {self._count} points")
 
     def _is_quiet(self, norm: float | None) -> bool:
         """The way nearly every point takes: nothing open, nothing to learn, nothing wrong."""
-        if self._level > 0.0 or self._missing or not self._is_always_logged:
+        if self._told is not None or self._level > 0.0:
+            return False
+        if self._missing or not self._is_always_logged:
             return False
         return norm is None or -math.inf < norm < math.inf
 
@@ -100,20 +112,20 @@ class NonFiniteDetector:
             self._points = self._present_points = 0
 
     def _leak(self) -> Signal | None:
-        if self._level <= 0.0:
-            return None
-        self._level -= 0.5
-        if self._level > 0.0 or self._told is None:
+        self._level = max(0.0, self._level - _LEAK)
+        self._finite_points += 1
+        if self._level > 0.0 or self._told is None or self._finite_points < _END_POINTS:
             return None
         self._told = None
         return self._signal(Severity.OBSERVE, 0.0, "values are finite again", ended=True)
 
     def _severity(self, step: int) -> Severity | None:
         config = self._config
-        span = step - self._onset_step + 1
+        span_steps = step - self._onset_step + 1
         if self._level >= config.rollback_points:
             return Severity.ROLLBACK
-        sparse = span >= 4 * self._count and span >= 2 * config.rollback_points
+        far_apart = span_steps >= _SPARSE_GAP_STEPS * self._span_points
+        sparse = far_apart and span_steps >= 2 * config.rollback_points
         if sparse and self._level >= config.sparse_points:
             return Severity.ROLLBACK
         if self._level >= config.warn_points:

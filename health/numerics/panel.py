@@ -71,7 +71,7 @@ class Panel:
         self._step = step
         self._count += 1
         if point.lr is not None:
-            self._lr.observe(point.lr)
+            self._lr.observe(step, point.lr)
         if point.loss is not None:
             self._excursion.observe(step, point.loss)
         signals = [

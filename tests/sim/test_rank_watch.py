@@ -89,6 +89,22 @@ def test_a_single_odd_batch_costs_nothing() -> None:
     assert not any(node.quarantined for node in state.nodes.values())
 
 
+def test_a_rank_with_unusual_data_keeps_its_place_and_is_tried_out_when_it_can_be() -> None:
+    night = Night(make_spec(trainer={"steps": 200}), seed=56)
+    night.run_to_step(10)
+    victim = node_of(night.state, 3)
+    run_steps(night, 1, 25)
+    run_steps(night, 26, 60, odd=3, local_loss=9.0)
+    state = night.state
+    assert state.num_attempts == 1
+    assert not state.rollbacks
+    assert state.nodes[victim].suspicion
+    assert (state.nodes[victim].evict, state.nodes[victim].drain) == (None, None)
+    state = night.run_to_end()
+    assert state.num_attempts == 1
+    assert not any(node.quarantined for node in state.nodes.values())
+
+
 def test_an_overflow_on_one_shard_is_the_scalers_business() -> None:
     night = Night(seed=53)
     night.run_to_step(30)

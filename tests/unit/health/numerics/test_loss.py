@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from midwatch.health.numerics.config import LevelShiftConfig, PanelConfig, SpikeConfig
@@ -82,6 +83,36 @@ def test_a_jump_in_the_first_steps_is_seen_once_there_is_a_past() -> None:
     call = rollbacks(found(lr_kick(30)))[0]
     assert 31 <= call.onset_step <= 33
     assert call.step <= 43
+
+
+@pytest.mark.parametrize("first", [5, 8, 10, 13])
+def test_a_divergence_among_the_first_points_is_called(first: int) -> None:
+    run = [Point(step=100 * i, loss=2.0 + 8.0 / (1 + i / 8) + 0.02 * (i % 3)) for i in range(1, 80)]
+    for point in run[first - 1 :]:
+        point.loss = 12.0
+    call = rollbacks(found(run))[0]
+    assert (call.onset_step, call.step) == (100 * first, 100 * (first + 7))
+
+
+@pytest.mark.parametrize("noise_frac", [0.05, 0.3])
+def test_noise_among_the_first_points_is_no_divergence(noise_frac: float) -> None:
+    for seed in range(40):
+        rng = random.Random(seed)
+        run = [Point(step=s, loss=1.2 * math.exp(rng.gauss(0, noise_frac))) for s in range(1, 60)]
+        assert severe(found(run)) == []
+
+
+@pytest.mark.parametrize("every", [50, 100, 500])
+def test_a_warm_up_blinds_nobody_for_long_in_a_coarse_log(every: int) -> None:
+    run = healthy(150, seed=9, every=every)
+    for index, point in enumerate(run):
+        point.lr = 3e-4 * min(1.0, point.step / 2000)
+        assert point.loss is not None
+        # Past the fall of the first points, 30 points or 3000 steps after the warm-up.
+        point.loss = 2.2 * math.exp(random.Random(index).gauss(0, 0.01))
+    first = max(100, 5000 // every)
+    call = rollbacks(found(raised(run, first, shift(0.2))))[0]
+    assert call.onset_step == (first + 1) * every
 
 
 def test_a_loss_near_zero_may_wiggle() -> None:

@@ -49,6 +49,18 @@ def test_nan_at_every_other_point_adds_up() -> None:
     assert rollbacks(of_values(found(run)))
 
 
+def test_nan_at_every_third_point_is_one_episode_and_a_rollback() -> None:
+    run = [Point(step=s, loss=math.nan if s % 3 == 0 else 2.0) for s in range(1, 3000)]
+    findings = of_values(found(run))
+    assert [f.severity for f in findings] == [Severity.OBSERVE, Severity.WARN, Severity.ROLLBACK]
+    assert findings[-1].step <= 50
+
+
+def test_nan_now_and_then_is_one_note() -> None:
+    run = [Point(step=s, loss=math.nan if s % 12 == 0 else 2.0) for s in range(1, 3000)]
+    assert [f.severity for f in of_values(found(run))] == [Severity.OBSERVE]
+
+
 def test_points_that_lie_far_apart_need_fewer() -> None:
     run = [Point(step=s * 100, loss=2.0 if s < 5 else math.nan) for s in range(1, 9)]
     call = rollbacks(found(run))[0]

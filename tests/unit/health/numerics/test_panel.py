@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from midwatch.health.numerics.baseline import Baseline
 from midwatch.health.numerics.config import (
     LevelShiftConfig,
     PanelConfig,
@@ -121,6 +122,47 @@ def test_after_a_restart_the_same_divergence_is_called_again() -> None:
     panel.restarted(150)
     second = rollbacks(found(run[150:215], panel))[0]
     assert (second.step, second.onset_step) == (first.step, first.onset_step)
+
+
+@pytest.mark.parametrize("back", [10, 30, 200, 900])
+def test_a_run_that_resumes_sick_is_called_within_ten_points(back: int) -> None:
+    panel = Panel()
+    run = healthy(1200, seed=16)
+    assert severe(found(run, panel)) == []
+    at = 1200 - back
+    panel.restarted(at)
+    findings = found(raised(run[at:], 0, shift(1.5)), panel)
+    call = rollbacks(findings)[0]
+    assert (call.onset_step, call.reference) == (at + 1, pytest.approx(2.4, rel=0.1))
+    assert call.step - at <= 10
+
+
+def test_a_run_that_resumes_sick_is_called_after_every_rollback() -> None:
+    panel = Panel()
+    run = healthy(1200, seed=17)
+    found(run, panel)
+    for at in (800, 600, 600):
+        panel.restarted(at, numeric=True)
+        sick = raised(healthy(1200, seed=17)[at : at + 60], 0, shift(1.5))
+        assert [f.onset_step for f in rollbacks(found(sick, panel))] == [at + 1]
+
+
+@pytest.mark.parametrize("at", [0, 10, 40, 150, 600, 1000])
+def test_a_run_that_resumes_well_is_left_alone_wherever_it_goes_back_to(at: int) -> None:
+    panel = Panel()
+    run = healthy(1200, seed=18, noise_frac=0.02)
+    found(run, panel)
+    panel.restarted(at)
+    assert severe(found(run[at:], panel)) == []
+
+
+def test_what_a_loss_was_is_remembered_from_all_of_a_long_run() -> None:
+    baseline = Baseline(16, 64, 12)
+    for step in range(1, 20_001):
+        baseline.accept(step, 2.0 + 2.0 / step)
+    for at in (15_000, 5_000, 400):
+        baseline.rewind(at)
+        assert baseline.recalled == pytest.approx(2.0 + 2.0 / at, rel=0.01)
 
 
 def test_a_step_that_goes_back_is_taken_for_a_restart() -> None:
