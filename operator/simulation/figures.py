@@ -104,6 +104,12 @@ def figures_of(
     )
 
 
+def paid_frac(figures: Figures) -> float:
+    """Return the productive share of all GPU-hours paid for, idle spares included."""
+    paid = sum(figures.gpu_hours.values())
+    return figures.gpu_hours["productive"] / paid if paid > 0 else 0.0
+
+
 def with_people(figures: Figures, people: People, ticks: int) -> Figures:
     """Return the figures with what people had to do, and how often the controller turned."""
     return msgspec.structs.replace(

@@ -16,7 +16,7 @@ from midwatch.operator.simulation.figures import mean_of
 from midwatch.operator.simulation.from_journal import model_of
 from midwatch.operator.simulation.scenario import Size, sized_scenario, with_spares
 from midwatch.operator.simulation.simulate import Simulation, simulate
-from midwatch.operator.simulation.sweep import parse_axis, plot_sweep, sweep
+from midwatch.operator.simulation.sweep import parse_axis, plot_sweep, rank, sweep
 from msgspec.structs import replace
 
 HOUR_S = 3600.0
@@ -133,7 +133,14 @@ def test_published_rates_are_those_of_their_sources() -> None:
     assert caught.value.code == "unknown-failure-model"
 
 
-@pytest.mark.parametrize("text", ["spares", "spares=", "wings=1..2", "spares=3..1", "spares=a..b"])
+BAD_AXES = (
+    "spares", "spares=", "wings=1..2", "spares=3..1", "spares=a..b", "spares=-1", "spares=0.5",
+    "spares=65", "interval=0", "interval=1..inf", "interval=nan", "respond-minutes=nan",
+    "replace-hours=-1", "spares=0..4..0", "spares=0..4..1..1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_AXES)
 def test_a_sweep_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_axis(text)
@@ -144,6 +151,16 @@ def test_a_sweep_takes_ranges_steps_and_lists() -> None:
     assert parse_axis("spares=0..3").values == (0.0, 1.0, 2.0, 3.0)
     assert parse_axis("interval=50..150..50").values == (50.0, 100.0, 150.0)
     assert parse_axis("interval=10,1000").values == (10.0, 1000.0)
+
+
+def test_an_idle_spare_is_paid_for_and_too_many_are_not_the_best() -> None:
+    scenario = sized_scenario(Size(gpus=32, days=0.1), "none")
+    cells = sweep(scenario, [parse_axis("spares=2,40")], runs=2)
+    assert cells[0].ettr.value == pytest.approx(cells[1].ettr.value, rel=1e-4)
+    ranking = rank(cells)
+    assert ranking.is_clear
+    assert ranking.best.at == (2.0,)
+    assert ranking.best.paid.value == pytest.approx(cells[0].ettr.value * 32 / 48, rel=0.02)
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
