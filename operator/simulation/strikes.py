@@ -13,6 +13,8 @@ from . import failure_models as fm
 from .world import World
 
 XID_GPU_LOST = 79
+SICK = "memory"
+"""The check of a preflight that fails where a GPU is broken."""
 _CUDA = "CUDA error: uncorrectable ECC error encountered"
 _BUG = "RuntimeError: shape mismatch in the data pipeline"
 
@@ -61,6 +63,9 @@ class Strikes:
         return rank is not None and self.world.kill_worker(rank)
 
     def gpu(self, node: str) -> bool:
+        # A GPU that fell off the bus stays bad until people have replaced it; a host that went down
+        # is away instead.
+        self.world.trouble.sick[node] = SICK
         rank = self.rank_on(node)
         fact = explain(XID_GPU_LOST)
         finding = Finding(
@@ -107,6 +112,8 @@ class Strikes:
         self.world.slow_down(node, factor)
 
 
+BREAKS = (fm.GPU, fm.HOST)
+"""Effects that break a machine: the same one given back fails again."""
 EFFECTS: dict[str, Callable[[Strikes, str], bool]] = {
     fm.KILL: Strikes.kill,
     fm.GPU: Strikes.gpu,

@@ -24,7 +24,7 @@ STORMY = fm.FailureModel(
     name="stormy",
     source="these tests",
     causes=tuple(
-        fm.Cause(effect, effect, 0.004)
+        fm.Cause(effect, effect, 0.006)
         for effect in (fm.GPU, fm.SOFTWARE, fm.HOST, fm.NETWORK, fm.HANG, fm.CORRUPTION, fm.SSD)
     ),
     per_hour_groups=0.02,
