@@ -87,14 +87,17 @@ class Strikes:
         return rank is not None and self.world.fail_worker(rank, "worker-raised", _BUG)
 
     def host(self, node: str) -> bool:
-        return self.world.lose_machine(node, self.chance.draw_s(self.chance.repair_s, self.rng))
+        carried = self.rank_on(node) is not None
+        self.world.lose_machine(node, self.chance.draw_s(self.chance.repair_s, self.rng))
+        return carried
 
     def network(self, node: str) -> bool:
         self.world.wire.cut(node, self.chance.draw_s(self.chance.flap_s, self.rng))
         gang = self.world.live_gang
-        if self.rank_on(node) is not None and gang is not None and gang.is_training:
+        carried = self.rank_on(node) is not None
+        if carried and gang is not None and gang.is_training:
             gang.freeze()
-        return True
+        return carried
 
     def hang(self, node: str) -> bool:
         rank = self.rank_on(node)

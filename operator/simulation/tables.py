@@ -28,6 +28,7 @@ def figures_table(found: Sequence[Figures]) -> Table:
     rows: list[tuple[str, str]] = [
         ("ETTR, %", _over([f.ettr_frac for f in found], 100.0, 2)),
         ("failures that hurt", _over([f.failures for f in found])),
+        ("never seen", _over([f.unseen for f in found])),
         ("restarts", _over([f.restarts for f in found])),
         ("rollbacks for the numbers", _over([f.rollbacks for f in found])),
         ("times somebody had to look", _over([f.pages for f in found])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from midwatch.logbook.ledger import build_ledger
 from midwatch.logbook.reader import read
 from midwatch.logbook.state import RunState
 from midwatch.operator.simulation import failure_models as fm
-from midwatch.operator.simulation.figures import mean_of
+from midwatch.operator.simulation.figures import detection_times_s, mean_of
 from midwatch.operator.simulation.from_journal import model_of
+from midwatch.operator.simulation.nature import Strike
 from midwatch.operator.simulation.scenario import Size, sized_scenario, with_spares
 from midwatch.operator.simulation.simulate import Simulation, simulate
 from midwatch.operator.simulation.sweep import parse_axis, plot_sweep, rank, sweep
+from midwatch.operator.simulation.tables import figures_table
 from msgspec.structs import replace
+from rich.console import Console
 
 HOUR_S = 3600.0
 STORMY = fm.FailureModel(
@@ -200,6 +204,31 @@ def test_each_cause_is_seen_for_what_it_is_and_answered(
     after = simulation.state.attempt
     assert after is not None
     assert (node not in after.plan.nodes) is leaves
+
+
+@pytest.mark.parametrize("effect", [fm.HOST, fm.NETWORK, fm.GPU, fm.HANG, fm.CORRUPTION])
+def test_a_failure_hurts_only_where_ranks_are(effect: str) -> None:
+    simulation = Simulation(sized_scenario(Size(gpus=32, days=1.0, spares=2), "none"), seed=1)
+    simulation.run_until(lambda state: state.step > 100, 2 * HOUR_S)
+    at_work = simulation.state.attempt.plan.nodes  # type: ignore[union-attr]
+    spare = next(node for node in simulation.state.nodes if node not in at_work)
+    simulation.nature.strike("spare", effect, spare)
+    simulation.nature.strike("at work", effect, at_work[0])
+    assert [strike.hurts for strike in simulation.nature.strikes] == [False, True]
+
+
+def test_a_failure_that_nothing_tells_of_is_counted_as_never_seen() -> None:
+    strikes = [Strike(10.0, "gpu", "node-0", True), Strike(20.0, "gpu", "node-1", True)]
+    strikes.append(Strike(30.0, "gpu", "node-5", False))
+    assert detection_times_s(strikes, []) == []
+    size = Size(gpus=32, days=0.1, spares=2)
+    simulation = Simulation(sized_scenario(size, "none"), seed=1)
+    simulation.nature.strikes += strikes
+    found = simulation.play().figures
+    assert (found.failures, found.unseen, found.mttd_s) == (2, 2, None)
+    shown = Console(width=200, record=True, file=StringIO())
+    shown.print(figures_table([found]))
+    assert "never seen" in shown.export_text()
 
 
 def test_a_slow_node_is_found_and_left_out() -> None:
