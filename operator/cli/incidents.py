@@ -7,21 +7,14 @@ from pathlib import Path
 from rich.table import Table
 
 from ...logbook.words import steps_text
-from ..simulation.incidents import (
-    GPUS,
-    Row,
-    play_incidents,
-    read_incidents,
-    read_panels,
-    usual_gap_hours,
-)
+from ..simulation.incidents import Row, play_incidents, read_incidents
+from ..simulation.recorded_curves import read_panels, usual_gap_hours
 from .output import Output, print_json, wide_console
 
-USUAL_HOURS = 12.0
-"""What a stop cost where nothing is said of it: the median gap of OPT-175B is 12.1 hours."""
 TITLES = (
-    "id", "run", "step", "what", "people did", "LR x", "back", "came of it", "Midwatch decides",
-    "after", "LR x", "back", "on its curve", "GPU-h saved",
+    "id", "run", "step", "what", "played as", "assumed", "people did", "LR x", "back",
+    "came of it", "Midwatch decides", "after", "LR x", "back", "ends", "on its curve",
+    "GPU-h saved",
 )  # fmt: skip
 
 
@@ -30,9 +23,9 @@ def replay_incidents(
 ) -> None:
     """Print a row for each recorded incident, and what it amounts to."""
     recorded = read_incidents(incidents)
-    points = read_panels(curve) if curve is not None else []
-    hours = usual_gap_hours(gaps) if gaps is not None else USUAL_HOURS
-    rows = play_incidents(recorded, points, hours)
+    panels = read_panels(curve) if curve is not None else None
+    hours = usual_gap_hours(gaps) if gaps is not None else None
+    rows = play_incidents(recorded, panels, hours)
     if output is Output.JSON:
         print_json([{"saved_gpu_hours": row.saved_gpu_hours, "row": row} for row in rows])
         return
@@ -43,10 +36,20 @@ def replay_incidents(
         table.add_row(*_cells(row))
     console = wide_console()
     console.print(table)
-    saved = sum(row.saved_gpu_hours for row in rows)
-    console.print(
-        f"{len(rows)} incidents on {GPUS} GPUs: {sum(row.recovered for row in rows)} recovered in "
-        f"the simulation, {saved:,.0f} GPU-hours saved where a stop cost people {hours:g} hours"
+    console.print(total_text(rows))
+
+
+def total_text(rows: list[Row]) -> str:
+    """Return what the rows amount to, and how far that can be trusted."""
+    well = [row for row in rows if row.recovered]
+    assumed = sum(row.is_assumed for row in well)
+    saved = [row.saved_gpu_hours for row in rows if row.saved_gpu_hours is not None]
+    return (
+        f"{len(rows)} incidents: {len(well)} recovered in the simulation, {assumed} of them only "
+        "if a lower rate cures, which no row says; "
+        f"{len(rows) - len(well)} did not recover. {sum(saved):,.0f} GPU-hours saved in the "
+        f"{len(saved)} whose run's GPUs, step and usual gap are known. Played on a few nodes by "
+        "what each row says: it shows what is decided, not what would have come of it."
     )
 
 
@@ -57,17 +60,28 @@ def _cells(row: Row) -> tuple[str, ...]:
         incident.run,
         _text(incident.step),
         incident.kind,
+        row.stage.text,
+        ", ".join(row.stage.assumed) or "-",
         incident.action[:32],
         incident.lr_factor[:20] or "-",
         _text(incident.rollback_steps),
         incident.outcome,
         row.decided,
         steps_text(row.lag_steps) if row.lag_steps is not None else "-",
-        f"{row.lr_factor:g}",
+        f"{row.lr_factor:.3g}",
         str(row.rolled_back_steps),
-        f"{row.curve_lag_steps:+d} steps" if row.curve_lag_steps is not None else "-",
-        f"{row.saved_gpu_hours:,.0f}",
+        "well" if row.recovered else "not well",
+        _curve_text(row),
+        f"{row.saved_gpu_hours:,.0f}" if row.saved_gpu_hours is not None else "-",
     )
+
+
+def _curve_text(row: Row) -> str:
+    if row.curve_call is None:
+        return "-"
+    if row.curve_lag_steps is None:
+        return row.curve_call
+    return f"{row.curve_lag_steps:+d} steps, {row.curve_call}"
 
 
 def _text(value: int | None) -> str:

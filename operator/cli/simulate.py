@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from ..simulation.from_journal import model_of, times_of
 from ..simulation.people import Crew
 from ..simulation.scenario import DAY_S, LARGE, Scenario, Size, sized_scenario, spec_scenario
 from ..simulation.simulate import Outcome, simulate
-from ..simulation.sweep import Axis, best_of, parse_axis, plot_sweep, sweep
+from ..simulation.sweep import Axis, Ranking, parse_axes, plot_sweep, rank, sweep
 from ..simulation.tables import figures_table, mean_text, sweep_table
 from ..simulation.trace import compare_opt
 from ..spec import RunSpec
@@ -73,6 +74,7 @@ def simulate_command(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Simulate a run in virtual time: the real controller decides, and the journal is ordinary."""
+    _check_finite(days, mtbf_hours, step_s, stall_s, save_s, load_s, replace_hours, respond_minutes)
     times = replace(
         LARGE,
         step_s=step_s,
@@ -89,8 +91,9 @@ def simulate_command(
     failing, times = _failing(model, mtbf_hours, from_journal, size.gpus, times)
     crew = Crew(replace_s=replace_hours * 3600.0, respond_s=respond_minutes * 60.0)
     scenario = _scenario(found, size, failing, times, crew)
+    _check_paths(plot, out, is_sweep=bool(sweep_over))
     if sweep_over:
-        _sweep(scenario, [parse_axis(text) for text in sweep_over], (runs, seed), plot, output)
+        _sweep(scenario, parse_axes(sweep_over), (runs, seed), plot, output)
     else:
         _simulate(scenario, runs, seed, out, output)
 
@@ -136,7 +139,32 @@ def _scenario(
     return sized_scenario(size, model, times, crew)
 
 
-def _simulate(scenario: Scenario, runs: int, seed: int, out: Path | None, output: Output) -> None:
+def _check_finite(*values: float | None) -> None:
+    # A range that only has a lower end takes infinity.
+    if not all(value is None or math.isfinite(value) for value in values):
+        raise ConfigError(
+            "not-finite",
+            "an option of the simulation is infinite.",
+            remedy="Give every time, rate and length as a finite number.",
+        )
+
+
+def _check_paths(plot: Path | None, out: Path | None, *, is_sweep: bool) -> None:
+    """Refuse before hours of simulation what could not be written after them."""
+    if plot is not None and not is_sweep:
+        raise ConfigError("nothing-to-plot", "--plot draws a sweep.", remedy="Add --sweep.")
+    if out is not None and is_sweep:
+        raise ConfigError(
+            "out-of-sweep",
+            "a sweep plays many runs; --out writes down one.",
+            remedy="Drop --out, or name one point's values without --sweep.",
+        )
+    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
+        raise ConfigError(
+            "plot-unwritable",
+            f"{plot} cannot be written: no folder {plot.absolute().parent}, or one of that name.",
+            remedy="Name a file in a folder that exists.",
+        )
     if out is not None and (out / "journal").exists():
         raise ConfigError(
             "folder-in-use",
@@ -144,6 +172,8 @@ def _simulate(scenario: Scenario, runs: int, seed: int, out: Path | None, output
             remedy="Name a folder that does not exist yet.",
         )
 
+
+def _simulate(scenario: Scenario, runs: int, seed: int, out: Path | None, output: Output) -> None:
     def told(outcome: Outcome) -> None:
         figures = outcome.figures
         line = f"seed {figures.seed}: ETTR {figures.ettr_frac:.2%}, {figures.restarts} restarts"
@@ -170,14 +200,25 @@ def _sweep(
     output: Output,
 ) -> None:
     cells = sweep(scenario, axes, *seeds, told=lambda cell: print(f"{cell.at}", file=sys.stderr))
-    best = best_of(cells)
+    ranking = rank(cells)
+    if output is Output.JSON:
+        ties = [cell.at for cell in ranking.ties]
+        print_json({"axes": axes, "cells": cells, "best": ranking.best.at, "ties": ties})
+    else:
+        console = wide_console()
+        console.print(sweep_table(axes, cells, ranking))
+        console.print(_best_text(axes, ranking, seeds[0]))
     if plot is not None:
         title = f"{scenario.spec.world_size} GPUs, {scenario.model.name}"
         plot.write_text(plot_sweep(axes, cells, title), encoding="utf-8")
-    if output is Output.JSON:
-        print_json({"axes": axes, "cells": cells, "best": best.at})
-        return
-    console = wide_console()
-    console.print(sweep_table(axes, cells, best))
-    at = ", ".join(f"{axis.name} {value:g}" for axis, value in zip(axes, best.at, strict=True))
-    console.print(f"best: {at}, ETTR {mean_text(best.ettr, 100.0, 2)} %")
+
+
+def _best_text(axes: list[Axis], ranking: Ranking, runs: int) -> str:
+    best, of_paid = ranking.best, "% of paid GPU-hours productive"
+    pairs = zip(axes, best.at, strict=True)
+    at = ", ".join(f"{axis.name} {value:g}" for axis, value in pairs)
+    value = f"{mean_text(best.paid, 100.0, 2)} {of_paid}"
+    if ranking.is_clear:
+        return f"best: {at}, {value}"
+    why = "one seed tells no points apart" if runs == 1 else f"{runs} seeds tell them not apart"
+    return f"highest: {at}, {value}, as good: {len(ranking.ties)} points ({why}; --runs takes more)"

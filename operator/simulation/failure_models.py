@@ -28,6 +28,9 @@ class Cause(msgspec.Struct, frozen=True):
 class FailureModel(msgspec.Struct, frozen=True):
     """What fails in a cluster, and how.
 
+    causes: rates as they were observed, with everything that fails one machine in them.
+    own_frac: share of the observed that is drawn machine by machine; the rest are machines of a
+    group and new ones that fail at once, which are drawn besides.
     per_hour_groups: events per hour that take several hosts at once, up to group_max of them.
     per_hour_outages: events per hour that take the whole cluster, for outage_hours.
     per_hour_store: outages of the checkpoint store per hour, for store_minutes.
@@ -40,6 +43,7 @@ class FailureModel(msgspec.Struct, frozen=True):
     name: str
     source: str
     causes: tuple[Cause, ...]
+    own_frac: float = 1.0
     per_hour_groups: float = 0.0
     group_max: int = 5
     per_hour_outages: float = 0.0
@@ -52,6 +56,16 @@ class FailureModel(msgspec.Struct, frozen=True):
     lemon_frac: float = 0.0
     lemon_multiple: float = 1.0
     divergences_per_1000_steps: float = 0.0
+
+    @property
+    def group_mean(self) -> float:
+        """Hosts that a group takes in the mean."""
+        return (2 + max(self.group_max, 2)) / 2
+
+    @property
+    def drawn_frac(self) -> float:
+        """What each sound machine's rate is of the observed one, lemons and the rest taken off."""
+        return self.own_frac / (1.0 + self.lemon_frac * (self.lemon_multiple - 1.0))
 
     @property
     def per_gpu_hour(self) -> float:
@@ -97,6 +111,43 @@ def _split(per_gpu_hour: float) -> tuple[Cause, ...]:
     )
 
 
+_MACHINE = (GPU, HOST, NETWORK, CORRUPTION)
+"""Effects after which a machine is replaced."""
+
+
+def with_own_frac(model: FailureModel, num_gpus: int) -> FailureModel:
+    """Return a model whose groups and early failures are in the total observed on so many GPUs.
+
+    A machine that is lost is replaced, and so many of the new ones fail at once, so the total is
+    the own failures, those of groups, and a share of both and of itself.
+    """
+    total = model.per_gpu_hour * num_gpus
+    lost = sum(c.per_gpu_hour for c in model.causes if c.effect in _MACHINE) / model.per_gpu_hour
+    groups = model.per_hour_groups * model.group_mean
+    again = 1.0 - model.infant_frac * lost
+    own = (total - groups * (1.0 + model.infant_frac / again)) * again
+    return msgspec.structs.replace(model, own_frac=max(own / total, 0.0))
+
+
+_OPT = FailureModel(
+    name="opt",
+    source=(
+        "OPT-175B chronicles: 2 machines a day of 124, 5 hosts at once on 6 December, the whole"
+        " cluster on 21 December, 4 divergences in 143,000 steps; split by Table 5"
+    ),
+    causes=_split(2.0 / (24 * 992)),
+    per_hour_groups=1 / (56 * 24),
+    per_hour_outages=1 / (56 * 24),
+    outage_hours=48.0,
+    per_hour_store=3 / (56 * 24),
+    per_gpu_hour_slow=5.5e-7,
+    # New machines fail early (Aegis, NSDI'25: 73 % of failures in the first ten minutes), and
+    # replacements were often the same bad machine again (chronicles, 27 % update).
+    infant_frac=0.15,
+    lemon_frac=0.02,
+    lemon_multiple=10.0,
+    divergences_per_1000_steps=4 / 143,
+)
 _MODELS = (
     FailureModel(
         name="llama3",
@@ -119,25 +170,7 @@ _MODELS = (
         lemon_frac=0.017,
         lemon_multiple=10.0,
     ),
-    FailureModel(
-        name="opt",
-        source=(
-            "OPT-175B chronicles: 2 machines a day of 124, 5 hosts at once on 6 December, the whole"
-            " cluster on 21 December, 4 divergences in 143,000 steps; split by Table 5"
-        ),
-        causes=_split(2.0 / (24 * 992)),
-        per_hour_groups=1 / (56 * 24),
-        per_hour_outages=1 / (56 * 24),
-        outage_hours=48.0,
-        per_hour_store=3 / (56 * 24),
-        per_gpu_hour_slow=5.5e-7,
-        # New machines fail early (Aegis, NSDI'25: 73 % of failures in the first ten minutes), and
-        # replacements were often the same bad machine again (chronicles, 27 % update).
-        infant_frac=0.15,
-        lemon_frac=0.02,
-        lemon_multiple=10.0,
-        divergences_per_1000_steps=4 / 143,
-    ),
+    with_own_frac(_OPT, 992),
     FailureModel(name="none", source="nothing ever fails", causes=()),
 )
 MODELS = {model.name: model for model in _MODELS}

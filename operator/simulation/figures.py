@@ -28,6 +28,7 @@ class Figures(msgspec.Struct, frozen=True):
     """What one simulated run amounts to.
 
     ettr_frac: productive over wall time, as `midwatch status` has it. gpu_hours: by cause.
+    failures: that took a rank with them. unseen: those of them that no incident is the sight of.
     mttd_s: from a failure to its first sign; mttr_s: from there to the first new step.
     pages: how often somebody had to look. *_bytes: checkpoint traffic. ticks, records, decisions:
     the work of the controller.
@@ -40,6 +41,7 @@ class Figures(msgspec.Struct, frozen=True):
     ettr_frac: float
     gpu_hours: dict[str, float]
     failures: int
+    unseen: int
     restarts: int
     rollbacks: int
     pages: int
@@ -80,6 +82,7 @@ def figures_of(
     totals = ledger.totals(now_s)
     size = world.setting.sizes.checkpoint_bytes
     detected = detection_times_s(strikes, list(state.incidents.values()))
+    failures = sum(strike.hurts for strike in strikes)
     return Figures(
         seed=seed,
         status=summary.status,
@@ -87,7 +90,8 @@ def figures_of(
         wall_s=summary.wall_s,
         ettr_frac=summary.ettr_frac or 0.0,
         gpu_hours={cause.value: gpu_s / HOUR_S for cause, gpu_s in totals.items()},
-        failures=sum(strike.hurts for strike in strikes),
+        failures=failures,
+        unseen=failures - len(detected),
         restarts=max(state.num_attempts - 1, 0),
         rollbacks=len(state.rollbacks),
         pages=0,
@@ -102,6 +106,12 @@ def figures_of(
         decisions=state.num_decisions,
         replaced=0,
     )
+
+
+def paid_frac(figures: Figures) -> float:
+    """Return the productive share of all GPU-hours paid for, idle spares included."""
+    paid = sum(figures.gpu_hours.values())
+    return figures.gpu_hours["productive"] / paid if paid > 0 else 0.0
 
 
 def with_people(figures: Figures, people: People, ticks: int) -> Figures:

@@ -10,11 +10,12 @@ import msgspec
 from ..runtime.names import node_names
 from .failure_models import CORRUPTION, HOUR_S, Cause, FailureModel
 from .pace import LEAD_STEPS
-from .strikes import Chance, Strikes
+from .strikes import BREAKS, Chance, Strikes
 from .training import Fragility
 from .world import World
 
 INFANT_S = 600.0
+SAME_AGAIN = "same machine again"
 FRAGILE_STEPS = 400
 FRAGILE_FACTOR = 0.95
 
@@ -44,25 +45,49 @@ class Nature:
         self._names = node_names(spec.num_nodes, spec.nodes.spares)
         self._gpus = len(self._names) * spec.nodes.ranks_per_node
         lemons = round(model.lemon_frac * len(self._names))
-        self._lemons = frozenset(self._rng.sample(self._names, lemons))
+        self._lemons = set(self._rng.sample(self._names, lemons))
+        self._broken: dict[str, str] = {}
         self._causes = [(cause, cause.per_gpu_hour) for cause in model.causes]
 
     def let_loose(self) -> None:
         """Begin: arm every kind of event that can happen."""
         model = self._model
         # Nodes are drawn evenly and thinned by their weight, so the rate is that of the heaviest.
-        heaviest = model.lemon_multiple if self._lemons else 1.0
-        self._every(model.per_gpu_hour * self._gpus * heaviest, self._fail_somewhere)
+        drawn_per_gpu_hour = model.per_gpu_hour * model.drawn_frac
+        self._every(drawn_per_gpu_hour * self._gpus * self._heaviest, self._fail_somewhere)
         self._every(model.per_hour_groups, self._take_group)
         self._every(model.per_hour_outages, self._take_cluster)
         self._every(model.per_hour_store, self._take_store)
         self._every(model.per_gpu_hour_slow * self._gpus, self._slow_down)
 
+    @property
+    def _heaviest(self) -> float:
+        return self._model.lemon_multiple if self._model.lemon_frac else 1.0
+
     def is_new(self, node: str) -> None:
-        """A machine of a node is new or mended: it may fail soon."""
-        if self._model.infant_frac and self._rng.random() < self._model.infant_frac:
+        """A node runs on another machine: that may be a lemon, or fail soon, or both."""
+        model = self._model
+        self._broken.pop(node, None)
+        self._lemons.discard(node)
+        if model.lemon_frac and self._rng.random() < model.lemon_frac:
+            self._lemons.add(node)
+        if model.infant_frac and self._rng.random() < model.infant_frac:
             after_s = self._rng.uniform(0.0, INFANT_S)
             self._world.timeline.later(after_s, lambda: self._strike(self._cause(), node))
+
+    def is_same(self, node: str) -> None:
+        """A node was given back on the machine that had failed: it fails again once it works."""
+        after_s = self._rng.uniform(0.0, INFANT_S)
+        self._world.timeline.later(after_s, lambda: self._fail_again(node))
+
+    def _fail_again(self, node: str) -> None:
+        effect = self._broken.get(node)
+        if effect is None:
+            return
+        if self._doing.rank_on(node) is None:
+            self.is_same(node)
+        else:
+            self.strike(SAME_AGAIN, effect, node)
 
     def _every(self, per_hour: float, action: Callable[[], None]) -> None:
         if per_hour <= 0.0:
@@ -78,9 +103,8 @@ class Nature:
 
     def _fail_somewhere(self) -> None:
         node = self._rng.choice(self._names)
-        heaviest = self._model.lemon_multiple if self._lemons else 1.0
         weight = self._model.lemon_multiple if node in self._lemons else 1.0
-        if self._rng.random() * heaviest < weight:
+        if self._rng.random() * self._heaviest < weight:
             self._strike(self._cause(), node)
 
     def _cause(self) -> Cause:
@@ -105,6 +129,8 @@ class Nature:
     def strike(self, cause: str, effect: str, node: str) -> None:
         """Let a cause take effect on a node, and write it down."""
         hurts = self._doing.strike(effect, node)
+        if effect in BREAKS:
+            self._broken[node] = effect
         lead_s = LEAD_STEPS * self._world.times.step_s if effect == CORRUPTION else 0.0
         self.strikes.append(Strike(self._world.timeline.now_s() + lead_s, cause, node, hurts))
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from functools import partial
 
 import msgspec
 
 from ...logbook import events as ev
 from ...logbook.state import NodeState, RunState, Status
+from .nature import Nature
 from .strikes import Chance
 from .world import World
 
 LOOK_AGAIN_S = 600.0
+SETTLED_S = 60.0
+"""From a machine's end until the node is released: by then the run has seen the old agent go."""
 
 
 class Crew(msgspec.Struct, frozen=True):
@@ -32,17 +34,17 @@ class Crew(msgspec.Struct, frozen=True):
 class People:
     """Watch a run and do what a crew would. pages_total: how often somebody had to look.
 
-    on_new: told of every node that is given back.
+    nature: told of every node that is given back.
     """
 
-    def __init__(self, world: World, crew: Crew, seed: int, on_new: Callable[[str], None]) -> None:
+    def __init__(self, world: World, crew: Crew, seed: int, nature: Nature) -> None:
         self.pages_total = 0
         self.replaced_total = 0
         self._world = world
         self._crew = crew
         self._rng = random.Random(f"{seed}/people")
         self._chance = Chance()
-        self._on_new = on_new
+        self._nature = nature
         self._nodes: dict[str, NodeState] | None = None
         self._at_work: set[str] = set()
         self._paged = ""
@@ -71,16 +73,24 @@ class People:
 
     def _give_back(self, name: str) -> None:
         """Put the node on a sound machine, or so one hopes, and release it."""
-        self._at_work.discard(name)
         if self._world.absent.get(name, 0.0) > self._world.timeline.elapsed_s:
             # The machine is still down, and with it perhaps the whole cluster.
-            self._at_work.add(name)
-            self._world.timeline.later(LOOK_AGAIN_S, lambda: self._give_back(name))
+            self._world.timeline.later(LOOK_AGAIN_S, partial(self._give_back, name))
             return
         self.replaced_total += 1
-        if self._rng.random() >= self._crew.same_again_frac:
+        # Whatever machine comes back, its agent is a new one, and nobody has tried it out.
+        self._world.kill_agent(name, known_after_s=0.0)
+        is_same = self._rng.random() < self._crew.same_again_frac
+        if not is_same:
             self._world.trouble.repaired(name)
-        self._on_new(name)
+        self._world.timeline.later(SETTLED_S, partial(self._release, name, is_same=is_same))
+
+    def _release(self, name: str, *, is_same: bool) -> None:
+        self._at_work.discard(name)
+        if is_same:
+            self._nature.is_same(name)
+        else:
+            self._nature.is_new(name)
         self._ask("release", name, "back on a sound machine")
 
     def _respond(self) -> None:

@@ -46,7 +46,7 @@ class Simulation(Drive):
         self.scenario = scenario
         self.folder = folder
         self.nature = Nature(self.world, scenario.model, scenario.chance, seed)
-        self.people = People(self.world, scenario.crew, seed, self.nature.is_new)
+        self.people = People(self.world, scenario.crew, seed, self.nature)
 
     def play(self) -> Outcome:
         """Let the run go on until it ends or the horizon is reached."""

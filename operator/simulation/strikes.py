@@ -13,6 +13,8 @@ from . import failure_models as fm
 from .world import World
 
 XID_GPU_LOST = 79
+SICK = "memory"
+"""The check of a preflight that fails where a GPU is broken."""
 _CUDA = "CUDA error: uncorrectable ECC error encountered"
 _BUG = "RuntimeError: shape mismatch in the data pipeline"
 
@@ -61,6 +63,9 @@ class Strikes:
         return rank is not None and self.world.kill_worker(rank)
 
     def gpu(self, node: str) -> bool:
+        # A GPU that fell off the bus stays bad until people have replaced it; a host that went down
+        # is away instead.
+        self.world.trouble.sick[node] = SICK
         rank = self.rank_on(node)
         fact = explain(XID_GPU_LOST)
         finding = Finding(
@@ -82,14 +87,17 @@ class Strikes:
         return rank is not None and self.world.fail_worker(rank, "worker-raised", _BUG)
 
     def host(self, node: str) -> bool:
-        return self.world.lose_machine(node, self.chance.draw_s(self.chance.repair_s, self.rng))
+        carried = self.rank_on(node) is not None
+        self.world.lose_machine(node, self.chance.draw_s(self.chance.repair_s, self.rng))
+        return carried
 
     def network(self, node: str) -> bool:
         self.world.wire.cut(node, self.chance.draw_s(self.chance.flap_s, self.rng))
         gang = self.world.live_gang
-        if self.rank_on(node) is not None and gang is not None and gang.is_training:
+        carried = self.rank_on(node) is not None
+        if carried and gang is not None and gang.is_training:
             gang.freeze()
-        return True
+        return carried
 
     def hang(self, node: str) -> bool:
         rank = self.rank_on(node)
@@ -107,6 +115,8 @@ class Strikes:
         self.world.slow_down(node, factor)
 
 
+BREAKS = (fm.GPU, fm.HOST)
+"""Effects that break a machine: the same one given back fails again."""
 EFFECTS: dict[str, Callable[[Strikes, str], bool]] = {
     fm.KILL: Strikes.kill,
     fm.GPU: Strikes.gpu,

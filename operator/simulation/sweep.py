@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from ...logbook.errors import ConfigError
 from ...logbook.plots import AMBER, BLUE, GREEN, RED, VIOLET
 from ...logbook.svg import Line, Panel, draw
-from .figures import Figures, Mean, mean_of
+from .figures import Figures, Mean, mean_of, paid_frac
 from .scenario import Scenario, with_interval, with_spares
 from .simulate import simulate
 
@@ -27,12 +28,51 @@ class Axis(msgspec.Struct, frozen=True):
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One point of a sweep. at: the value on each axis."""
+    """One point of a sweep. at: the value on each axis.
+
+    paid: productive over all GPU-hours paid for, those of idle spares among them.
+    """
 
     at: tuple[float, ...]
     ettr: Mean
+    paid: Mean
     pages: Mean
     figures: tuple[Figures, ...]
+
+
+class Ranking(msgspec.Struct, frozen=True):
+    """The point with the highest share of productive paid GPU-hours, and its equals.
+
+    ties: the points, best among them, that the seeds do not tell from it at 95 %.
+    """
+
+    best: Cell
+    ties: tuple[Cell, ...]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether one point is better than every other."""
+        return len(self.ties) == 1
+
+
+class Knob(msgspec.Struct, frozen=True):
+    """What an axis turns, and the values that it takes."""
+
+    turn: Callable[[Scenario, float], Scenario]
+    lowest: float
+    highest: float
+    is_whole: bool = False
+
+    def takes(self, value: float) -> bool:
+        """Return whether a value makes sense here; neither NaN nor infinity does."""
+        if not self.lowest <= value <= self.highest:
+            return False
+        return not self.is_whole or value == math.floor(value)
+
+    @property
+    def wants(self) -> str:
+        kind = "whole numbers" if self.is_whole else "numbers"
+        return f"{kind} from {self.lowest:g} to {self.highest:g}"
 
 
 def _spares(scenario: Scenario, value: float) -> Scenario:
@@ -40,7 +80,7 @@ def _spares(scenario: Scenario, value: float) -> Scenario:
 
 
 def _interval(scenario: Scenario, value: float) -> Scenario:
-    return with_interval(scenario, max(int(value), 1))
+    return with_interval(scenario, int(value))
 
 
 def _replace_hours(scenario: Scenario, value: float) -> Scenario:
@@ -51,11 +91,11 @@ def _respond_minutes(scenario: Scenario, value: float) -> Scenario:
     return replace(scenario, crew=replace(scenario.crew, respond_s=value * 60.0))
 
 
-AXES: dict[str, Callable[[Scenario, float], Scenario]] = {
-    "spares": _spares,
-    "interval": _interval,
-    "replace-hours": _replace_hours,
-    "respond-minutes": _respond_minutes,
+AXES: dict[str, Knob] = {
+    "spares": Knob(_spares, 0, 64, is_whole=True),
+    "interval": Knob(_interval, 1, 1e6, is_whole=True),
+    "replace-hours": Knob(_replace_hours, 0, 8760),
+    "respond-minutes": Knob(_respond_minutes, 0, 525_600),
 }
 
 
@@ -76,7 +116,39 @@ def parse_axis(text: str) -> Axis:
             remedy=f"Write NAME=FROM..TO, NAME=FROM..TO..BY or NAME=V,V with one of "
             f"{', '.join(AXES)}.",
         )
+    knob = AXES[name]
+    refused = next((value for value in found if not knob.takes(value)), None)
+    if refused is not None:
+        raise ConfigError(
+            "bad-sweep",
+            f"{text!r} asks for {name} {refused:g}.",
+            remedy=f"Take {knob.wants}.",
+        )
     return Axis(name, found)
+
+
+def parse_axes(texts: Sequence[str]) -> list[Axis]:
+    """Return the axes of a sweep, each thing on one of them.
+
+    Raises: ConfigError[bad-sweep].
+    """
+    axes = [parse_axis(text) for text in texts]
+    names = [axis.name for axis in axes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            "bad-sweep",
+            f"{twice} is on {names.count(twice)} axes.",
+            remedy="Put all its values on one.",
+        )
+    num_points = math.prod(len(axis.values) for axis in axes)
+    if num_points > MAX_POINTS:
+        raise ConfigError(
+            "bad-sweep",
+            f"the sweep has {num_points} points, allowed are {MAX_POINTS}.",
+            remedy="Take fewer values on an axis.",
+        )
+    return axes
 
 
 def _values(text: str) -> tuple[float, ...]:
@@ -84,8 +156,10 @@ def _values(text: str) -> tuple[float, ...]:
         return tuple(float(word) for word in text.split(","))
     first, last, *by = (float(word) for word in text.split(".."))
     step = by[0] if by else 1.0
-    count = int((last - first) / step + 1e-9) + 1 if step > 0 else 0
-    return tuple(first + index * step for index in range(min(count, MAX_POINTS + 1)))
+    if not all(map(math.isfinite, (first, last, step))) or step <= 0 or len(by) > 1:
+        return ()
+    count = int(min((last - first) / step + 1e-9, MAX_POINTS)) + 1
+    return tuple(first + index * step for index in range(count))
 
 
 def sweep(
@@ -95,33 +169,41 @@ def sweep(
     seed: int = 0,
     told: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
-    """Return every combination of the axes' values, each over the same seeds.
-
-    Raises: ConfigError[bad-sweep] when that would be more than MAX_POINTS.
-    """
-    combinations = list(itertools.product(*(axis.values for axis in axes)))
-    if len(combinations) > MAX_POINTS:
-        raise ConfigError(
-            "bad-sweep",
-            f"the sweep has {len(combinations)} points, allowed are {MAX_POINTS}.",
-            remedy="Take fewer values on an axis.",
-        )
+    """Return every combination of the axes' values, each over the same seeds."""
     cells = []
-    for values in combinations:
+    for values in itertools.product(*(axis.values for axis in axes)):
         varied = scenario
         for axis, value in zip(axes, values, strict=True):
-            varied = AXES[axis.name](varied, value)
+            varied = AXES[axis.name].turn(varied, value)
         figures = tuple(outcome.figures for outcome in simulate(varied, runs, seed))
-        ettr = mean_of([found.ettr_frac for found in figures])
-        pages = mean_of([float(found.pages) for found in figures])
-        cells.append(Cell(values, ettr, pages, figures))
+        cells.append(cell_of(values, figures))
         told(cells[-1])
     return cells
 
 
-def best_of(cells: Sequence[Cell]) -> Cell:
-    """Return the point with the highest ETTR; the first of equals."""
-    return max(cells, key=lambda cell: cell.ettr.value)
+def cell_of(at: tuple[float, ...], figures: tuple[Figures, ...]) -> Cell:
+    """Return the point of a sweep that some seeds make."""
+    return Cell(
+        at,
+        ettr=mean_of([found.ettr_frac for found in figures]),
+        paid=mean_of([paid_frac(found) for found in figures]),
+        pages=mean_of([float(found.pages) for found in figures]),
+        figures=figures,
+    )
+
+
+def rank(cells: Sequence[Cell]) -> Ranking:
+    """Return the best point, the first of equals, and those that the seeds do not tell from it.
+
+    Every point is played over the same seeds, so what counts is the difference seed by seed.
+    """
+    best = max(cells, key=lambda cell: cell.paid.value)
+    return Ranking(best, tuple(cell for cell in cells if cell is best or _ties(best, cell)))
+
+
+def _ties(best: Cell, cell: Cell) -> bool:
+    pairs = zip(best.figures, cell.figures, strict=True)
+    return mean_of([paid_frac(one) - paid_frac(other) for one, other in pairs]).low <= 0.0
 
 
 def plot_sweep(axes: Sequence[Axis], cells: Sequence[Cell], title: str) -> str:

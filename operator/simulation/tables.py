@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from .figures import Figures, Mean, mean_of
-from .sweep import Axis, Cell
+from .sweep import Axis, Cell, Ranking
 
 TERA = 1e12
 
@@ -28,6 +28,7 @@ def figures_table(found: Sequence[Figures]) -> Table:
     rows: list[tuple[str, str]] = [
         ("ETTR, %", _over([f.ettr_frac for f in found], 100.0, 2)),
         ("failures that hurt", _over([f.failures for f in found])),
+        ("never seen", _over([f.unseen for f in found])),
         ("restarts", _over([f.restarts for f in found])),
         ("rollbacks for the numbers", _over([f.rollbacks for f in found])),
         ("times somebody had to look", _over([f.pages for f in found])),
@@ -56,12 +57,13 @@ def figures_table(found: Sequence[Figures]) -> Table:
     return table
 
 
-def sweep_table(axes: Sequence[Axis], cells: Sequence[Cell], best: Cell) -> Table:
-    """Return a row for each point of a sweep, the best one marked."""
+def sweep_table(axes: Sequence[Axis], cells: Sequence[Cell], ranking: Ranking) -> Table:
+    """Return a row for each point of a sweep, the best and those as good as it marked."""
     table = Table(box=None, pad_edge=False)
     for axis in axes:
         table.add_column(axis.name, justify="right")
-    for title in ("ETTR, %", "had to look", "restarts", "waited, GPU-h", "saves, GPU-h", ""):
+    titles = ("productive of paid, %", "ETTR, %", "had to look", "restarts", "waited, GPU-h")
+    for title in (*titles, "saves, GPU-h", ""):
         table.add_column(title, justify="right", no_wrap=True)
     for cell in cells:
         waited = mean_of([f.gpu_hours["provision"] for f in cell.figures])
@@ -69,14 +71,21 @@ def sweep_table(axes: Sequence[Axis], cells: Sequence[Cell], best: Cell) -> Tabl
         restarts = mean_of([float(f.restarts) for f in cell.figures])
         table.add_row(
             *(f"{value:g}" for value in cell.at),
+            mean_text(cell.paid, 100.0, 2),
             mean_text(cell.ettr, 100.0, 2),
             mean_text(cell.pages),
             mean_text(restarts),
             mean_text(waited, 1.0, 0),
             mean_text(saves, 1.0, 0),
-            "best" if cell is best else "",
+            _rank_text(cell, ranking),
         )
     return table
+
+
+def _rank_text(cell: Cell, ranking: Ranking) -> str:
+    if cell not in ranking.ties:
+        return ""
+    return "best" if ranking.is_clear else "as good"
 
 
 def _over(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:

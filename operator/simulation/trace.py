@@ -28,6 +28,8 @@ OPT_DAYS = 56.0
 OPT_STEP_S = 33 * DAY_S / 143_000
 OPT_LIVED_FRAC = 33.0 * 1024 / (56.0 * 992)
 """4.3e23 FLOPs are 33 ideal days on 1,024 A100; the run took 56 days on 992."""
+OPT_GAP_HOURS = 12.1
+"""Median of its 13 gaps between stretches of training, read off the published loss curve."""
 OPT_RESTARTS = 90
 # Launches 12.11 to 12.38; each came after a failure.
 _LAUNCHES = (

@@ -27,11 +27,15 @@ _GROWTH = 1.3
 
 
 class Fragility(msgspec.Struct, frozen=True):
-    """From first_step to before last_step, rates above `factor` of the schedule make it sick."""
+    """From first_step to before last_step, rates above `factor` of the schedule make it sick.
+
+    climb: by so much a step; 0 lets it grow by the half, as a rate far above does.
+    """
 
     first_step: int
     last_step: int
     factor: float
+    climb: float = 0.0
 
 
 class Physics(msgspec.Struct, frozen=True):
@@ -42,6 +46,7 @@ class Physics(msgspec.Struct, frozen=True):
     bumps: (step, sickness) that heals by itself: a spike.
     loss_gain: how much of the sickness the loss shows; 0 leaves it to the loss scaler to tell.
     nan_from: sickness from which the loss is not finite.
+    no_return: sickness from which it only grows. heal: what a bearable step leaves of it.
     """
 
     seed: int = 0
@@ -51,6 +56,8 @@ class Physics(msgspec.Struct, frozen=True):
     bumps: tuple[tuple[int, float], ...] = ()
     loss_gain: float = 1.0
     nan_from: float = 1e9
+    no_return: float = NO_RETURN
+    heal: float = 0.7
 
     @property
     def surely_bearable(self) -> float:
@@ -132,14 +139,15 @@ def _next_sickness(
         return sickness + bump
     if not sickness and multiple <= physics.surely_bearable:
         return 0.0
-    if sickness >= NO_RETURN:
+    if sickness >= physics.no_return:
         return min(sickness * _GROWTH, 1e12)
-    bearable = min(
-        [physics.bearable]
-        + [f.factor for f in physics.fragile if f.first_step <= step < f.last_step]
-    )
+    met = [f for f in physics.fragile if f.first_step <= step < f.last_step]
+    bearable = min([physics.bearable, *(f.factor for f in met)])
+    if multiple <= bearable * (1 + 1e-9):
+        return sickness * physics.heal
+    climb = max((f.climb for f in met), default=0.0)
     # A rate just above what is bearable does not sicken a run faster than one far above.
-    return (sickness + 0.05) * 1.5 if multiple > bearable * (1 + 1e-9) else sickness * 0.7
+    return sickness + climb if climb else (sickness + 0.05) * 1.5
 
 
 def _loss(weights: Weights, physics: Physics, step: int) -> float:

@@ -14,7 +14,7 @@ from midwatch.operator.simulation.failure_models import exponential_model, model
 from midwatch.operator.simulation.figures import mean_of
 from midwatch.operator.simulation.scenario import Scenario
 from midwatch.operator.simulation.simulate import simulate
-from midwatch.operator.simulation.sweep import Axis, best_of, sweep
+from midwatch.operator.simulation.sweep import Axis, rank, sweep
 from midwatch.operator.simulation.training import train_config
 from midwatch.tests.support.builders import make_spec
 
@@ -101,7 +101,7 @@ def test_the_best_interval_of_a_sweep_is_the_formulas() -> None:
     scenario = scenario_of(mtbf_s, best_s / 3, stall_s, 60.0, span=50)
     axis = Axis("interval", (1.0, 3.0, 9.0))
     cells = sweep(scenario, [axis], runs=3, seed=5)
-    assert best_of(cells).at == (3.0,)
+    assert rank(cells).best.at == (3.0,)
     for cell in cells:
         interval_s = cell.at[0] * best_s / 3
         expected = expected_ettr_frac(interval_s, stall_s, mtbf_s, restart_s=60.0 + ORDERS_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,22 @@ from midwatch.logbook.ledger import build_ledger
 from midwatch.logbook.reader import read
 from midwatch.logbook.state import RunState
 from midwatch.operator.simulation import failure_models as fm
-from midwatch.operator.simulation.figures import mean_of
+from midwatch.operator.simulation.figures import detection_times_s, mean_of
 from midwatch.operator.simulation.from_journal import model_of
+from midwatch.operator.simulation.nature import Strike
 from midwatch.operator.simulation.scenario import Size, sized_scenario, with_spares
 from midwatch.operator.simulation.simulate import Simulation, simulate
-from midwatch.operator.simulation.sweep import parse_axis, plot_sweep, sweep
+from midwatch.operator.simulation.sweep import parse_axis, plot_sweep, rank, sweep
+from midwatch.operator.simulation.tables import figures_table
 from msgspec.structs import replace
+from rich.console import Console
 
 HOUR_S = 3600.0
 STORMY = fm.FailureModel(
     name="stormy",
     source="these tests",
     causes=tuple(
-        fm.Cause(effect, effect, 0.004)
+        fm.Cause(effect, effect, 0.006)
         for effect in (fm.GPU, fm.SOFTWARE, fm.HOST, fm.NETWORK, fm.HANG, fm.CORRUPTION, fm.SSD)
     ),
     per_hour_groups=0.02,
@@ -133,7 +137,14 @@ def test_published_rates_are_those_of_their_sources() -> None:
     assert caught.value.code == "unknown-failure-model"
 
 
-@pytest.mark.parametrize("text", ["spares", "spares=", "wings=1..2", "spares=3..1", "spares=a..b"])
+BAD_AXES = (
+    "spares", "spares=", "wings=1..2", "spares=3..1", "spares=a..b", "spares=-1", "spares=0.5",
+    "spares=65", "interval=0", "interval=1..inf", "interval=nan", "respond-minutes=nan",
+    "replace-hours=-1", "spares=0..4..0", "spares=0..4..1..1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_AXES)
 def test_a_sweep_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_axis(text)
@@ -144,6 +155,16 @@ def test_a_sweep_takes_ranges_steps_and_lists() -> None:
     assert parse_axis("spares=0..3").values == (0.0, 1.0, 2.0, 3.0)
     assert parse_axis("interval=50..150..50").values == (50.0, 100.0, 150.0)
     assert parse_axis("interval=10,1000").values == (10.0, 1000.0)
+
+
+def test_an_idle_spare_is_paid_for_and_too_many_are_not_the_best() -> None:
+    scenario = sized_scenario(Size(gpus=32, days=0.1), "none")
+    cells = sweep(scenario, [parse_axis("spares=2,40")], runs=2)
+    assert cells[0].ettr.value == pytest.approx(cells[1].ettr.value, rel=1e-4)
+    ranking = rank(cells)
+    assert ranking.is_clear
+    assert ranking.best.at == (2.0,)
+    assert ranking.best.paid.value == pytest.approx(cells[0].ettr.value * 32 / 48, rel=0.02)
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
@@ -183,6 +204,31 @@ def test_each_cause_is_seen_for_what_it_is_and_answered(
     after = simulation.state.attempt
     assert after is not None
     assert (node not in after.plan.nodes) is leaves
+
+
+@pytest.mark.parametrize("effect", [fm.HOST, fm.NETWORK, fm.GPU, fm.HANG, fm.CORRUPTION])
+def test_a_failure_hurts_only_where_ranks_are(effect: str) -> None:
+    simulation = Simulation(sized_scenario(Size(gpus=32, days=1.0, spares=2), "none"), seed=1)
+    simulation.run_until(lambda state: state.step > 100, 2 * HOUR_S)
+    at_work = simulation.state.attempt.plan.nodes  # type: ignore[union-attr]
+    spare = next(node for node in simulation.state.nodes if node not in at_work)
+    simulation.nature.strike("spare", effect, spare)
+    simulation.nature.strike("at work", effect, at_work[0])
+    assert [strike.hurts for strike in simulation.nature.strikes] == [False, True]
+
+
+def test_a_failure_that_nothing_tells_of_is_counted_as_never_seen() -> None:
+    strikes = [Strike(10.0, "gpu", "node-0", True), Strike(20.0, "gpu", "node-1", True)]
+    strikes.append(Strike(30.0, "gpu", "node-5", False))
+    assert detection_times_s(strikes, []) == []
+    size = Size(gpus=32, days=0.1, spares=2)
+    simulation = Simulation(sized_scenario(size, "none"), seed=1)
+    simulation.nature.strikes += strikes
+    found = simulation.play().figures
+    assert (found.failures, found.unseen, found.mttd_s) == (2, 2, None)
+    shown = Console(width=200, record=True, file=StringIO())
+    shown.print(figures_table([found]))
+    assert "never seen" in shown.export_text()
 
 
 def test_a_slow_node_is_found_and_left_out() -> None:

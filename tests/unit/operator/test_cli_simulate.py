@@ -45,10 +45,21 @@ def test_a_sweep_prints_a_table_and_draws_it(
 ) -> None:
     plot = tmp_path / "sweep.svg"
     words = ("--model", "none", "--sweep", "interval=10,200", "--plot", str(plot))
-    assert call(monkeypatch, "simulate", *SMALL, *words) == 0
+    assert call(monkeypatch, "simulate", *SMALL, *words, "--runs", "2") == 0
     out = capfd.readouterr().out
     assert "best: interval 200" in out
     assert plot.read_text().startswith("<svg")
+
+
+def test_one_seed_or_equal_points_have_no_best(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("simulate", *SMALL, "--model", "none", "--sweep")
+    assert call(monkeypatch, *words, "interval=10,200") == 0
+    assert "highest: interval 200" in (out := capfd.readouterr().out)
+    assert "best" not in out
+    assert call(monkeypatch, *words, "respond-minutes=1,2", "--runs", "2", "-o", "json") == 0
+    assert json.loads(capfd.readouterr().out)["ties"] == [[1.0], [2.0]]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +67,12 @@ def test_a_sweep_prints_a_table_and_draws_it(
     [
         (("--model", "titanic"), "unknown-failure-model"),
         (("--sweep", "wings=1..2"), "bad-sweep"),
+        (("--sweep", "spares=0,1", "--sweep", "spares=2"), "bad-sweep"),
+        (("--sweep", "spares=0..64", "--sweep", "interval=1..64"), "bad-sweep"),
+        (("--sweep", "spares=0,1", "--plot", "nowhere/x.svg"), "plot-unwritable"),
+        (("--sweep", "spares=0,1", "--out", "there"), "out-of-sweep"),
+        (("--plot", "x.svg"), "nothing-to-plot"),
+        (("--respond-minutes", "inf"), "not-finite"),
         (("--gpus", "12"), "gpus-not-whole-nodes"),
         (("--from-journal", "nowhere"), "no-such-run"),
     ],
