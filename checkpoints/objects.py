@@ -50,7 +50,7 @@ class ObjectStore(Protocol):
     """
 
     def has(self, key: str, entry: FileEntry) -> bool:
-        """Whether the object is there with the size and, where the store knows it, the SHA-256."""
+        """Whether the object is there with the size and, as the store noted it, the SHA-256."""
         ...
 
     def put_file(self, key: str, path: Path, entry: FileEntry) -> int:

@@ -1,4 +1,8 @@
-"""The durable store in a folder that all nodes share: what S3 promises, by rename and link."""
+"""The durable store in a folder that all nodes share: what S3 promises, by rename and link.
+
+Beside a file stands a note of its SHA-256, as S3 keeps one in an object's metadata: files of one
+size are told apart without reading them over the network.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from .retrying import Bandwidth
 from .shardfile import BLOCK_BYTES, RETRY_DELAY_S, sync_directory
 
 _TEMPORARY = ".unfinished"
+_NOTE = ".sha256"
 
 
 class FolderStore:
@@ -28,7 +33,8 @@ class FolderStore:
     def has(self, key: str, entry: FileEntry) -> bool:
         with _translated(f"look at {key} in {self._root}"):
             try:
-                return (self._root / key).stat().st_size == entry.bytes
+                is_size_right = (self._root / key).stat().st_size == entry.bytes
+                return is_size_right and _note_of(self._root / key).read_text() == entry.sha256
             except (FileNotFoundError, NotADirectoryError):
                 return False
 
@@ -40,9 +46,20 @@ class FolderStore:
                 self._bandwidth.take(len(piece))
                 _write_fully(fd, piece)
             os.fsync(fd)
+            # While the file changes there is no note: none may ever speak of another's bytes.
+            _note_of(target).unlink(missing_ok=True)
             os.rename(temporary, target)
             sync_directory(target.parent)
+            self._put_note(target, entry)
         return entry.bytes
+
+    def _put_note(self, target: Path, entry: FileEntry) -> None:
+        note = _note_of(target)
+        with self._temporary(note) as (temporary, fd):
+            _write_fully(fd, entry.sha256.encode())
+            os.fsync(fd)
+            os.rename(temporary, note)
+            sync_directory(note.parent)
 
     def put_new(self, key: str, data: bytes) -> bool:
         target = self._root / key
@@ -85,7 +102,7 @@ class FolderStore:
         return [
             StoredObject(key, size, modified_s)
             for key, size, modified_s in self._walk(prefix)
-            if not key.endswith(_TEMPORARY)
+            if not key.endswith((_TEMPORARY, _NOTE))
         ]
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -93,6 +110,7 @@ class FolderStore:
         with _translated(f"delete from {self._root}"):
             for key in keys:
                 path = self._root / key
+                _note_of(path).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
                 folders.add(path.parent)
             for folder in sorted(folders):
@@ -136,6 +154,10 @@ class FolderStore:
                         status = path.stat()
                         found.append((key, status.st_size, status.st_mtime))
         return sorted(found)
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(path.name + _NOTE)
 
 
 def _write_fully(fd: int, data: bytes) -> None:

@@ -11,7 +11,7 @@ name never takes one for its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -61,11 +61,20 @@ class RunObjects:
         check_run(manifest, self._run_id, key)
         return manifest
 
-    def missing(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return the files of a checkpoint that are not in the store with their size."""
+    def missing(self, manifest: Manifest, known: Collection[str] = ()) -> tuple[str, ...]:
+        """Return the files of a checkpoint that are not in the store.
+
+        Only once every size is right is each file asked for by its SHA-256, those in known
+        excepted: a dead run of the same name may have left files of the same size.
+        """
         prefix = self.key(manifest.id, "")
         sizes = {o.key.removeprefix(prefix): o.bytes for o in self.store.listing(prefix)}
-        return tuple(e.name for e in manifest.files if sizes.get(e.name) != e.bytes)
+        absent = tuple(e.name for e in manifest.files if sizes.get(e.name) != e.bytes)
+        return absent or tuple(
+            e.name
+            for e in manifest.files
+            if e.name not in known and not self.store.has(prefix + e.name, e)
+        )
 
     def commit(self, manifest: Manifest) -> bool:
         """Make the checkpoint exist in the store; False when another node was faster.

@@ -55,6 +55,7 @@ class _Part:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.found_s = time.monotonic()
+        self.known: set[str] = set()
         self.is_sent = False
         self.is_stored = False
         self.is_spoiled = False
@@ -180,12 +181,16 @@ class Uploader:
         for entry in entries:
             path = self._path(manifest, entry)
             key = self._remote.key(manifest.id, entry.name)
-            if not path.exists() or self._remote.store.has(key, entry):
+            if not path.exists():
+                continue
+            if self._remote.store.has(key, entry):
+                part.known.add(entry.name)
                 continue
             if self._is_outdated(manifest):
                 return False
             try:
                 self._remote.store.put_file(key, path, entry)
+                part.known.add(entry.name)
             except IntegrityError as error:
                 if not (path.parent / MANIFEST_NAME).exists():
                     return False
@@ -205,11 +210,12 @@ class Uploader:
     def _finish(self, part: _Part) -> float:
         """Commit the checkpoint if nothing is missing, or see whether another node has."""
         manifest = part.manifest
-        missing = self._remote.missing(manifest)
+        missing = self._remote.missing(manifest, part.known)
         mine = set(self._files(manifest))
         if missing:
             # What somebody else has deleted from the store meanwhile is sent again.
             part.is_sent = mine.isdisjoint(missing)
+            part.known.difference_update(missing)
             wait_s = part.backoff.next_s()
             part.look_s = time.monotonic() + wait_s
             return wait_s

@@ -83,6 +83,23 @@ def test_a_file_comes_back_bit_by_bit(store: ObjectStore, tmp_path: Path, size: 
     assert not store.has("a/b", msgspec.structs.replace(entry, bytes=size + 1))
 
 
+@pytest.mark.parametrize("size", [1000, 12 * MIB])
+def test_other_bytes_of_the_same_size_are_not_the_same_file(
+    store: ObjectStore, tmp_path: Path, size: int
+) -> None:
+    theirs, their_entry, _ = written(tmp_path, size, seed=1)
+    mine, entry, data = written(tmp_path, size, seed=2)
+    store.put_file("a/b", theirs, their_entry)
+    assert not store.has("a/b", entry)
+    assert store.put_file("a/b", mine, entry) == size
+    assert store.has("a/b", entry)
+    assert not store.has("a/b", their_entry)
+    assert read_all(store, "a/b", size) == data
+    assert [o.key for o in store.listing("a/")] == ["a/b"]
+    store.delete(["a/b"])
+    assert not store.has("a/b", entry)
+
+
 def test_of_many_who_commit_one_succeeds(store: ObjectStore) -> None:
     got: list[bool] = []
 
@@ -162,6 +179,19 @@ def test_an_upload_in_parts_is_taken_up_again(moto_like: S3Store, tmp_path: Path
     assert list(moto_like.unfinished("a/")) == []
     assert read_all(moto_like, "a/parts", entry.bytes) == data
     assert moto_like.has("a/parts", entry)
+
+
+def test_an_upload_that_another_run_began_is_not_taken_for_ours(
+    moto_like: S3Store, tmp_path: Path
+) -> None:
+    path, entry, data = written(tmp_path, 6 * MIB)
+    _, their_entry, their_data = written(tmp_path, 6 * MIB, seed=1)
+    upload = moto_like.begin("a/theirs", their_entry)
+    moto_like.put_part("a/theirs", upload, 1, their_data[: 5 * MIB])
+    assert moto_like.put_file("a/theirs", path, entry) >= 6 * MIB
+    assert moto_like.has("a/theirs", entry)
+    assert read_all(moto_like, "a/theirs", entry.bytes) == data
+    assert list(moto_like.unfinished("a/")) == []
 
 
 @pytest.fixture(params=["moto", "seaweed"])

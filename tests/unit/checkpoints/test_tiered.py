@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import threading
@@ -256,4 +255,5 @@ def test_an_empty_file_comes_too(tmp_path: Path) -> None:
     assert fetcher.to_file("e", tmp_path / "copy", entry) == 0
     assert (tmp_path / "copy").read_bytes() == b""
     assert bytes(fetcher.to_memory("e", entry)) == b""
-    assert os.listdir(tmp_path / "s") == ["e"]
+    assert [o.key for o in store.listing("")] == ["e"]
+    assert list(store.unfinished("")) == []

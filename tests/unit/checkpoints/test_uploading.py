@@ -222,6 +222,23 @@ def test_another_run_of_the_same_name(tmp_path: Path, store: CountingStore) -> N
     assert stranger.local == (theirs.id,)
 
 
+def test_what_a_dead_run_of_the_same_name_left_is_never_committed_as_ours(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    dead = [Node(tmp_path, f"old{number}", store) for number in range(2)]
+    save_parts([node.root for node in dead], 5, run_id="id", seed="old")
+    dead[1].turns()
+    assert store.listing("r/")
+    first, second = (Node(tmp_path, name, store) for name in ("n0", "n1"))
+    manifest, files = save_parts([first.root, second.root], 5)
+    first.turns()
+    assert first.remote.committed() == ()
+    second.turns()
+    assert second.heard.stored == [manifest.id]
+    for name, data in files.items():
+        assert store.read(first.remote.key(manifest.id, name)) == data
+
+
 def test_a_deletion_cut_short_is_finished_by_a_sweep(tmp_path: Path, store: CountingStore) -> None:
     node = Node(tmp_path, "n0", store)
     manifest, _ = save_parts([node.root], 5)
