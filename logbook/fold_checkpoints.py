@@ -34,7 +34,7 @@ IN_MEMORY = "memory"
 _MISFIT = "state-mismatch"
 # What a load says of bytes that are not those that were saved. Anything else (a store that does not
 # answer) says nothing about the checkpoint.
-_BAD_BYTES = ("shard-", "manifest-", "index-", "value-", "checkpoint-")
+_BAD_BYTES = ("shard-", "object-", "manifest-", "index-", "value-", "checkpoint-")
 # SIGHUP, SIGINT, SIGKILL, SIGTERM: somebody or the kernel ended it, whatever its state was.
 _FROM_OUTSIDE = frozenset({1, 2, 9, 15})
 
