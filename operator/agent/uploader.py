@@ -100,11 +100,12 @@ class Site:
         orphans_s = 0.0
         while True:
             wait_s = self._uploader.turn()
-            if time.monotonic() >= orphans_s and self._uploader.is_idle:
+            is_cut_off = self._uploader.is_cut_off
+            if time.monotonic() >= orphans_s and not is_cut_off:
                 orphans_s = time.monotonic() + ORPHANS_EVERY_S
                 with contextlib.suppress(MidwatchError):
                     self._remote.abort_orphans(time.time())
-            time.sleep(min(wait_s, POLL_S) if self._uploader.is_well else wait_s)
+            time.sleep(wait_s if is_cut_off else min(wait_s, POLL_S))
 
     def run(self, request: Request) -> None:
         """Run one errand and answer it."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
-from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir
+from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir, encode
 from midwatch.checkpoints.objects_folder import FolderStore
 from midwatch.checkpoints.remote import ORPHAN_S, RunObjects
 from midwatch.checkpoints.store import LocalStore
@@ -142,6 +143,48 @@ def test_trouble_is_told_once_for_each_code(tmp_path: Path, store: CountingStore
     store.failure = Fatal("store-denied", "no")
     node.turns(5)
     assert node.heard.troubles == ["store-unreachable", "store-denied"]
+
+
+def test_one_that_cannot_be_brought_holds_up_neither_older_ones_nor_cleaning(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    before = Node(tmp_path, "n0", store)
+    first, poisoned = (save_parts([before.root], step)[0].id for step in (5, 20))
+    before.turns()
+    manifest = Path(store._root, "r", poisoned, MANIFEST_NAME)
+    manifest.write_bytes(manifest.read_bytes().replace(b"metadata", b"metadatb"))
+    after = Node(tmp_path, "n0", store, keep_local=1)
+    older = save_parts([after.root], 10)[0].id
+    after.turns(1)
+    assert after.heard.troubles == ["manifest-corrupt"]
+    assert not after.uploader.is_well
+    assert not after.uploader.is_cut_off
+    assert older in after.remote.committed()
+    assert after.local == (older, poisoned)
+    newer = save_parts([after.root], 30)[0].id
+    after.turns()
+    assert newer in after.remote.committed()
+    assert after.local == (poisoned, newer), f"{first} and {older} are safe in the store"
+    assert after.heard.troubles == ["manifest-corrupt"]
+
+
+def test_a_name_that_another_checkpoint_has_taken_waits_by_itself(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    node = Node(tmp_path, "n0", store)
+    older, taken = (save_parts([node.root], step)[0] for step in (5, 10))
+    others = msgspec.structs.replace(taken, created_s=1.0)
+    real = store.put_new
+
+    def put_after_another(key: str, data: bytes) -> bool:
+        if key == node.remote.key(taken.id, MANIFEST_NAME):
+            real(key, encode(others))
+        return real(key, data)
+
+    store.put_new = put_after_another  # type: ignore[method-assign]
+    node.turns(1)
+    assert node.heard.troubles == ["store-taken"]
+    assert node.heard.stored == [older.id]
 
 
 def test_a_restarted_uploader_sends_nothing_twice(tmp_path: Path, store: CountingStore) -> None:
