@@ -77,17 +77,25 @@ class RunObjects:
         )
 
     def commit(self, manifest: Manifest) -> bool:
-        """Make the checkpoint exist in the store; False when another node was faster.
+        """Make the checkpoint exist in the store; False when it was deleted meanwhile.
 
-        Call only when nothing is missing. Raises: Fatal[store-taken] when another checkpoint of
-            that name is there; IntegrityError as manifest.
+        Call only when nothing is missing; of several nodes that do so one writes the manifest.
+        Raises: as is_committed.
         """
-        if self.store.put_new(self.key(manifest.id, MANIFEST_NAME), encode(manifest)):
-            if not self.is_deleted(manifest.id):
-                return True
-            # It was deleted while it was being committed.
-            self.delete(manifest.id)
-            return False
+        if not self.store.put_new(self.key(manifest.id, MANIFEST_NAME), encode(manifest)):
+            return self.is_committed(manifest)
+        if not self.is_deleted(manifest.id):
+            return True
+        # It was deleted while it was being committed.
+        self.delete(manifest.id)
+        return False
+
+    def is_committed(self, manifest: Manifest) -> bool:
+        """Whether this very checkpoint is in the store.
+
+        Raises: Fatal[store-taken] when another checkpoint of that name is there; IntegrityError as
+            manifest.
+        """
         there = self.manifest(manifest.id)
         if there is not None and encode(there) != encode(manifest):
             raise Fatal(
@@ -95,7 +103,7 @@ class RunObjects:
                 f"another checkpoint is in the store as {self.key(manifest.id, '')}.",
                 remedy="Give the run another name or another checkpoints.store.url.",
             )
-        return False
+        return there is not None
 
     def is_deleted(self, checkpoint: str) -> bool:
         """Whether the checkpoint was deleted, or is being deleted."""

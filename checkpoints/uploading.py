@@ -54,7 +54,7 @@ class Witness(Protocol):
         ...
 
     def uploaded(self, manifest: Manifest, upload_s: float) -> None:
-        """This node wrote the manifest: the checkpoint is in the store, upload_s after its save."""
+        """The checkpoint is in the store, upload_s after its part was found; told by every node."""
         ...
 
     def trouble(self, code: str, message: str, since_s: float) -> None:
@@ -223,13 +223,17 @@ class Uploader:
         if self._remote.is_deleted(name):
             LocalStore(self._root).delete(name)
             return 0.0
-        if not part.is_sent:
-            if self._remote.manifest(name) is not None:
-                part.is_stored = True
-                return 0.0
-            if not self._send(part):
-                return 0.0
+        if self._remote.is_committed(part.manifest):
+            return self._stored(part)
+        if not part.is_sent and not self._send(part):
+            return 0.0
         return self._finish(part)
+
+    def _stored(self, part: _Part) -> float:
+        # Told by each node: whoever wrote the manifest may have died before it could say so.
+        part.is_stored = True
+        self._witness.uploaded(part.manifest, time.monotonic() - part.found_s)
+        return 0.0
 
     def _send(self, part: _Part) -> bool:
         """Send this node's files; False when a newer checkpoint came first or files are no good."""
@@ -266,7 +270,7 @@ class Uploader:
         return len(self._parts) != known and newest.id != manifest.id
 
     def _finish(self, part: _Part) -> float:
-        """Commit the checkpoint if nothing is missing, or see whether another node has."""
+        """Commit the checkpoint if nothing is missing."""
         manifest = part.manifest
         missing = self._remote.missing(manifest, part.known)
         mine = set(self._files(manifest))
@@ -275,11 +279,7 @@ class Uploader:
             part.is_sent = mine.isdisjoint(missing)
             part.known.difference_update(missing)
             return part.wait(part.others)
-        is_mine = self._remote.commit(manifest)
-        part.is_stored = True
-        if is_mine:
-            self._witness.uploaded(manifest, time.monotonic() - part.found_s)
-        return 0.0
+        return self._stored(part) if self._remote.commit(manifest) else 0.0
 
     # --- what may go -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from midwatch.checkpoints.store import LocalStore
 from midwatch.checkpoints.uploading import Uploader
 from midwatch.logbook.errors import Fatal, IntegrityError, Retryable
 
+from tests.support.agents import wait_until
 from tests.support.parts import save_parts
 
 
@@ -195,9 +196,47 @@ def test_a_restarted_uploader_sends_nothing_twice(tmp_path: Path, store: Countin
     again = Node(tmp_path, "n0", store)
     again.turns()
     assert store.puts == sent
-    assert again.heard.stored == []
+    assert again.heard.stored == [manifest.id], "its first telling may have died with the first"
     assert again.uploader.is_idle
     assert again.local == (manifest.id,)
+
+
+def test_a_commit_whose_answer_was_lost_is_told(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    real, lost = store.put_new, []
+
+    def put_and_lose(key: str, data: bytes) -> bool:
+        done = real(key, data)
+        if not lost:
+            lost.append(key)
+            raise Retryable("store-error", "the answer was lost", delay_s=0.0)
+        return done
+
+    store.put_new = put_and_lose  # type: ignore[method-assign]
+    node.turns(1)
+    assert node.remote.committed() == (manifest.id,)
+    assert node.heard.stored == []
+    wait_until(lambda: node.uploader.turn() > 0 and node.uploader.is_idle, "it looks again")
+    assert node.heard.stored == [manifest.id]
+
+
+def test_a_commit_that_a_deletion_overtook_is_not_told(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    real = store.put_new
+
+    def put_after_the_mark(key: str, data: bytes) -> bool:
+        real(f"r/deleted/{manifest.id}.id", b"")
+        return real(key, data)
+
+    store.put_new = put_after_the_mark  # type: ignore[method-assign]
+    node.turns()
+    assert node.heard.stored == []
+    assert node.remote.committed() == ()
+    assert node.local == ()
 
 
 def test_what_was_deleted_does_not_come_back(tmp_path: Path, store: CountingStore) -> None:
