@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from midwatch.checkpoints import objects_s3
 from midwatch.checkpoints.manifest import FileEntry
 from midwatch.checkpoints.objects import ObjectStore, check_url, open_store
 from midwatch.checkpoints.objects_s3 import S3Store
@@ -20,6 +24,7 @@ from midwatch.logbook.errors import ConfigError, Fatal, IntegrityError, Retryabl
 from midwatch.logbook.tiers import Storage
 
 from tests.support import s3_servers
+from tests.support.fault_proxy import Plan, fault_proxy
 from tests.support.s3_servers import BUCKET, Endpoint
 
 MIB = 1 << 20
@@ -256,6 +261,43 @@ def test_codes_of_refusals(
     with pytest.raises(Fatal) as without:
         open_store(storage).listing("")
     assert without.value.code == "credentials-missing"
+
+
+def test_clients_that_were_refused_do_not_pile_up(
+    moto_endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Any]] = []
+    closed: list[int] = []
+    connect = objects_s3._connect
+
+    def watched(storage: Storage) -> Any:
+        client, number = connect(storage), len(made)
+        close = client.close
+        client.close = lambda: (closed.append(number), close())
+        made.append(weakref.ref(client))
+        return client
+
+    monkeypatch.setattr(objects_s3, "_connect", watched)
+    plan = Plan(only_key="AKIASOMEBODYELSE")
+    with fault_proxy(moto_endpoint.url, plan) as proxy:
+        store = S3Store(moto_endpoint.storage(tmp_path, endpoint_url=proxy))
+        for _ in range(4):
+            with pytest.raises(Fatal) as caught:
+                store.read("a")
+            assert caught.value.code == "store-denied"
+        assert closed == [0, 1, 2, 3]
+        # The last error knows where it came from.
+        del caught
+        gc.collect()
+        assert [ref() for ref in made] == [None] * 4
+        plan.only_key = ""
+        assert store.read("a") is None
+        assert store.read("a") is None
+        assert len(made) == 5
+        assert closed == [0, 1, 2, 3]
+        del store
+        gc.collect()
+    assert closed == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("url", ["", "relative/path", "s3://", "gs://bucket", "s3://key@bucket/x"])
