@@ -114,6 +114,17 @@ def open_store(storage: Storage) -> ObjectStore:
     return FolderStore(storage.url, bandwidth)
 
 
+def prepare_store(url: str) -> None:
+    """Make the store that a run will use, where that is ours to do: a folder, not a bucket.
+
+    Raises: ConfigError[store-not-there].
+    """
+    if not url.startswith(S3_SCHEME):
+        from .objects_folder import prepare_folder
+
+        prepare_folder(url)
+
+
 def check_url(url: str) -> None:
     """Refuse what names no store. Raises: ConfigError[store-url]."""
     is_path = url.startswith("/")

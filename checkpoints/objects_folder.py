@@ -1,7 +1,8 @@
 """The durable store in a folder that all nodes share: what S3 promises, by rename and link.
 
 Beside a file stands a note of its SHA-256, as S3 keeps one in an object's metadata: files of one
-size are told apart without reading them over the network.
+size are told apart without reading them over the network. A mark in the root tells the store from
+the empty folder that is there while it is not mounted.
 """
 
 from __future__ import annotations
@@ -13,14 +14,32 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..logbook.errors import Fatal, IntegrityError, MidwatchError, Retryable
+from ..logbook.errors import ConfigError, Fatal, IntegrityError, MidwatchError, Retryable
 from .manifest import FileEntry
 from .objects import StoredObject, Unfinished, verified_pieces
 from .retrying import Bandwidth
 from .shardfile import BLOCK_BYTES, RETRY_DELAY_S, sync_directory
 
+MARK = ".midwatch-store"
 _TEMPORARY = ".unfinished"
 _NOTE = ".sha256"
+
+
+def prepare_folder(root: str | Path) -> None:
+    """Make the folder of a store and mark it; what it stands in must be there.
+
+    Done once, when a run is submitted: later only a mount brings the folder back.
+    Raises: ConfigError[store-not-there].
+    """
+    try:
+        Path(root).mkdir(exist_ok=True)
+        Path(root, MARK).touch()
+    except OSError as error:
+        raise ConfigError(
+            "store-not-there",
+            f"checkpoints.store.url {root} cannot be made a store: {error.strerror or error}.",
+            remedy="Mount it where the run is started, writable, and make the folders above it.",
+        ) from error
 
 
 class FolderStore:
@@ -36,6 +55,7 @@ class FolderStore:
                 is_size_right = (self._root / key).stat().st_size == entry.bytes
                 return is_size_right and _note_of(self._root / key).read_text() == entry.sha256
             except (FileNotFoundError, NotADirectoryError):
+                self._require_mark()
                 return False
 
     def put_file(self, key: str, path: Path, entry: FileEntry) -> int:
@@ -79,6 +99,7 @@ class FolderStore:
             try:
                 return (self._root / key).read_bytes()
             except (FileNotFoundError, NotADirectoryError):
+                self._require_mark()
                 return None
 
     def read_range(self, key: str, first: int, count: int) -> bytes:
@@ -93,6 +114,7 @@ class FolderStore:
                             break
                         data += more
             except (FileNotFoundError, NotADirectoryError) as error:
+                self._require_mark()
                 raise IntegrityError("object-missing", f"{path} is missing.") from error
         if len(data) != count:
             raise IntegrityError("object-size", f"{path} ends before byte {first + count}.")
@@ -102,12 +124,13 @@ class FolderStore:
         return [
             StoredObject(key, size, modified_s)
             for key, size, modified_s in self._walk(prefix)
-            if not key.endswith((_TEMPORARY, _NOTE))
+            if key != MARK and not key.endswith((_TEMPORARY, _NOTE))
         ]
 
     def delete(self, keys: Sequence[str]) -> None:
         folders = set()
         with _translated(f"delete from {self._root}"):
+            self._require_mark()
             for key in keys:
                 path = self._root / key
                 _note_of(path).unlink(missing_ok=True)
@@ -131,7 +154,8 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _temporary(self, target: Path) -> Iterator[tuple[Path, int]]:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._require_mark()
+        self._make_folder(target.parent)
         temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}{_TEMPORARY}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
@@ -140,10 +164,17 @@ class FolderStore:
             os.close(fd)
             temporary.unlink(missing_ok=True)
 
+    def _make_folder(self, folder: Path) -> None:
+        # Never the root: a store that has just been unmounted must not grow on the disk below.
+        if folder != self._root:
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+
     def _walk(self, prefix: str) -> list[tuple[str, int, float]]:
         found = []
         with _translated(f"list {self._root}"):
-            for folder, _, names in os.walk(self._root / prefix.rpartition("/")[0]):
+            top = self._root / prefix.rpartition("/")[0]
+            for folder, _, names in os.walk(top, onerror=_unless_gone):
                 for name in names:
                     path = Path(folder, name)
                     key = path.relative_to(self._root).as_posix()
@@ -153,11 +184,28 @@ class FolderStore:
                     with contextlib.suppress(FileNotFoundError):
                         status = path.stat()
                         found.append((key, status.st_size, status.st_mtime))
+            if not found:
+                self._require_mark()
         return sorted(found)
+
+    def _require_mark(self) -> None:
+        """Tell what is not there from a store that is not: asked before a write, after a miss."""
+        if not (self._root / MARK).exists():
+            raise Retryable(
+                "store-unreachable",
+                f"{self._root} has no {MARK}: the store is not mounted here.",
+                delay_s=1.0,
+                remedy=f"Mount it. If this is the right folder, `touch {self._root / MARK}`.",
+            )
 
 
 def _note_of(path: Path) -> Path:
     return path.with_name(path.name + _NOTE)
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _write_fully(fd: int, data: bytes) -> None:

@@ -42,6 +42,7 @@ OUTAGES = frozenset(
     }
 )
 """What says that the store takes nothing at all; anything else is about one checkpoint."""
+ORPHANS_EVERY_S = 3600.0
 _RETRY_FIRST_S = 0.5
 _OTHERS_FIRST_S, _OTHERS_MAX_S = 0.5, 15.0
 
@@ -123,6 +124,7 @@ class Uploader:
         self._refused: set[str] = set()
         self._told: dict[str, _Told] = {}
         self._outage = ""
+        self._orphans_s = 0.0
 
     def turn(self) -> float:
         """Do what can be done now; return after how many seconds there may be more to do.
@@ -133,6 +135,7 @@ class Uploader:
         self._outage = ""
         try:
             self._look()
+            self._abort_orphans()
             wait_s = min(map(self._try, self._newest_first()), default=_OTHERS_MAX_S)
             self._backoff.reset()
         except (MidwatchError, OSError) as error:
@@ -280,6 +283,18 @@ class Uploader:
             part.known.difference_update(missing)
             return part.wait(part.others)
         return self._stored(part) if self._remote.commit(manifest) else 0.0
+
+    def _abort_orphans(self) -> None:
+        """Give up what nobody will finish; the first time this shows whether the store is there."""
+        if time.monotonic() < self._orphans_s:
+            return
+        try:
+            self._remote.abort_orphans(time.time())
+        except MidwatchError as error:
+            if error.code in OUTAGES:
+                raise
+            # It is only cleaning: without the right to it, or with uploads that end meanwhile.
+        self._orphans_s = time.monotonic() + ORPHANS_EVERY_S
 
     # --- what may go -----------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from midwatch.checkpoints import objects_s3
 from midwatch.checkpoints.manifest import FileEntry
-from midwatch.checkpoints.objects import ObjectStore, check_url, open_store
+from midwatch.checkpoints.objects import ObjectStore, check_url, open_store, prepare_store
 from midwatch.checkpoints.objects_s3 import S3Store
 from midwatch.checkpoints.shardfile import entry_of
 from midwatch.logbook.errors import ConfigError, Fatal, IntegrityError, Retryable
@@ -56,6 +56,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["folder", "moto", "seaweed"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "folder":
+        prepare_store(str(tmp_path / "store"))
         return Storage(url=str(tmp_path / "store"), local_root=str(tmp_path / "node"))
     endpoint: Endpoint = request.getfixturevalue(f"{request.param}_endpoint")
     return endpoint.storage(tmp_path)
@@ -171,6 +172,44 @@ def test_deletion(store: ObjectStore) -> None:
     store.delete(keys[:10])
     store.delete(keys[:10])
     assert [o.key for o in store.listing("d/")] == keys[10:]
+
+
+@pytest.mark.parametrize("left", ["nothing", "mount-point"])
+def test_a_folder_that_is_not_mounted_is_no_empty_store(tmp_path: Path, left: str) -> None:
+    path, entry, _ = written(tmp_path, 100)
+    root = tmp_path / "mnt" / "share"
+    if left == "mount-point":
+        root.mkdir(parents=True)
+    store = open_store(Storage(url=str(root), local_root=str(tmp_path / "node")))
+    for call in (
+        lambda: store.has("a", entry),
+        lambda: store.put_file("a/b", path, entry),
+        lambda: store.put_new("a", b"x"),
+        lambda: store.read("a"),
+        lambda: store.read_range("a", 0, 1),
+        lambda: store.listing(""),
+        lambda: store.unfinished(""),
+        lambda: store.delete(["a"]),
+    ):
+        with pytest.raises(Retryable) as caught:
+            call()
+        assert caught.value.code == "store-unreachable"
+    assert root.exists() == (left == "mount-point")
+    assert not root.exists() or not any(root.iterdir())
+
+
+def test_a_store_is_made_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    root = tmp_path / "mnt" / "share"
+    with pytest.raises(ConfigError) as caught:
+        prepare_store(str(root))
+    assert caught.value.code == "store-not-there"
+    assert not root.parent.exists()
+    root.parent.mkdir()
+    prepare_store(str(root))
+    prepare_store(str(root))
+    store = open_store(Storage(url=str(root), local_root=str(tmp_path / "node")))
+    assert store.read("a") is None
+    assert list(store.listing("")) == []
 
 
 def test_an_upload_in_parts_is_taken_up_again(moto_like: S3Store, tmp_path: Path) -> None:

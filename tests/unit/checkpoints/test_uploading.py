@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir, encode
-from midwatch.checkpoints.objects_folder import FolderStore
+from midwatch.checkpoints.objects_folder import FolderStore, prepare_folder
 from midwatch.checkpoints.remote import ORPHAN_S, RunObjects
 from midwatch.checkpoints.store import LocalStore
 from midwatch.checkpoints.uploading import Uploader
@@ -40,6 +40,7 @@ class CountingStore(FolderStore):
     """Remembers what was put, and fails on demand."""
 
     def __init__(self, root: Path) -> None:
+        prepare_folder(root)
         super().__init__(root)
         self.puts: list[str] = []
         self.failure: Exception | None = None
@@ -134,6 +135,25 @@ def test_only_what_is_stored_is_let_go(tmp_path: Path, store: CountingStore) -> 
     assert node.uploader.is_well
     assert node.local == tuple(ids[2:])
     assert set(node.remote.committed()) == set(ids)
+
+
+def test_a_node_without_the_mount_says_so_and_fills_no_disk(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    node = Node(tmp_path, "n0", store)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    node.remote.store = FolderStore(bare)
+    node.turns()
+    assert node.heard.troubles == ["store-unreachable"], "before there is anything to upload"
+    manifest, _ = save_parts([node.root], 5)
+    node.turns()
+    assert node.uploader.is_cut_off
+    assert list(bare.iterdir()) == []
+    node.remote.store = store
+    node.turns()
+    assert node.uploader.is_well
+    assert node.heard.stored == [manifest.id]
 
 
 def test_trouble_is_told_once_for_each_code(tmp_path: Path, store: CountingStore) -> None:
