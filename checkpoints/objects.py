@@ -50,7 +50,7 @@ class ObjectStore(Protocol):
     """
 
     def has(self, key: str, entry: FileEntry) -> bool:
-        """Whether the object is there with the size and, where the store knows it, the SHA-256."""
+        """Whether the object is there with the size and, as the store noted it, the SHA-256."""
         ...
 
     def put_file(self, key: str, path: Path, entry: FileEntry) -> int:
@@ -112,6 +112,17 @@ def open_store(storage: Storage) -> ObjectStore:
     from .objects_folder import FolderStore
 
     return FolderStore(storage.url, bandwidth)
+
+
+def prepare_store(url: str) -> None:
+    """Make the store that a run will use, where that is ours to do: a folder, not a bucket.
+
+    Raises: ConfigError[store-not-there].
+    """
+    if not url.startswith(S3_SCHEME):
+        from .objects_folder import prepare_folder
+
+        prepare_folder(url)
 
 
 def check_url(url: str) -> None:

@@ -1,4 +1,9 @@
-"""The durable store in a folder that all nodes share: what S3 promises, by rename and link."""
+"""The durable store in a folder that all nodes share: what S3 promises, by rename and link.
+
+Beside a file stands a note of its SHA-256, as S3 keeps one in an object's metadata: files of one
+size are told apart without reading them over the network. A mark in the root tells the store from
+the empty folder that is there while it is not mounted.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,32 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..logbook.errors import Fatal, IntegrityError, MidwatchError, Retryable
+from ..logbook.errors import ConfigError, Fatal, IntegrityError, MidwatchError, Retryable
 from .manifest import FileEntry
 from .objects import StoredObject, Unfinished, verified_pieces
 from .retrying import Bandwidth
 from .shardfile import BLOCK_BYTES, RETRY_DELAY_S, sync_directory
 
+MARK = ".midwatch-store"
 _TEMPORARY = ".unfinished"
+_NOTE = ".sha256"
+
+
+def prepare_folder(root: str | Path) -> None:
+    """Make the folder of a store and mark it; what it stands in must be there.
+
+    Done once, when a run is submitted: later only a mount brings the folder back.
+    Raises: ConfigError[store-not-there].
+    """
+    try:
+        Path(root).mkdir(exist_ok=True)
+        Path(root, MARK).touch()
+    except OSError as error:
+        raise ConfigError(
+            "store-not-there",
+            f"checkpoints.store.url {root} cannot be made a store: {error.strerror or error}.",
+            remedy="Mount it where the run is started, writable, and make the folders above it.",
+        ) from error
 
 
 class FolderStore:
@@ -28,8 +52,10 @@ class FolderStore:
     def has(self, key: str, entry: FileEntry) -> bool:
         with _translated(f"look at {key} in {self._root}"):
             try:
-                return (self._root / key).stat().st_size == entry.bytes
+                is_size_right = (self._root / key).stat().st_size == entry.bytes
+                return is_size_right and _note_of(self._root / key).read_text() == entry.sha256
             except (FileNotFoundError, NotADirectoryError):
+                self._require_mark()
                 return False
 
     def put_file(self, key: str, path: Path, entry: FileEntry) -> int:
@@ -40,9 +66,20 @@ class FolderStore:
                 self._bandwidth.take(len(piece))
                 _write_fully(fd, piece)
             os.fsync(fd)
+            # While the file changes there is no note: none may ever speak of another's bytes.
+            _note_of(target).unlink(missing_ok=True)
             os.rename(temporary, target)
             sync_directory(target.parent)
+            self._put_note(target, entry)
         return entry.bytes
+
+    def _put_note(self, target: Path, entry: FileEntry) -> None:
+        note = _note_of(target)
+        with self._temporary(note) as (temporary, fd):
+            _write_fully(fd, entry.sha256.encode())
+            os.fsync(fd)
+            os.rename(temporary, note)
+            sync_directory(note.parent)
 
     def put_new(self, key: str, data: bytes) -> bool:
         target = self._root / key
@@ -62,6 +99,7 @@ class FolderStore:
             try:
                 return (self._root / key).read_bytes()
             except (FileNotFoundError, NotADirectoryError):
+                self._require_mark()
                 return None
 
     def read_range(self, key: str, first: int, count: int) -> bytes:
@@ -76,6 +114,7 @@ class FolderStore:
                             break
                         data += more
             except (FileNotFoundError, NotADirectoryError) as error:
+                self._require_mark()
                 raise IntegrityError("object-missing", f"{path} is missing.") from error
         if len(data) != count:
             raise IntegrityError("object-size", f"{path} ends before byte {first + count}.")
@@ -85,14 +124,16 @@ class FolderStore:
         return [
             StoredObject(key, size, modified_s)
             for key, size, modified_s in self._walk(prefix)
-            if not key.endswith(_TEMPORARY)
+            if key != MARK and not key.endswith((_TEMPORARY, _NOTE))
         ]
 
     def delete(self, keys: Sequence[str]) -> None:
         folders = set()
         with _translated(f"delete from {self._root}"):
+            self._require_mark()
             for key in keys:
                 path = self._root / key
+                _note_of(path).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
                 folders.add(path.parent)
             for folder in sorted(folders):
@@ -113,7 +154,8 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _temporary(self, target: Path) -> Iterator[tuple[Path, int]]:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._require_mark()
+        self._make_folder(target.parent)
         temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}{_TEMPORARY}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
@@ -122,10 +164,17 @@ class FolderStore:
             os.close(fd)
             temporary.unlink(missing_ok=True)
 
+    def _make_folder(self, folder: Path) -> None:
+        # Never the root: a store that has just been unmounted must not grow on the disk below.
+        if folder != self._root:
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+
     def _walk(self, prefix: str) -> list[tuple[str, int, float]]:
         found = []
         with _translated(f"list {self._root}"):
-            for folder, _, names in os.walk(self._root / prefix.rpartition("/")[0]):
+            top = self._root / prefix.rpartition("/")[0]
+            for folder, _, names in os.walk(top, onerror=_unless_gone):
                 for name in names:
                     path = Path(folder, name)
                     key = path.relative_to(self._root).as_posix()
@@ -135,7 +184,28 @@ class FolderStore:
                     with contextlib.suppress(FileNotFoundError):
                         status = path.stat()
                         found.append((key, status.st_size, status.st_mtime))
+            if not found:
+                self._require_mark()
         return sorted(found)
+
+    def _require_mark(self) -> None:
+        """Tell what is not there from a store that is not: asked before a write, after a miss."""
+        if not (self._root / MARK).exists():
+            raise Retryable(
+                "store-unreachable",
+                f"{self._root} has no {MARK}: the store is not mounted here.",
+                delay_s=1.0,
+                remedy=f"Mount it. If this is the right folder, `touch {self._root / MARK}`.",
+            )
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(path.name + _NOTE)
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _write_fully(fd: int, data: bytes) -> None:

@@ -12,7 +12,7 @@ import base64
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +37,8 @@ _PARTS_MAX = 10_000
 _DELETE_MAX = 1000
 _SHA256 = "sha256"
 _CONNECT_TIMEOUT_S_MAX = 10.0
+# A key that is not known any more is refused like one that lacks a right.
+_OF_CREDENTIALS = frozenset({"credentials-expired", "credentials-missing", "store-denied"})
 # A signature needs some region; services that are not AWS rarely care which.
 _ANY_REGION = "us-east-1"
 
@@ -53,6 +55,7 @@ class S3Store:
         self._bandwidth = bandwidth or Bandwidth(None)
         self._lock = threading.Lock()
         self._known_client: Any = None
+        self._close_client: Callable[[], object] = _nothing
         self._has_sha256 = True
         self._has_conditions = True
 
@@ -259,8 +262,10 @@ class S3Store:
     @contextlib.contextmanager
     def _asking(self, what: str, expected: frozenset[str] = frozenset()) -> Iterator[Any]:
         """Give out the client; an expected answer comes out as _Said, any other error as ours."""
+        client = None
         try:
-            yield self._client()
+            client = self._client()
+            yield client
         except Exception as error:
             if not is_foreign(error):
                 raise
@@ -268,17 +273,28 @@ class S3Store:
             if said in expected:
                 raise _Said(said) from None
             ours = translate(error, f"{what} in {self._storage.url}")
-            if ours.code.startswith("credentials-"):
+            if ours.code in _OF_CREDENTIALS:
                 # The chain is walked anew: whoever renews them need not restart anything.
-                self._known_client = None
+                self._drop(client)
             raise ours from None
 
     def _client(self) -> Any:
         with self._lock:
             if self._known_client is None:
                 self._known_client = _connect(self._storage)
-                weakref.finalize(self, self._known_client.close)
+                self._close_client = weakref.finalize(self, self._known_client.close)
             return self._known_client
+
+    def _drop(self, client: Any) -> None:
+        with self._lock:
+            # Of several threads that were refused, one drops it, and nobody the next.
+            if client is not None and client is self._known_client:
+                self._close_client()
+                self._known_client, self._close_client = None, _nothing
+
+
+def _nothing() -> None:
+    """Close no client, while there is none."""
 
 
 class _Said(Exception):

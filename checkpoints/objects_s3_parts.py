@@ -28,6 +28,8 @@ class PartsStore(Protocol):
     @property
     def concurrency(self) -> int: ...
 
+    def has(self, key: str, entry: FileEntry) -> bool: ...
+
     def begin(self, key: str, entry: FileEntry) -> str: ...
 
     def unfinished(self, prefix: str) -> Sequence[Unfinished]: ...
@@ -57,7 +59,15 @@ class PartsUpload:
 
     def run(self, path: Path) -> int:
         """Send the file and make it appear; return how many bytes had to be sent."""
-        upload_id, sent = self._take_up()
+        taken_up = self._take_up()
+        self._send_all(path, *(taken_up or self._begin()))
+        if taken_up and not self._store.has(self._key, self._entry):
+            # Whoever began that upload named another SHA-256, and that is what the object now says.
+            self._send_all(path, *self._begin())
+        return self._sent_bytes
+
+    def _send_all(self, path: Path, upload_id: str, sent: dict[int, Part]) -> None:
+        self._parts = []
         pieces = verified_pieces(path, self._entry, self._part_bytes)
         with ThreadPoolExecutor(self._store.concurrency, "upload") as pool:
             try:
@@ -73,12 +83,14 @@ class PartsUpload:
                     self._store.abort(Unfinished(self._key, upload_id, 0.0))
                 raise
         self._store.finish(self._key, upload_id, self._parts)
-        return self._sent_bytes
 
-    def _take_up(self) -> tuple[str, dict[int, Part]]:
+    def _begin(self) -> tuple[str, dict[int, Part]]:
+        return self._store.begin(self._key, self._entry), {}
+
+    def _take_up(self) -> tuple[str, dict[int, Part]] | None:
         begun = [u for u in self._store.unfinished(self._key) if u.key == self._key]
         if not begun:
-            return self._store.begin(self._key, self._entry), {}
+            return None
         newest = max(begun, key=lambda upload: upload.begun_s)
         try:
             return newest.id, self._store.sent_parts(self._key, newest.id)
@@ -86,7 +98,7 @@ class PartsUpload:
             if error.code != "upload-lost":
                 raise
             # It was finished or given up between the two looks.
-            return self._store.begin(self._key, self._entry), {}
+            return None
 
     def _send(
         self, pool: ThreadPoolExecutor, upload_id: str, number: int, data: bytes, sent: Part | None

@@ -11,7 +11,7 @@ name never takes one for its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -61,24 +61,41 @@ class RunObjects:
         check_run(manifest, self._run_id, key)
         return manifest
 
-    def missing(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return the files of a checkpoint that are not in the store with their size."""
+    def missing(self, manifest: Manifest, known: Collection[str] = ()) -> tuple[str, ...]:
+        """Return the files of a checkpoint that are not in the store.
+
+        Only once every size is right is each file asked for by its SHA-256, those in known
+        excepted: a dead run of the same name may have left files of the same size.
+        """
         prefix = self.key(manifest.id, "")
         sizes = {o.key.removeprefix(prefix): o.bytes for o in self.store.listing(prefix)}
-        return tuple(e.name for e in manifest.files if sizes.get(e.name) != e.bytes)
+        absent = tuple(e.name for e in manifest.files if sizes.get(e.name) != e.bytes)
+        return absent or tuple(
+            e.name
+            for e in manifest.files
+            if e.name not in known and not self.store.has(prefix + e.name, e)
+        )
 
     def commit(self, manifest: Manifest) -> bool:
-        """Make the checkpoint exist in the store; False when another node was faster.
+        """Make the checkpoint exist in the store; False when it was deleted meanwhile.
 
-        Call only when nothing is missing. Raises: Fatal[store-taken] when another checkpoint of
-            that name is there; IntegrityError as manifest.
+        Call only when nothing is missing; of several nodes that do so one writes the manifest.
+        Raises: as is_committed.
         """
-        if self.store.put_new(self.key(manifest.id, MANIFEST_NAME), encode(manifest)):
-            if not self.is_deleted(manifest.id):
-                return True
-            # It was deleted while it was being committed.
-            self.delete(manifest.id)
-            return False
+        if not self.store.put_new(self.key(manifest.id, MANIFEST_NAME), encode(manifest)):
+            return self.is_committed(manifest)
+        if not self.is_deleted(manifest.id):
+            return True
+        # It was deleted while it was being committed.
+        self.delete(manifest.id)
+        return False
+
+    def is_committed(self, manifest: Manifest) -> bool:
+        """Whether this very checkpoint is in the store.
+
+        Raises: Fatal[store-taken] when another checkpoint of that name is there; IntegrityError as
+            manifest.
+        """
         there = self.manifest(manifest.id)
         if there is not None and encode(there) != encode(manifest):
             raise Fatal(
@@ -86,7 +103,7 @@ class RunObjects:
                 f"another checkpoint is in the store as {self.key(manifest.id, '')}.",
                 remedy="Give the run another name or another checkpoints.store.url.",
             )
-        return False
+        return there is not None
 
     def is_deleted(self, checkpoint: str) -> bool:
         """Whether the checkpoint was deleted, or is being deleted."""

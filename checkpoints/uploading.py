@@ -30,6 +30,20 @@ from .store import LocalStore
 
 TROUBLE_EVERY_S = 300.0
 """The same trouble is told again no sooner."""
+OUTAGES = frozenset(
+    {
+        "store-unreachable",
+        "store-busy",
+        "store-full",
+        "store-clock-skew",
+        "credentials-expired",
+        "credentials-missing",
+        "bucket-missing",
+    }
+)
+"""What says that the store takes nothing at all; anything else is about one checkpoint."""
+ORPHANS_EVERY_S = 3600.0
+_RETRY_FIRST_S = 0.5
 _OTHERS_FIRST_S, _OTHERS_MAX_S = 0.5, 15.0
 
 
@@ -41,7 +55,7 @@ class Witness(Protocol):
         ...
 
     def uploaded(self, manifest: Manifest, upload_s: float) -> None:
-        """This node wrote the manifest: the checkpoint is in the store, upload_s after its save."""
+        """The checkpoint is in the store, upload_s after its part was found; told by every node."""
         ...
 
     def trouble(self, code: str, message: str, since_s: float) -> None:
@@ -52,14 +66,35 @@ class Witness(Protocol):
 class _Part:
     """A checkpoint of which this node has files, on its way to the store."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, retry_max_s: float) -> None:
         self.manifest = manifest
         self.found_s = time.monotonic()
+        self.known: set[str] = set()
         self.is_sent = False
         self.is_stored = False
         self.is_spoiled = False
+        self.trouble = ""
         self.look_s = 0.0
-        self.backoff = Backoff(_OTHERS_FIRST_S, _OTHERS_MAX_S)
+        self.others = Backoff(_OTHERS_FIRST_S, _OTHERS_MAX_S)
+        self.retries = Backoff(_RETRY_FIRST_S, retry_max_s)
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether there may be something to do for it by now."""
+        return not (self.is_stored or self.is_spoiled) and now_s >= self.look_s
+
+    def wait(self, backoff: Backoff, at_least_s: float = 0.0) -> float:
+        """Put the next look at it off; return for how long."""
+        wait_s = backoff.next_s(at_least_s)
+        self.look_s = time.monotonic() + wait_s
+        return wait_s
+
+
+class _Told:
+    """A kind of trouble. since_s, told_s: since the epoch."""
+
+    def __init__(self, since_s: float) -> None:
+        self.since_s = since_s
+        self.told_s = 0.0
 
 
 class Uploader:
@@ -83,30 +118,42 @@ class Uploader:
         self._witness = witness
         self._run_id = run_id
         self._keep_local = keep_local
-        self._backoff = Backoff(0.5, retry_max_s)
+        self._retry_max_s = retry_max_s
+        self._backoff = Backoff(_RETRY_FIRST_S, retry_max_s)
         self._parts: dict[str, _Part] = {}
         self._refused: set[str] = set()
-        self._trouble: tuple[str, float, float] | None = None
+        self._told: dict[str, _Told] = {}
+        self._outage = ""
+        self._orphans_s = 0.0
 
     def turn(self) -> float:
         """Do what can be done now; return after how many seconds there may be more to do.
 
-        Never raises for anything a disk or a store does: that is told to the witness.
+        Never raises for anything a disk or a store does: that is told to the witness. One
+        checkpoint that cannot be brought waits alone: neither older ones nor cleaning wait with it.
         """
+        self._outage = ""
         try:
             self._look()
-            wait_s = min(map(self._bring, self._newest_first()), default=_OTHERS_MAX_S)
-            self._let_go()
+            self._abort_orphans()
+            wait_s = min(map(self._try, self._newest_first()), default=_OTHERS_MAX_S)
+            self._backoff.reset()
         except (MidwatchError, OSError) as error:
-            return self._failed(error)
-        self._trouble = None
-        self._backoff.reset()
+            wait_s = self._cut_off(error)
+        self._let_go()
+        troubles = {part.trouble for part in self._parts.values()} | {self._outage}
+        self._told = {code: told for code, told in self._told.items() if code in troubles}
         return wait_s
 
     @property
     def is_well(self) -> bool:
-        """Whether the last turn met no trouble."""
-        return self._trouble is None
+        """Whether nothing is in trouble after the last turn."""
+        return not self.is_cut_off and not any(part.trouble for part in self._parts.values())
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the last turn ended because there was no way to go on with anything."""
+        return bool(self._outage)
 
     @property
     def is_idle(self) -> bool:
@@ -138,7 +185,7 @@ class Uploader:
             self._refused.add(name)
             self._tell(error.code, str(error))
             return
-        self._parts[name] = _Part(manifest)
+        self._parts[name] = _Part(manifest, self._retry_max_s)
         self._witness.part_found(manifest, self._files(manifest))
 
     def _files(self, manifest: Manifest) -> tuple[str, ...]:
@@ -153,24 +200,43 @@ class Uploader:
 
     # --- to the store ----------------------------------------------------------------------------
 
-    def _bring(self, part: _Part) -> float:
-        """Do what is due for one part; return after how many seconds to come back to it."""
+    def _try(self, part: _Part) -> float:
+        """Do what is due for one part; return after how many seconds to come back to it.
+
+        Raises: what says that the others will fare no better.
+        """
         now_s = time.monotonic()
-        if part.is_stored or part.is_spoiled:
-            return _OTHERS_MAX_S
-        if now_s < part.look_s:
-            return part.look_s - now_s
+        if not part.is_due(now_s):
+            return max(part.look_s - now_s, 0.0) or _OTHERS_MAX_S
+        try:
+            wait_s = self._bring(part)
+        except (MidwatchError, OSError) as error:
+            code = _code_of(error)
+            if code in OUTAGES:
+                raise
+            part.trouble = code
+            self._tell(code, str(error))
+            return part.wait(part.retries, _delay_s(error))
+        part.trouble = ""
+        part.retries.reset()
+        return wait_s
+
+    def _bring(self, part: _Part) -> float:
         name = part.manifest.id
         if self._remote.is_deleted(name):
             LocalStore(self._root).delete(name)
             return 0.0
-        if not part.is_sent:
-            if self._remote.manifest(name) is not None:
-                part.is_stored = True
-                return 0.0
-            if not self._send(part):
-                return 0.0
+        if self._remote.is_committed(part.manifest):
+            return self._stored(part)
+        if not part.is_sent and not self._send(part):
+            return 0.0
         return self._finish(part)
+
+    def _stored(self, part: _Part) -> float:
+        # Told by each node: whoever wrote the manifest may have died before it could say so.
+        part.is_stored = True
+        self._witness.uploaded(part.manifest, time.monotonic() - part.found_s)
+        return 0.0
 
     def _send(self, part: _Part) -> bool:
         """Send this node's files; False when a newer checkpoint came first or files are no good."""
@@ -180,12 +246,16 @@ class Uploader:
         for entry in entries:
             path = self._path(manifest, entry)
             key = self._remote.key(manifest.id, entry.name)
-            if not path.exists() or self._remote.store.has(key, entry):
+            if not path.exists():
+                continue
+            if self._remote.store.has(key, entry):
+                part.known.add(entry.name)
                 continue
             if self._is_outdated(manifest):
                 return False
             try:
                 self._remote.store.put_file(key, path, entry)
+                part.known.add(entry.name)
             except IntegrityError as error:
                 if not (path.parent / MANIFEST_NAME).exists():
                     return False
@@ -203,21 +273,28 @@ class Uploader:
         return len(self._parts) != known and newest.id != manifest.id
 
     def _finish(self, part: _Part) -> float:
-        """Commit the checkpoint if nothing is missing, or see whether another node has."""
+        """Commit the checkpoint if nothing is missing."""
         manifest = part.manifest
-        missing = self._remote.missing(manifest)
+        missing = self._remote.missing(manifest, part.known)
         mine = set(self._files(manifest))
         if missing:
             # What somebody else has deleted from the store meanwhile is sent again.
             part.is_sent = mine.isdisjoint(missing)
-            wait_s = part.backoff.next_s()
-            part.look_s = time.monotonic() + wait_s
-            return wait_s
-        is_mine = self._remote.commit(manifest)
-        part.is_stored = True
-        if is_mine:
-            self._witness.uploaded(manifest, time.monotonic() - part.found_s)
-        return 0.0
+            part.known.difference_update(missing)
+            return part.wait(part.others)
+        return self._stored(part) if self._remote.commit(manifest) else 0.0
+
+    def _abort_orphans(self) -> None:
+        """Give up what nobody will finish; the first time this shows whether the store is there."""
+        if time.monotonic() < self._orphans_s:
+            return
+        try:
+            self._remote.abort_orphans(time.time())
+        except MidwatchError as error:
+            if error.code in OUTAGES:
+                raise
+            # It is only cleaning: without the right to it, or with uploads that end meanwhile.
+        self._orphans_s = time.monotonic() + ORPHANS_EVERY_S
 
     # --- what may go -----------------------------------------------------------------------------
 
@@ -231,15 +308,22 @@ class Uploader:
 
     # --- when it does not go well ----------------------------------------------------------------
 
-    def _failed(self, error: MidwatchError | OSError) -> float:
-        code = error.code if isinstance(error, MidwatchError) else "upload-failed"
-        self._tell(code, str(error))
-        return self._backoff.next_s(error.delay_s if isinstance(error, Retryable) else 0.0)
+    def _cut_off(self, error: MidwatchError | OSError) -> float:
+        self._outage = _code_of(error)
+        self._tell(self._outage, str(error))
+        return self._backoff.next_s(_delay_s(error))
 
     def _tell(self, code: str, message: str) -> None:
         now_s = time.time()
-        last_code, since_s, told_s = self._trouble or ("", now_s, 0.0)
-        if code != last_code or now_s - told_s > TROUBLE_EVERY_S:
-            told_s = now_s
-            self._witness.trouble(code, message, since_s)
-        self._trouble = (code, since_s, told_s)
+        told = self._told.setdefault(code, _Told(now_s))
+        if now_s - told.told_s > TROUBLE_EVERY_S:
+            told.told_s = now_s
+            self._witness.trouble(code, message, told.since_s)
+
+
+def _code_of(error: MidwatchError | OSError) -> str:
+    return error.code if isinstance(error, MidwatchError) else "upload-failed"
+
+
+def _delay_s(error: MidwatchError | OSError) -> float:
+    return error.delay_s if isinstance(error, Retryable) else 0.0

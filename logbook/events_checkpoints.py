@@ -37,7 +37,7 @@ class CheckpointsPruned(EventBase, frozen=True, tag="checkpoints-pruned"):
 
 
 class CheckpointUploaded(EventBase, frozen=True, tag="checkpoint-uploaded"):
-    """A checkpoint is in the durable store, whole: node wrote its manifest there.
+    """A checkpoint is in the durable store, whole: node was the first to say so.
 
     upload_s: since that node's part lay on its disk.
     """

@@ -34,7 +34,7 @@ IN_MEMORY = "memory"
 _MISFIT = "state-mismatch"
 # What a load says of bytes that are not those that were saved. Anything else (a store that does not
 # answer) says nothing about the checkpoint.
-_BAD_BYTES = ("shard-", "manifest-", "index-", "value-", "checkpoint-")
+_BAD_BYTES = ("shard-", "object-", "manifest-", "index-", "value-", "checkpoint-")
 # SIGHUP, SIGINT, SIGKILL, SIGTERM: somebody or the kernel ended it, whatever its state was.
 _FROM_OUTSIDE = frozenset({1, 2, 9, 15})
 
@@ -290,14 +290,18 @@ def checkpoint_verified(state: RunState, e: ev.CheckpointVerified, time_s: float
 
 
 def checkpoint_uploaded(state: RunState, e: ev.CheckpointUploaded, time_s: float) -> RunState:
-    """A checkpoint is in the durable store, so every node that has a part of it got through."""
-    state = replace(state, upload_trouble={})
+    """A checkpoint is in the durable store, so every node that has a part of it got through.
+
+    Each node tells of it; only the first says something new.
+    """
     known = state.checkpoints.get(e.checkpoint)
-    if known is None and e.checkpoint not in state.pruned:
+    is_over = e.checkpoint in state.pruned or e.checkpoint in state.uploaded_early
+    if is_over or (known is not None and known.uploaded_s is not None):
+        return state
+    state = replace(state, upload_trouble={})
+    if known is None:
         early = {**state.uploaded_early, e.checkpoint: time_s}
         return replace(state, uploaded_early=dict(list(early.items())[-MAX_EARLY:]))
-    if known is None or known.uploaded_s is not None:
-        return state
     known = replace(known, uploaded_s=time_s)
     return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
 

@@ -113,7 +113,7 @@ class Observer:
             return self._messages(state, report)
         if isinstance(report, (rp.CheckpointStored, rp.UploadTrouble)):
             # Facts about the store, whoever's attempt it was.
-            return [_upload(report)]
+            return _upload(state, report)
         if isinstance(report, rp.PartHeld):
             return []
         if isinstance(report, rp.NodeFindings):
@@ -298,10 +298,17 @@ def _stale(report: rp.AgentReport) -> list[ev.Event]:
     return [ev.StaleIgnored(attempt=report.attempt, what=what, node=report.node)]
 
 
-def _upload(report: rp.CheckpointStored | rp.UploadTrouble) -> ev.Event:
-    if isinstance(report, rp.CheckpointStored):
-        return ev.CheckpointUploaded(report.checkpoint, report.node, report.bytes, report.upload_s)
-    return ev.UploadFailed(report.node, report.code, report.message[:1000], report.since_s)
+def _upload(state: RunState, report: rp.CheckpointStored | rp.UploadTrouble) -> list[ev.Event]:
+    if isinstance(report, rp.UploadTrouble):
+        since_s = report.since_s
+        return [ev.UploadFailed(report.node, report.code, report.message[:1000], since_s)]
+    name = report.checkpoint
+    known = state.checkpoints.get(name)
+    is_told = name in state.uploaded_early or (known is not None and known.uploaded_s is not None)
+    if is_told or name in state.pruned:
+        # Every node that holds a part of it says so.
+        return []
+    return [ev.CheckpointUploaded(name, report.node, report.bytes, report.upload_s)]
 
 
 def _hang_row(row: RankProgress) -> ev.HangRow:

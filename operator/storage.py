@@ -7,10 +7,13 @@ import os
 import secrets
 from pathlib import Path
 
+from ..checkpoints.objects import prepare_store
 from ..logbook.tiers import Storage
 from .spec import RunSpec
 
 RUN_ID_NAME = "run-id"
+STORE_NAME = "store-url"
+"""File in the run folder with the address of the store that was made for the run."""
 
 
 def run_id_of(run_dir: str | Path) -> str:
@@ -29,6 +32,20 @@ def run_id_of(run_dir: str | Path) -> str:
             os.link(temporary, path)
         temporary.unlink()
     return path.read_text().strip()
+
+
+def prepare_store_once(spec: RunSpec, run_dir: str | Path) -> None:
+    """Make the store of a run at its first start, and again only when its address has changed.
+
+    A store that is not there at a later start is not mounted, and must not be begun anew beside it.
+    Raises: ConfigError[store-not-there].
+    """
+    url = spec.checkpoints.store.url
+    note = Path(run_dir, STORE_NAME)
+    if not url or (note.exists() and note.read_text() == url):
+        return
+    prepare_store(url)
+    note.write_text(url)
 
 
 def storage_of(spec: RunSpec, run_dir: str | Path, run_id: str, node: str) -> Storage | None:

@@ -207,7 +207,7 @@ class PartHeld(Report, frozen=True, kw_only=True, tag="part-held"):
 
 
 class CheckpointStored(Report, frozen=True, kw_only=True, tag="checkpoint-stored"):
-    """This node committed a checkpoint in the durable store, upload_s after its part lay here."""
+    """A checkpoint is in the durable store, upload_s after its part lay here; each node says so."""
 
     checkpoint: str
     bytes: int

@@ -90,7 +90,7 @@ class PartFound(msgspec.Struct, frozen=True, tag="part-found"):
 
 
 class Stored(msgspec.Struct, frozen=True, tag="stored"):
-    """This node committed a checkpoint in the store, upload_s after its part lay here."""
+    """A checkpoint is in the store, upload_s after its part lay here; each node says so."""
 
     checkpoint: str
     bytes: int

@@ -48,7 +48,6 @@ from .upload_wire import (
 
 POLL_S = 0.5
 ERRAND_PATIENCE_S = 60.0
-ORPHANS_EVERY_S = 3600.0
 # Training comes first wherever both want the processor.
 NICENESS = 10
 
@@ -97,14 +96,9 @@ class Site:
 
     def upload_for_ever(self) -> None:
         """Bring to the store whatever turns up."""
-        orphans_s = 0.0
         while True:
             wait_s = self._uploader.turn()
-            if time.monotonic() >= orphans_s and self._uploader.is_idle:
-                orphans_s = time.monotonic() + ORPHANS_EVERY_S
-                with contextlib.suppress(MidwatchError):
-                    self._remote.abort_orphans(time.time())
-            time.sleep(min(wait_s, POLL_S) if self._uploader.is_well else wait_s)
+            time.sleep(wait_s if self._uploader.is_cut_off else min(wait_s, POLL_S))
 
     def run(self, request: Request) -> None:
         """Run one errand and answer it."""

@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, get_placement_group, placem
 
 from ...logbook.errors import ConfigError, Retryable
 from ..spec import RunSpec
+from ..storage import prepare_store_once
 from .controller_actor import launch_controller
 from .local_ray import is_local
 from .names import NAMESPACE, agent_name, controller_name, node_names
@@ -105,8 +106,9 @@ def _unreachable(address: str, error: BaseException) -> Retryable:
 def submit(spec: RunSpec, run_dir: Path, session: Session) -> Any:
     """Put a run on the cluster (or find it there) and return its controller actor.
 
-    Raises: ConfigError[cluster-too-small]; Retryable[controller-not-ready].
+    Raises: ConfigError[cluster-too-small], [store-not-there]; Retryable[controller-not-ready].
     """
+    prepare_store_once(spec, run_dir)
     settings = ClusterSettings(
         run_dir=str(run_dir), resources=_resources(spec), bundles=_bundles(spec)
     )

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 from midwatch.checkpoints.dcp import Saver, load_first
-from midwatch.checkpoints.objects import open_store
+from midwatch.checkpoints.objects import open_store, prepare_store
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.retrying import Backoff, persist
 from midwatch.checkpoints.tiered import Tiers
@@ -62,6 +62,7 @@ def main() -> None:
 def storage_in(folder: Path, is_folder: bool) -> Iterator[Storage]:
     if is_folder:
         print("store: a shared path")
+        prepare_store(str(folder / "shared"))
         yield Storage(url=str(folder / "shared"), local_root=str(folder / "node"), run_id="id")
         return
     serve = s3_servers.seaweed if s3_servers.weed_path() else s3_servers.moto

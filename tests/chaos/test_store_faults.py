@@ -30,7 +30,7 @@ from midwatch.logbook.wire import encode_frame
 from midwatch.operator.agent.upload_wire import UploadConfig
 
 from tests.support import s3_servers
-from tests.support.fault_proxy import KINDS, Fault, Plan, fault_proxy
+from tests.support.fault_proxy import KINDS, REFUSALS, Fault, Plan, fault_proxy
 from tests.support.live_run import wait_until
 from tests.support.parts import save_parts
 from tests.support.s3_servers import Endpoint
@@ -167,6 +167,33 @@ def test_an_endpoint_that_is_away(endpoint: Endpoint, tmp_path: Path) -> None:
         own = {name: files[name] for name in ("__0_0.distcp", "__1_0.distcp")}
         scene.assert_loads(scene.behind, "n0", manifest.id, own)
         plan.is_down = False
+        scene.upload(lambda: scene.is_committed(manifest))
+        scene.assert_loads(scene.behind, "spare", manifest.id, files)
+        assert all(uploader.is_well for uploader in scene.uploaders)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_key_that_is_renewed_in_the_middle(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    """The old key is refused from the first part on; the new one stands where the chain looks."""
+    keys = tmp_path / "credentials"
+    s3_servers.write_key(keys, "AKIAOLDANDREVOKED")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+    plan = Plan(only_key=s3_servers.ACCESS_KEY, refusal=refusal)
+    with fault_proxy(endpoint.url, plan) as proxy:
+        scene = Scene(tmp_path, endpoint, proxy)
+        manifest, files = save_parts(scene.roots, 5, size=6 * MIB)
+        for _ in range(3):
+            for uploader in scene.uploaders:
+                uploader.turn()
+        code = "credentials-expired" if refusal == "ExpiredToken" else "store-denied"
+        assert [heard.troubles for heard in scene.heard] == [[code]] * 2
+        assert code_without_store(scene, manifest) == code
+        assert plan.struck
+        s3_servers.write_key(keys, s3_servers.ACCESS_KEY)
         scene.upload(lambda: scene.is_committed(manifest))
         scene.assert_loads(scene.behind, "spare", manifest.id, files)
         assert all(uploader.is_well for uploader in scene.uploaders)

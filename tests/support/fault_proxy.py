@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import socket
 import threading
 import time
@@ -25,6 +26,9 @@ _STATUS = {
     "skewed": (403, "RequestTimeTooSkewed"),
     "expired": (400, "ExpiredToken"),
 }
+_REFUSALS = {"InvalidAccessKeyId": 403, "SignatureDoesNotMatch": 403, "ExpiredToken": 400}
+REFUSALS = tuple(_REFUSALS)
+_KEY = re.compile(r"Credential=([^/]+)/")
 _HOP_BY_HOP = frozenset({"connection", "transfer-encoding", "keep-alive"})
 SLOW_S = 0.3
 
@@ -44,6 +48,7 @@ class Plan:
     """What goes wrong. chance_frac of all requests meet a random kind when rng is given.
 
     is_down: every connection is cut before a word is said.
+    only_key: requests signed with any other key are refused, with the code of refusal.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -51,6 +56,8 @@ class Plan:
     chance_frac: float = 0.0
     kinds: tuple[str, ...] = KINDS
     is_down: bool = False
+    only_key: str = ""
+    refusal: str = "InvalidAccessKeyId"
     struck: list[str] = field(default_factory=list)
     on_request: Callable[[str, str], None] = lambda method, path: None
 
@@ -118,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._cut()
             return
         body = self.rfile.read(length)
+        if not self._has_right_key():
+            self._refuse(_REFUSALS[self.faults.refusal], self.faults.refusal)
+            return
         if fault == "slow":
             time.sleep(SLOW_S)
         if fault in _STATUS:
@@ -133,6 +143,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, headers, answer, is_truncated=fault == "truncated")
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
+
+    def _has_right_key(self) -> bool:
+        found = _KEY.search(self.headers.get("Authorization", ""))
+        is_right = not self.faults.only_key or (found and found[1] == self.faults.only_key)
+        if not is_right:
+            self.faults.struck.append(self.faults.refusal)
+        return bool(is_right)
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         # The Host header goes along: it is part of what was signed.

@@ -21,9 +21,9 @@ from midwatch.logbook.wire import CheckpointTags, Hyper, Mesh
 RANKS_PER_NODE = 2
 
 
-def contents(step: int, num_ranks: int, size: int) -> dict[str, bytes]:
+def contents(step: int, num_ranks: int, size: int, seed: str = "") -> dict[str, bytes]:
     """Return the files of a checkpoint, the first of that size; no two are alike in size."""
-    rng = random.Random(f"{step}/{num_ranks}")
+    rng = random.Random(f"{step}/{num_ranks}{seed}")
     sizes = [size, *(1000 + 17 * rank for rank in range(1, num_ranks))]
     files = {f"__{rank}_0.distcp": rng.randbytes(sizes[rank]) for rank in range(num_ranks)}
     index = Index(files=tuple(files), tensors={}, values={}, paths={})
@@ -31,10 +31,15 @@ def contents(step: int, num_ranks: int, size: int) -> dict[str, bytes]:
 
 
 def save_parts(
-    roots: list[Path], step: int, size: int = 1000, attempt: int = 1, run_id: str = "id"
+    roots: list[Path],
+    step: int,
+    size: int = 1000,
+    attempt: int = 1,
+    run_id: str = "id",
+    seed: str = "",
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Commit a checkpoint of which each root has two ranks' files and what describes them."""
-    files = contents(step, RANKS_PER_NODE * len(roots), size)
+    files = contents(step, RANKS_PER_NODE * len(roots), size, seed)
     entries: list[FileEntry] = [entry_of(n, memoryview(data)) for n, data in files.items()]
     manifest = Manifest(
         id=checkpoint_id(step, attempt),

@@ -51,6 +51,15 @@ def set_credentials(environment: Any) -> None:
     environment["AWS_EC2_METADATA_DISABLED"] = "true"
 
 
+def write_key(path: Path, access_key: str, secret_key: str = SECRET_KEY) -> None:
+    """Put a key into a shared credentials file, at once, as whoever renews one does."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(
+        f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n"
+    )
+    fresh.replace(path)
+
+
 def client(endpoint: Endpoint) -> Any:
     """Return a client of the test's own, to look behind the back of the code under test."""
     import boto3

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from midwatch.checkpoints.objects import open_store
+from midwatch.checkpoints.objects import open_store, prepare_store
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.store import LocalStore
 from midwatch.logbook.errors import Retryable
@@ -34,12 +34,14 @@ ANSWER_S = 60.0
 class Hold:
     """Uploads of one node over a shared folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, is_there: bool = True) -> None:
         self.root = folder / "node"
         self.storage = Storage(
             url=str(folder / "store"), local_root=str(self.root), run_id="id", retry_max_s=0.1
         )
         self.remote = RunObjects(open_store(self.storage), "r", "id")
+        if is_there:
+            prepare_store(self.storage.url)
         self.heard = Recorder()
         config = UploadConfig(run="r", storage=self.storage)
         self.uploads = Uploads(
@@ -54,8 +56,8 @@ class Hold:
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[Hold]:
-    hold = Hold(folder)
+def holding(folder: Path, is_there: bool = True) -> Iterator[Hold]:
+    hold = Hold(folder, is_there)
     hold.uploads.begin()
     try:
         yield hold
@@ -111,19 +113,21 @@ def test_a_killed_uploader_is_replaced(tmp_path: Path) -> None:
     assert caught.value.code == "uploader-away"
 
 
-def test_a_store_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_is_told_before_anything_is_saved(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file where the folder should be")
-    with holding(tmp_path) as hold:
-        save_parts([hold.root], 5)
+    with holding(tmp_path, is_there=False) as hold:
         trouble = hold.heard.wait(UploadTrouble)
         assert trouble.code == "store-unreachable"
         assert trouble.since_s > 0
+        save_parts([hold.root], 5)
         os.unlink(tmp_path / "store")
+        prepare_store(hold.storage.url)
         hold.heard.wait(CheckpointStored)
 
 
 def test_a_supervisor_uploads_beside_its_workers(tmp_path: Path) -> None:
     storage = Storage(url=str(tmp_path / "s"), local_root=str(tmp_path / "node"), run_id="id")
+    prepare_store(storage.url)
     with site(tmp_path, upload=UploadConfig(run="r", storage=storage)) as running:
         manifest, _ = save_parts([tmp_path / "node"], 5)
         stored = running.recorder.wait(CheckpointStored)

@@ -17,7 +17,7 @@ from midwatch.checkpoints.manifest import (
     checkpoint_id,
     read_manifest,
 )
-from midwatch.checkpoints.objects_folder import FolderStore
+from midwatch.checkpoints.objects_folder import FolderStore, prepare_folder
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.saving import METADATA_NAME
 from midwatch.checkpoints.store import LocalStore
@@ -77,6 +77,7 @@ def load(rank: int, folder: str, names: tuple[str, ...], node: str) -> tuple[Any
 
 
 def upload(folder: Path) -> RunObjects:
+    prepare_folder(folder / "store")
     remote = RunObjects(FolderStore(folder / "store"), "r", "id")
     for _ in range(2):
         for node in ("n0", "n1"):

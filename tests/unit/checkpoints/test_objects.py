@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from midwatch.checkpoints import objects_s3
 from midwatch.checkpoints.manifest import FileEntry
-from midwatch.checkpoints.objects import ObjectStore, check_url, open_store
+from midwatch.checkpoints.objects import ObjectStore, check_url, open_store, prepare_store
 from midwatch.checkpoints.objects_s3 import S3Store
 from midwatch.checkpoints.shardfile import entry_of
 from midwatch.logbook.errors import ConfigError, Fatal, IntegrityError, Retryable
 from midwatch.logbook.tiers import Storage
 
 from tests.support import s3_servers
+from tests.support.fault_proxy import Plan, fault_proxy
 from tests.support.s3_servers import BUCKET, Endpoint
 
 MIB = 1 << 20
@@ -51,6 +56,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["folder", "moto", "seaweed"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "folder":
+        prepare_store(str(tmp_path / "store"))
         return Storage(url=str(tmp_path / "store"), local_root=str(tmp_path / "node"))
     endpoint: Endpoint = request.getfixturevalue(f"{request.param}_endpoint")
     return endpoint.storage(tmp_path)
@@ -81,6 +87,23 @@ def test_a_file_comes_back_bit_by_bit(store: ObjectStore, tmp_path: Path, size: 
     assert read_all(store, "a/b", size) == data
     assert [(o.key, o.bytes) for o in store.listing("a/")] == [("a/b", size)]
     assert not store.has("a/b", msgspec.structs.replace(entry, bytes=size + 1))
+
+
+@pytest.mark.parametrize("size", [1000, 12 * MIB])
+def test_other_bytes_of_the_same_size_are_not_the_same_file(
+    store: ObjectStore, tmp_path: Path, size: int
+) -> None:
+    theirs, their_entry, _ = written(tmp_path, size, seed=1)
+    mine, entry, data = written(tmp_path, size, seed=2)
+    store.put_file("a/b", theirs, their_entry)
+    assert not store.has("a/b", entry)
+    assert store.put_file("a/b", mine, entry) == size
+    assert store.has("a/b", entry)
+    assert not store.has("a/b", their_entry)
+    assert read_all(store, "a/b", size) == data
+    assert [o.key for o in store.listing("a/")] == ["a/b"]
+    store.delete(["a/b"])
+    assert not store.has("a/b", entry)
 
 
 def test_of_many_who_commit_one_succeeds(store: ObjectStore) -> None:
@@ -151,6 +174,44 @@ def test_deletion(store: ObjectStore) -> None:
     assert [o.key for o in store.listing("d/")] == keys[10:]
 
 
+@pytest.mark.parametrize("left", ["nothing", "mount-point"])
+def test_a_folder_that_is_not_mounted_is_no_empty_store(tmp_path: Path, left: str) -> None:
+    path, entry, _ = written(tmp_path, 100)
+    root = tmp_path / "mnt" / "share"
+    if left == "mount-point":
+        root.mkdir(parents=True)
+    store = open_store(Storage(url=str(root), local_root=str(tmp_path / "node")))
+    for call in (
+        lambda: store.has("a", entry),
+        lambda: store.put_file("a/b", path, entry),
+        lambda: store.put_new("a", b"x"),
+        lambda: store.read("a"),
+        lambda: store.read_range("a", 0, 1),
+        lambda: store.listing(""),
+        lambda: store.unfinished(""),
+        lambda: store.delete(["a"]),
+    ):
+        with pytest.raises(Retryable) as caught:
+            call()
+        assert caught.value.code == "store-unreachable"
+    assert root.exists() == (left == "mount-point")
+    assert not root.exists() or not any(root.iterdir())
+
+
+def test_a_store_is_made_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    root = tmp_path / "mnt" / "share"
+    with pytest.raises(ConfigError) as caught:
+        prepare_store(str(root))
+    assert caught.value.code == "store-not-there"
+    assert not root.parent.exists()
+    root.parent.mkdir()
+    prepare_store(str(root))
+    prepare_store(str(root))
+    store = open_store(Storage(url=str(root), local_root=str(tmp_path / "node")))
+    assert store.read("a") is None
+    assert list(store.listing("")) == []
+
+
 def test_an_upload_in_parts_is_taken_up_again(moto_like: S3Store, tmp_path: Path) -> None:
     path, entry, data = written(tmp_path, 17 * MIB)
     upload = moto_like.begin("a/parts", entry)
@@ -162,6 +223,19 @@ def test_an_upload_in_parts_is_taken_up_again(moto_like: S3Store, tmp_path: Path
     assert list(moto_like.unfinished("a/")) == []
     assert read_all(moto_like, "a/parts", entry.bytes) == data
     assert moto_like.has("a/parts", entry)
+
+
+def test_an_upload_that_another_run_began_is_not_taken_for_ours(
+    moto_like: S3Store, tmp_path: Path
+) -> None:
+    path, entry, data = written(tmp_path, 6 * MIB)
+    _, their_entry, their_data = written(tmp_path, 6 * MIB, seed=1)
+    upload = moto_like.begin("a/theirs", their_entry)
+    moto_like.put_part("a/theirs", upload, 1, their_data[: 5 * MIB])
+    assert moto_like.put_file("a/theirs", path, entry) >= 6 * MIB
+    assert moto_like.has("a/theirs", entry)
+    assert read_all(moto_like, "a/theirs", entry.bytes) == data
+    assert list(moto_like.unfinished("a/")) == []
 
 
 @pytest.fixture(params=["moto", "seaweed"])
@@ -226,6 +300,43 @@ def test_codes_of_refusals(
     with pytest.raises(Fatal) as without:
         open_store(storage).listing("")
     assert without.value.code == "credentials-missing"
+
+
+def test_clients_that_were_refused_do_not_pile_up(
+    moto_endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Any]] = []
+    closed: list[int] = []
+    connect = objects_s3._connect
+
+    def watched(storage: Storage) -> Any:
+        client, number = connect(storage), len(made)
+        close = client.close
+        client.close = lambda: (closed.append(number), close())
+        made.append(weakref.ref(client))
+        return client
+
+    monkeypatch.setattr(objects_s3, "_connect", watched)
+    plan = Plan(only_key="AKIASOMEBODYELSE")
+    with fault_proxy(moto_endpoint.url, plan) as proxy:
+        store = S3Store(moto_endpoint.storage(tmp_path, endpoint_url=proxy))
+        for _ in range(4):
+            with pytest.raises(Fatal) as caught:
+                store.read("a")
+            assert caught.value.code == "store-denied"
+        assert closed == [0, 1, 2, 3]
+        # The last error knows where it came from.
+        del caught
+        gc.collect()
+        assert [ref() for ref in made] == [None] * 4
+        plan.only_key = ""
+        assert store.read("a") is None
+        assert store.read("a") is None
+        assert len(made) == 5
+        assert closed == [0, 1, 2, 3]
+        del store
+        gc.collect()
+    assert closed == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("url", ["", "relative/path", "s3://", "gs://bucket", "s3://key@bucket/x"])

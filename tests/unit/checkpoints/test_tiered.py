@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import threading
@@ -13,7 +12,7 @@ import pytest
 from midwatch.checkpoints.fetch import NOTES_SUFFIX, PART_SUFFIX, Fetcher
 from midwatch.checkpoints.index import INDEX_NAME
 from midwatch.checkpoints.manifest import MANIFEST_NAME, checkpoint_dir
-from midwatch.checkpoints.objects_folder import FolderStore
+from midwatch.checkpoints.objects_folder import FolderStore, prepare_folder
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.shardfile import entry_of
 from midwatch.checkpoints.tiered import TieredSource, Tiers
@@ -32,6 +31,7 @@ class Ranged(FolderStore):
     """Counts ranges, and fails after some."""
 
     def __init__(self, root: Path) -> None:
+        prepare_folder(root)
         super().__init__(root)
         self.ranges: list[tuple[str, int]] = []
         self.left = -1
@@ -247,6 +247,7 @@ def test_a_full_disk_does_not_keep_a_rank_from_its_state(tmp_path: Path) -> None
 
 
 def test_an_empty_file_comes_too(tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "s")
     store = FolderStore(tmp_path / "s")
     source = tmp_path / "empty"
     source.touch()
@@ -256,4 +257,5 @@ def test_an_empty_file_comes_too(tmp_path: Path) -> None:
     assert fetcher.to_file("e", tmp_path / "copy", entry) == 0
     assert (tmp_path / "copy").read_bytes() == b""
     assert bytes(fetcher.to_memory("e", entry)) == b""
-    assert os.listdir(tmp_path / "s") == ["e"]
+    assert [o.key for o in store.listing("")] == ["e"]
+    assert list(store.unfinished("")) == []

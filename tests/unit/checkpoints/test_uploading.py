@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
-from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir
-from midwatch.checkpoints.objects_folder import FolderStore
+from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir, encode
+from midwatch.checkpoints.objects_folder import FolderStore, prepare_folder
 from midwatch.checkpoints.remote import ORPHAN_S, RunObjects
 from midwatch.checkpoints.store import LocalStore
 from midwatch.checkpoints.uploading import Uploader
 from midwatch.logbook.errors import Fatal, IntegrityError, Retryable
 
+from tests.support.agents import wait_until
 from tests.support.parts import save_parts
 
 
@@ -38,6 +40,7 @@ class CountingStore(FolderStore):
     """Remembers what was put, and fails on demand."""
 
     def __init__(self, root: Path) -> None:
+        prepare_folder(root)
         super().__init__(root)
         self.puts: list[str] = []
         self.failure: Exception | None = None
@@ -134,6 +137,25 @@ def test_only_what_is_stored_is_let_go(tmp_path: Path, store: CountingStore) -> 
     assert set(node.remote.committed()) == set(ids)
 
 
+def test_a_node_without_the_mount_says_so_and_fills_no_disk(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    node = Node(tmp_path, "n0", store)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    node.remote.store = FolderStore(bare)
+    node.turns()
+    assert node.heard.troubles == ["store-unreachable"], "before there is anything to upload"
+    manifest, _ = save_parts([node.root], 5)
+    node.turns()
+    assert node.uploader.is_cut_off
+    assert list(bare.iterdir()) == []
+    node.remote.store = store
+    node.turns()
+    assert node.uploader.is_well
+    assert node.heard.stored == [manifest.id]
+
+
 def test_trouble_is_told_once_for_each_code(tmp_path: Path, store: CountingStore) -> None:
     node = Node(tmp_path, "n0", store)
     save_parts([node.root], 5)
@@ -144,6 +166,48 @@ def test_trouble_is_told_once_for_each_code(tmp_path: Path, store: CountingStore
     assert node.heard.troubles == ["store-unreachable", "store-denied"]
 
 
+def test_one_that_cannot_be_brought_holds_up_neither_older_ones_nor_cleaning(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    before = Node(tmp_path, "n0", store)
+    first, poisoned = (save_parts([before.root], step)[0].id for step in (5, 20))
+    before.turns()
+    manifest = Path(store._root, "r", poisoned, MANIFEST_NAME)
+    manifest.write_bytes(manifest.read_bytes().replace(b"metadata", b"metadatb"))
+    after = Node(tmp_path, "n0", store, keep_local=1)
+    older = save_parts([after.root], 10)[0].id
+    after.turns(1)
+    assert after.heard.troubles == ["manifest-corrupt"]
+    assert not after.uploader.is_well
+    assert not after.uploader.is_cut_off
+    assert older in after.remote.committed()
+    assert after.local == (older, poisoned)
+    newer = save_parts([after.root], 30)[0].id
+    after.turns()
+    assert newer in after.remote.committed()
+    assert after.local == (poisoned, newer), f"{first} and {older} are safe in the store"
+    assert after.heard.troubles == ["manifest-corrupt"]
+
+
+def test_a_name_that_another_checkpoint_has_taken_waits_by_itself(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    node = Node(tmp_path, "n0", store)
+    older, taken = (save_parts([node.root], step)[0] for step in (5, 10))
+    others = msgspec.structs.replace(taken, created_s=1.0)
+    real = store.put_new
+
+    def put_after_another(key: str, data: bytes) -> bool:
+        if key == node.remote.key(taken.id, MANIFEST_NAME):
+            real(key, encode(others))
+        return real(key, data)
+
+    store.put_new = put_after_another  # type: ignore[method-assign]
+    node.turns(1)
+    assert node.heard.troubles == ["store-taken"]
+    assert node.heard.stored == [older.id]
+
+
 def test_a_restarted_uploader_sends_nothing_twice(tmp_path: Path, store: CountingStore) -> None:
     node = Node(tmp_path, "n0", store)
     manifest, _ = save_parts([node.root], 5)
@@ -152,9 +216,47 @@ def test_a_restarted_uploader_sends_nothing_twice(tmp_path: Path, store: Countin
     again = Node(tmp_path, "n0", store)
     again.turns()
     assert store.puts == sent
-    assert again.heard.stored == []
+    assert again.heard.stored == [manifest.id], "its first telling may have died with the first"
     assert again.uploader.is_idle
     assert again.local == (manifest.id,)
+
+
+def test_a_commit_whose_answer_was_lost_is_told(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    real, lost = store.put_new, []
+
+    def put_and_lose(key: str, data: bytes) -> bool:
+        done = real(key, data)
+        if not lost:
+            lost.append(key)
+            raise Retryable("store-error", "the answer was lost", delay_s=0.0)
+        return done
+
+    store.put_new = put_and_lose  # type: ignore[method-assign]
+    node.turns(1)
+    assert node.remote.committed() == (manifest.id,)
+    assert node.heard.stored == []
+    wait_until(lambda: node.uploader.turn() > 0 and node.uploader.is_idle, "it looks again")
+    assert node.heard.stored == [manifest.id]
+
+
+def test_a_commit_that_a_deletion_overtook_is_not_told(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    real = store.put_new
+
+    def put_after_the_mark(key: str, data: bytes) -> bool:
+        real(f"r/deleted/{manifest.id}.id", b"")
+        return real(key, data)
+
+    store.put_new = put_after_the_mark  # type: ignore[method-assign]
+    node.turns()
+    assert node.heard.stored == []
+    assert node.remote.committed() == ()
+    assert node.local == ()
 
 
 def test_what_was_deleted_does_not_come_back(tmp_path: Path, store: CountingStore) -> None:
@@ -220,6 +322,23 @@ def test_another_run_of_the_same_name(tmp_path: Path, store: CountingStore) -> N
         stranger.remote.delete(mine.id)
     assert caught.value.code == "other-run"
     assert stranger.local == (theirs.id,)
+
+
+def test_what_a_dead_run_of_the_same_name_left_is_never_committed_as_ours(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    dead = [Node(tmp_path, f"old{number}", store) for number in range(2)]
+    save_parts([node.root for node in dead], 5, run_id="id", seed="old")
+    dead[1].turns()
+    assert store.listing("r/")
+    first, second = (Node(tmp_path, name, store) for name in ("n0", "n1"))
+    manifest, files = save_parts([first.root, second.root], 5)
+    first.turns()
+    assert first.remote.committed() == ()
+    second.turns()
+    assert second.heard.stored == [manifest.id]
+    for name, data in files.items():
+        assert store.read(first.remote.key(manifest.id, name)) == data
 
 
 def test_a_deletion_cut_short_is_finished_by_a_sweep(tmp_path: Path, store: CountingStore) -> None:

@@ -268,8 +268,11 @@ def test_an_upload_ends_the_trouble_of_all_nodes() -> None:
     assert done.upload_trouble == {}
     assert done.checkpoints[A10].uploaded_s == done.time_s
     assert done.checkpoints[A20].uploaded_s is None
-    again = fold([ev.CheckpointUploaded(A10, "n0", 1, 2.0)], done)
+    # Each node tells of it, and what has befallen the others since then is no older for that.
+    third = ev.UploadFailed("n2", "store-denied", "no", 7.0)
+    again = fold([third, ev.CheckpointUploaded(A10, "n0", 1, 2.0)], done)
     assert again.checkpoints == done.checkpoints
+    assert again.upload_trouble == {"n2": third}
 
 
 def test_an_upload_may_be_told_before_the_commit() -> None:

@@ -141,6 +141,8 @@ def test_a_second_reading_that_finds_it_bad_too_settles_it() -> None:
     [
         (BAD, False, False),
         ("[manifest-missing] no manifest", False, False),
+        ("rank 1: [object-missing] r/x/__2_0.distcp is not in s3://b/p.", False, False),
+        ("rank 1: [object-size] r/x/__2_0.distcp ends before byte 5.", False, False),
         ("[state-mismatch] does not fit this model", True, True),
         ("[store-unreachable] no answer within 60 s", True, False),
     ],

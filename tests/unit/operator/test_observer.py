@@ -196,6 +196,13 @@ def test_uploads_are_facts_whoevers_attempt_it_was() -> None:
         assert failed == ev.UploadFailed("n0", "store-denied", "x" * 1000, 3.0)
 
 
+def test_an_upload_that_every_node_tells_of_is_one_event() -> None:
+    watch = Watch()
+    stored = rp.CheckpointStored(attempt=1, checkpoint="c", bytes=7, upload_s=2.0)
+    state = fold(watch.see(stored), STATE)
+    assert watch.see(stored, state) == []
+
+
 def test_a_commit_that_was_found_is_told_once() -> None:
     watch = Watch()
     commit = ev.CheckpointCommitted(1, "step-00000005.a0001", 5, 1, 0.0, 0.0)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir
-from midwatch.checkpoints.objects import open_store
+from midwatch.checkpoints.objects import open_store, prepare_store
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.store import LocalStore
 from midwatch.checkpoints.uploading import Uploader
@@ -74,6 +74,7 @@ class Fleet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        prepare_store(str(folder / "store"))
         self.agents = {node: Agent(folder, node) for node in NODES}
         self.signals: list[Signal] = []
         self.heard = threading.Condition()

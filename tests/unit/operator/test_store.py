@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from midwatch.checkpoints.manifest import MANIFEST_NAME, encode
-from midwatch.checkpoints.objects_folder import FolderStore
+from midwatch.checkpoints.objects_folder import FolderStore, prepare_folder
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.uploading import Uploader
 from midwatch.checkpoints.verify import verify
 from midwatch.logbook.errors import IntegrityError
 from midwatch.operator.spec import RunSpec
-from midwatch.operator.storage import RUN_ID_NAME
+from midwatch.operator.storage import RUN_ID_NAME, prepare_store_once
 from midwatch.operator.store import DISK, STORE, list_tiers, open_store
 from midwatch.tests.support.builders import make_spec
 
@@ -34,6 +34,7 @@ class Stored:
         roots = [self.run_dir / "local" / node for node in ("n0", "n1")]
         self.manifest, self.files = save_parts(roots, 5, 1000)
         (self.run_dir / RUN_ID_NAME).write_text(RUN_ID)
+        prepare_folder(self.store)
         remote = RunObjects(FolderStore(self.store), "r", RUN_ID)
         for root in roots:
             uploader = Uploader(root, remote, Heard(), run_id=RUN_ID)
@@ -64,6 +65,23 @@ def test_both_tiers_are_listed(stored: Stored) -> None:
     tiers, _ = list_tiers(stored.spec, stored.run_dir)
     assert tiers[DISK].ids == ()
     assert tiers[STORE].ids == (stored.id,)
+
+
+def test_a_store_that_is_not_mounted_is_told_and_not_begun_anew(stored: Stored) -> None:
+    prepare_store_once(stored.spec, stored.run_dir)
+    away = stored.store.rename(stored.store.with_name("away"))
+    tiers, trouble = list_tiers(stored.spec, stored.run_dir)
+    assert set(tiers) == {DISK}
+    assert "store-unreachable" in trouble
+    prepare_store_once(stored.spec, stored.run_dir)
+    assert not stored.store.exists()
+    away.rename(stored.store)
+    tiers, trouble = list_tiers(stored.spec, stored.run_dir)
+    assert tiers[STORE].ids == (stored.id,)
+    assert trouble == ""
+    elsewhere = make_spec(checkpoints={"store": {"url": str(stored.store / "new")}})
+    prepare_store_once(elsewhere, stored.run_dir)
+    assert (stored.store / "new").is_dir()
 
 
 def test_a_checkpoint_is_read_back_and_fetched_from_the_store_alone(stored: Stored) -> None:
