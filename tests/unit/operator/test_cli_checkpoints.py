@@ -29,6 +29,7 @@ from midwatch.operator.desk import FileDesk
 from midwatch.operator.policy.decide import decide
 from midwatch.operator.spec import RunSpec
 from midwatch.operator.spec_file import spec_data
+from midwatch.operator.spec_told import submission
 from midwatch.tests.support.builders import make_sample, make_spec, make_tags
 from midwatch.tests.support.ranks import run_ranks
 from midwatch.tests.support.training import make_step, small_config
@@ -93,7 +94,7 @@ class Run:
         self.state = RunState()
         plan = AttemptPlan(1, Mesh(2, 2), (Placement("n0", 0, 4),), (), 0, Hyper())
         self.record(
-            ev.RunSubmitted("night", spec_data(self.spec), "", 3, "", "ann"),
+            submission(self.spec, midwatch_version="", by="ann"),
             ev.NodeJoined("n0", "1", "host", 4),
             ev.DecisionMade(d.Decision("0/1", d.StartAttempt(plan), "because")),
             ev.ActionDone("0/1"),
@@ -337,6 +338,27 @@ def test_a_checkpoint_is_read_back_into_the_journal_of_a_run_that_is_over(
     assert told(run).checkpoints[NEW].verified is False
     assert cli("verify", OLD, *words)[0] == 0
     assert told(run).checkpoints[OLD].verified is True
+
+
+def test_a_run_that_is_over_finds_its_store_without_the_keys_of_its_spec(
+    saved: tuple[Path, int], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal does not hold them, and what it holds instead is not taken for them."""
+    env = {"AWS_ACCESS_KEY_ID": "AKIA1", "AWS_SECRET_ACCESS_KEY": "hunter22"}
+    store = {"url": "s3://bucket/prefix", "endpoint_url": "http://127.0.0.1:9"}
+    run = Run(tmp_path, *saved, env=env, checkpoints={"store": store})
+    run.end()
+    for name in (*env, "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    why = (str(run.folder), "--reason", "test", "--timeout-s", "5")
+    assert cli("pin", OLD, *why)[0] == 0
+    assert told(run).pins.keys() == {OLD}
+    status, _, err = cli("verify", OLD, "--by-controller", *why)
+    assert status == 1
+    assert "[credentials-missing]" in err
 
 
 @pytest.fixture
