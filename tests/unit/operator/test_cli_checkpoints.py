@@ -14,8 +14,17 @@ from typing import Any
 
 import pytest
 from midwatch.checkpoints.dcp import Saver
-from midwatch.checkpoints.manifest import SaveHeader, checkpoint_dir, checkpoint_id
+from midwatch.checkpoints.manifest import (
+    SaveHeader,
+    checkpoint_dir,
+    checkpoint_id,
+    read_manifest,
+)
+from midwatch.checkpoints.objects import open_store
+from midwatch.checkpoints.remote import RunObjects
+from midwatch.checkpoints.shardfile import commit_manifest
 from midwatch.checkpoints.store import LocalStore
+from midwatch.checkpoints.uploading import Uploader
 from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
 from midwatch.logbook.fold import evolve
@@ -30,6 +39,7 @@ from midwatch.operator.policy.decide import decide
 from midwatch.operator.spec import RunSpec
 from midwatch.operator.spec_file import spec_data
 from midwatch.operator.spec_told import submission
+from midwatch.operator.storage import run_id_of, storage_of
 from midwatch.tests.support.builders import make_sample, make_spec, make_tags
 from midwatch.tests.support.ranks import run_ranks
 from midwatch.tests.support.training import make_step, small_config
@@ -38,6 +48,7 @@ from midwatch.trainer.export import import_hf
 from msgspec.structs import replace
 
 from tests.unit.checkpoints import models
+from tests.unit.checkpoints.test_uploading import Heard
 
 Cli = Callable[..., tuple[int, str, str]]
 OLD, NEW = checkpoint_id(10, 1), checkpoint_id(20, 1)
@@ -300,6 +311,35 @@ def test_an_export_that_fails_says_so(run: Run, cli: Cli, tmp_path: Path) -> Non
     assert (status, out) == (1, "")
     assert "shard-checksum" in err
     assert "export-failed" in err
+
+
+def test_an_export_from_a_store_leaves_nothing_else_behind(
+    saved: tuple[Path, int], tmp_path: Path, cli: Cli
+) -> None:
+    store = {"url": str(tmp_path / "store")}
+    run = Run(tmp_path / "run", *saved, checkpoints={"store": store})
+    run_id = run_id_of(run.folder)
+    rewritten(run, run_id)
+    storage = storage_of(run.spec, run.folder, run_id, "n0")
+    assert storage is not None
+    remote = RunObjects(open_store(storage), run.spec.name, run_id)
+    uploader = Uploader(run.folder, remote, Heard(), run_id=run_id)
+    while not {OLD, NEW} <= set(remote.committed()):
+        uploader.turn()
+    before = set(run.folder.rglob("*"))
+
+    status, _, err = cli("export", NEW, str(tmp_path / "out" / "weights"), str(run.folder))
+    assert status == 0, err
+    assert import_hf(tmp_path / "out" / "weights")[0] == small_config().model
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights"]
+    assert set(run.folder.rglob("*")) == before
+
+
+def rewritten(run: Run, run_id: str) -> None:
+    """Have the checkpoints say that they are of the run in this folder."""
+    for name in (OLD, NEW):
+        directory = checkpoint_dir(run.folder, name)
+        commit_manifest(directory, replace(read_manifest(directory), run_id=run_id))
 
 
 # --- when the run is over, and nobody is left to ask ---------------------------------------------
