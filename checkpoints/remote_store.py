@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from msgspec.structs import replace
 
 from ..logbook.errors import IntegrityError, MidwatchError
 from ..logbook.tiers import Storage
@@ -17,10 +22,12 @@ PATIENCE_S = 5.0
 
 
 class RemoteStore:
-    """What was uploaded. storage.local_root: where fetched files are kept, made when needed."""
+    """What was uploaded. storage.local_root is of no account: nothing is kept here."""
 
     def __init__(self, storage: Storage, run: str) -> None:
         """Raises: ConfigError for an address that cannot be one."""
+        self._storage = storage
+        self._run = run
         self._tiers = Tiers(storage, run, patience_s=PATIENCE_S)
         self._remote = self._tiers.remote
 
@@ -66,12 +73,20 @@ class RemoteStore:
     def _read_back(self, checkpoint: str, entry: FileEntry, fetcher: Fetcher) -> None:
         fetcher.to_memory(self._remote.key(checkpoint, entry.name), entry)
 
-    def path(self, checkpoint: str) -> Path:
-        """Fetch a whole checkpoint and return its folder. Raises: as verify."""
-        source = TieredSource(self._tiers, checkpoint)
-        for entry in source.manifest.files:
-            source.read(entry.name)
-        return checkpoint_dir(self._tiers.root, checkpoint)
+    @contextmanager
+    def at_hand(self, checkpoint: str, beside: Path) -> Iterator[Path]:
+        """Give the folder of a whole checkpoint, fetched for the time. Raises: as verify; OSError.
+
+        It stands where the caller writes anyway: the run folder is not a reader's to fill.
+        """
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{beside.name}.fetched-", dir=beside.parent) as folder:
+            storage = replace(self._storage, local_root=folder)
+            tiers = Tiers(storage, self._run, self._remote.store, PATIENCE_S)
+            source = TieredSource(tiers, checkpoint)
+            for entry in source.manifest.files:
+                source.read(entry.name)
+            yield checkpoint_dir(tiers.root, checkpoint)
 
     def delete(self, checkpoint: str) -> None:
         """Remove a checkpoint for good. Raises: MidwatchError."""

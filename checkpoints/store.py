@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -67,8 +68,11 @@ class CheckpointStore(Protocol):
         """Read one checkpoint back. Raises: IntegrityError."""
         ...
 
-    def path(self, checkpoint: str) -> Path:
-        """Return a local directory from which it can be loaded, fetching it if need be."""
+    def at_hand(self, checkpoint: str, beside: Path) -> AbstractContextManager[Path]:
+        """Give a local directory from which it can be loaded while the context lasts.
+
+        beside: what has to be fetched for that stands next to this path, and goes in the end.
+        """
         ...
 
     def delete(self, checkpoint: str) -> None:
@@ -121,6 +125,10 @@ class LocalStore:
                 remedy="List the ids there are.",
             )
         return checkpoint_dir(self._run_dir, checkpoint)
+
+    def at_hand(self, checkpoint: str, beside: Path) -> AbstractContextManager[Path]:
+        """Give its directory, which may not exist. Raises: ConfigError[checkpoint-id]."""
+        return nullcontext(self.path(checkpoint))
 
     def delete(self, checkpoint: str) -> None:
         """Remove a checkpoint so that a crash at any point leaves it whole or recognisably gone.

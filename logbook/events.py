@@ -36,7 +36,10 @@ from .wire import CollectiveMark, Hyper, StepSample
 
 
 class RunSubmitted(EventBase, frozen=True, tag="run-submitted"):
-    """The first event. spec is the validated run spec as plain data; digest is its SHA-256."""
+    """The first event. spec is the validated run spec as plain data; digest is its SHA-256.
+
+    Values in its env that look like secrets are kept back: "(kept back)" stands for each.
+    """
 
     run: str
     spec: dict[str, Any]

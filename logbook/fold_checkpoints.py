@@ -312,16 +312,18 @@ def upload_failed(state: RunState, e: ev.UploadFailed, time_s: float) -> RunStat
 
 
 def checkpoints_pruned(state: RunState, e: ev.CheckpointsPruned, time_s: float) -> RunState:
-    """Retention deleted checkpoints."""
+    """Retention deleted checkpoints. What one decision lets go may go bit by bit."""
     gone = frozenset(e.checkpoints)
+    left = {n: c for n, c in state.checkpoints.items() if n not in gone}
     pending = {
         name: d
         for name, d in state.pending.items()
-        if not isinstance(d.action, PruneCheckpoints) or not gone.issuperset(d.action.checkpoints)
+        if not isinstance(d.action, PruneCheckpoints)
+        or not left.keys().isdisjoint(d.action.checkpoints)
     }
     return replace(
         state,
-        checkpoints={n: c for n, c in state.checkpoints.items() if n not in gone},
+        checkpoints=left,
         trending=tuple(n for n in state.trending if n not in gone),
         pins={n: why for n, why in state.pins.items() if n not in gone},
         pending=pending,

@@ -49,7 +49,7 @@ class VerifyResult(msgspec.Struct, frozen=True):
 
 
 class PruneResult(msgspec.Struct, frozen=True):
-    """These checkpoints are gone from the store."""
+    """These checkpoints are gone from the store; others that were to go with them may follow."""
 
     checkpoints: tuple[str, ...]
 

@@ -157,7 +157,7 @@ class RunSpec(Section):
     prepare: tuple[str, ...] = ()
     """Command run once where the run is submitted, before anything starts; "python" is this one."""
     env: dict[str, str] = Field(default={})
-    """Environment variables given to every worker."""
+    """Environment variables given to every worker. What looks like a secret is not journaled."""
 
     @property
     def world_size(self) -> int:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..logbook.errors import ConfigError, MidwatchError
 from ..logbook.wire import Mesh
 from .spec import RunSpec
+from .spec_told import KEPT_BACK
 
 Path_ = tuple[str | int, ...]
 
@@ -60,18 +59,13 @@ def parse_spec(text: str, origin: str) -> RunSpec:
         spec = RunSpec.model_validate(data)
     except ValidationError as error:
         raise _as_config_error(origin, lines, (), error, RunSpec) from error
+    _require_told(spec, origin, lines)
     return _with_trainer(spec, origin, lines)
 
 
 def spec_data(spec: RunSpec) -> dict[str, Any]:
-    """Return the spec as plain data, as the journal and the workers receive it."""
+    """Return all of the spec as plain data, secrets included: for whoever runs it, not to tell."""
     return spec.model_dump(mode="json")
-
-
-def spec_digest(spec: RunSpec) -> str:
-    """Return the SHA-256 of the spec's canonical JSON."""
-    canonical = msgspec.json.encode(spec_data(spec), order="deterministic")
-    return hashlib.sha256(canonical).hexdigest()
 
 
 def load_object(name: str) -> Any:
@@ -103,6 +97,18 @@ def _require_module(name: str) -> None:
             f"there is no module for {name!r}.",
             remedy="Write module:attribute of something importable on every node.",
         )
+
+
+def _require_told(spec: RunSpec, origin: str, lines: dict[Path_, int]) -> None:
+    """Refuse what stands in a journal instead of a secret: nobody meant it as the value."""
+    for name, value in spec.env.items():
+        if value == KEPT_BACK:
+            raise ConfigError(
+                "secret-kept-back",
+                f"{origin}:{_nearest_line(lines, ('env', name))}: env.{name}: this comes from a "
+                "journal, which does not hold the value.",
+                remedy="Write the value, or leave the variable out and set it on every node.",
+            )
 
 
 def _with_trainer(spec: RunSpec, origin: str, lines: dict[Path_, int]) -> RunSpec:
@@ -191,8 +197,9 @@ def _as_config_error(
             text = f"unknown field; allowed: {', '.join(_allowed(model, detail['loc'][:-1]))}"
         elif detail["type"] == "missing":
             text = "required, but not given"
-        else:
-            text = f"{text} (got {detail['input']!r:.60})" if detail["loc"] else text
+        # What stands in env may be a secret, also where it is not text.
+        elif detail["loc"] and path[0] != "env":
+            text = f"{text} (got {detail['input']!r:.60})"
         problems.append(f"{origin}:{line}: {field}: {text}")
     return ConfigError("spec-invalid", "\n".join(problems))
 

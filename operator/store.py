@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from ..checkpoints.remote_store import RemoteStore, listing_or_none
 from ..checkpoints.store import CheckpointStore, Listing, LocalStore
 from .spec import RunSpec
 from .storage import RUN_ID_NAME, storage_of
 
 DISK, STORE = "disk", "store"
-FETCHED = "fetched"
-"""Folder in the run folder for what commands fetch from the store."""
 
 
 def open_store(spec: RunSpec, run_dir: Path) -> CheckpointStore:
@@ -45,6 +41,4 @@ def _remote(spec: RunSpec, run_dir: Path) -> RemoteStore | None:
     id_file = run_dir / RUN_ID_NAME
     run_id = id_file.read_text().strip() if id_file.exists() else ""
     storage = storage_of(spec, run_dir, run_id, "here")
-    if storage is None:
-        return None
-    return RemoteStore(replace(storage, local_root=str(run_dir / FETCHED)), spec.name)
+    return RemoteStore(storage, spec.name) if storage is not None else None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -48,33 +50,70 @@ class NodeMemory:
         self._fds = []
 
 
-def available_bytes() -> int:
-    """Return how much memory this process could still use, by its node and by its cgroup."""
-    free = _meminfo("MemAvailable")
-    for folder in _cgroups():
-        limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
-        if limit is not None and used is not None:
-            free = min(free, max(limit - used, 0))
-    return free
+def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how much memory this process could still use, by its node and by its cgroup.
+
+    Files that were read or written count for a group until others need the room; of those that
+    nobody has touched for a while that is at once, so they are no less free than MemAvailable says.
+    """
+    free_kib = _field(proc / "meminfo", "MemAvailable:") or 0
+    rooms = [_room_bytes(folder, names) for folder, names in _groups(proc, cgroups)]
+    return min([free_kib << 10, *(room for room in rooms if room is not None)])
 
 
-def _meminfo(field: str) -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, _, rest = line.partition(":")
-        if name == field:
-            return int(rest.split()[0]) << 10
-    return 0
+class _Names(NamedTuple):
+    """How a version of control groups calls the files, and the field of memory.stat.
+
+    cache: of a group and all those below it, as the limit and what is used are.
+    """
+
+    limit: str
+    used: str
+    cache: str
 
 
-def _cgroups() -> list[Path]:
-    """Return the folders of this process's cgroup (version 2) and of those around it."""
-    root = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            if line.startswith("0::"):
-                own = root / line[3:].lstrip("/")
-                return [own, *(parent for parent in own.parents if parent.is_relative_to(root))]
-    return []
+_VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = _Names("memory.max", "memory.current", "inactive_file")
+
+
+def _groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, _Names]]:
+    """Yield the folders of the groups that this process is in, and of those around them."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = cgroups, _VERSION_2
+        elif "memory" in controllers.split(","):
+            root, names = cgroups / "memory", _VERSION_1
+        else:
+            continue
+        # In a container the path may be that of the host, of which only the root is to be seen.
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(root):
+                yield folder, names
+
+
+def _room_bytes(folder: Path, names: _Names) -> int | None:
+    """Return how much a group may still use, None where there is no limit."""
+    limit, used = _number(folder / names.limit), _number(folder / names.used)
+    if limit is None or used is None:
+        return None
+    cache = _field(folder / "memory.stat", names.cache) or 0
+    return max(limit - max(used - cache, 0), 0)
+
+
+def _field(path: Path, name: str) -> int | None:
+    """Return the number behind a name in a file of such lines."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text(encoding="ascii").splitlines():
+            words = line.split()
+            if words and words[0] == name:
+                return int(words[1])
+    return None
 
 
 def _number(path: Path) -> int | None:

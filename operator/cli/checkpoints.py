@@ -234,8 +234,10 @@ def export(
         raise ConfigError(
             "no-exporter", "this run's trainer names none in entry_points.export.", remedy=""
         )
-    path = open_store(spec, folder).path(checkpoint)
-    with tempfile.NamedTemporaryFile(suffix=".yaml") as written:
+    with (
+        open_store(spec, folder).at_hand(checkpoint, out.absolute()) as path,
+        tempfile.NamedTemporaryFile(suffix=".yaml") as written,
+    ):
         written.write(msgspec.json.encode(state.spec))
         written.flush()
         words = [spec.entry_points.export, written.name, str(path), str(out)]

@@ -23,11 +23,11 @@ from ...logbook.state_file import EVERY_EVENTS, save_state
 from ..controller import Controller
 from ..lemon_file import NAME, LemonFile
 from ..lookouts import Lookouts
-from ..policy.decide import POLICY_VERSION
 from ..ports import Ports
 from ..scribe import ScribedDesk
 from ..spec import RunSpec
-from ..spec_file import spec_data, spec_digest
+from ..spec_file import spec_data
+from ..spec_told import submission
 from .node_agent import log_to_file
 from .ray_cluster import ClusterSettings, RayCluster
 
@@ -111,18 +111,9 @@ class ControllerActor:
     def _open(self, is_restart: bool) -> None:
         self._controller.recover(self._journal.records())
         state = self._controller.state
-        if state.spec != spec_data(self._spec):
-            self._controller.record(
-                ev.RunSubmitted(
-                    run=self._spec.name,
-                    spec=spec_data(self._spec),
-                    digest=spec_digest(self._spec),
-                    policy_version=POLICY_VERSION,
-                    midwatch_version=__version__,
-                    by=getpass.getuser(),
-                ),
-                sync=True,
-            )
+        told = submission(self._spec, midwatch_version=__version__, by=getpass.getuser())
+        if state.spec != told.spec:
+            self._controller.record(told, sync=True)
         self._controller.take_over()
         if not is_restart and (state.paused or state.status is Status.STOPPED):
             # Submitting a run that rests is asking for it to go on.

@@ -94,17 +94,28 @@ class FolderCheckpoints:
         on_result(agents[0][1].verify.remote(checkpoint), done, ignore)
 
     def prune(self, checkpoints: tuple[str, ...]) -> None:
-        """Delete checkpoints on a thread of its own; a crash leaves whole ones or garbage."""
+        """Delete checkpoints on a thread of its own, however often it takes.
+
+        A crash leaves whole ones or garbage; only what is gone is told of.
+        """
 
         def work() -> None:
-            for checkpoint in checkpoints:
-                try:
-                    self._store.delete(checkpoint)
-                except OSError as error:
-                    _log.warning("cannot delete %s: %s", checkpoint, error)
-            self._emit(PruneResult(checkpoints))
+            left = tuple(name for name in checkpoints if not self._delete(name))
+            gone = tuple(name for name in checkpoints if name not in left)
+            if gone:
+                self._emit(PruneResult(gone))
+            if left:
+                _later(self.prune, left)
 
         threading.Thread(target=work, name="prune", daemon=True).start()
+
+    def _delete(self, checkpoint: str) -> bool:
+        try:
+            self._store.delete(checkpoint)
+        except OSError as error:
+            _log.warning("cannot delete %s yet: %s", checkpoint, error)
+            return False
+        return True
 
     def sweep(self, attempt: int) -> None:
         def work() -> None:
@@ -240,9 +251,7 @@ class TieredCheckpoints:
 
         def again(reason: object) -> None:
             _log.warning("cannot delete %s yet: %s", checkpoints, reason)
-            timer = threading.Timer(RETRY_S, self.prune, (checkpoints,))
-            timer.daemon = True
-            timer.start()
+            _later(self.prune, checkpoints)
 
         def done(answer: bytes) -> None:
             error = _decoded(answer).error
@@ -327,6 +336,12 @@ class _Verification:
             self._ended(None)
             return
         self._ended(VerifyResult(self._checkpoint, error[:1000]))
+
+
+def _later(prune: Callable[[tuple[str, ...]], None], checkpoints: tuple[str, ...]) -> None:
+    timer = threading.Timer(RETRY_S, prune, (checkpoints,))
+    timer.daemon = True
+    timer.start()
 
 
 def _run(agent: Any, errand: Errand) -> Any:

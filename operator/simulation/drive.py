@@ -14,9 +14,8 @@ import msgspec
 from ...logbook import events as ev
 from ...logbook.state import RunState
 from ..controller import Controller
-from ..policy.decide import POLICY_VERSION
 from ..ports import Desk, Lemons, NoLemons, Ports, RunJournal
-from ..spec_file import spec_digest
+from ..spec_told import submission
 from .edges import SimCluster, SimDesk
 from .timeline import Timeline
 from .world import Setting, World
@@ -127,14 +126,7 @@ class Drive:
     def _open(self, controller: Controller, journal: RunJournal) -> None:
         self._recover(controller, journal)
         if not controller.state.run:
-            submitted = ev.RunSubmitted(
-                run=self.spec.name,
-                spec=self.spec.model_dump(mode="json"),
-                digest=spec_digest(self.spec),
-                policy_version=POLICY_VERSION,
-                midwatch_version="",
-                by="ann",
-            )
+            submitted = submission(self.spec, midwatch_version="", by="ann")
             controller.record(submitted, sync=True)
         controller.take_over()
         folded = controller.state.seq

@@ -40,12 +40,11 @@ from midwatch.logbook.record import Record
 from midwatch.operator.controller import Controller
 from midwatch.operator.desk import FileDesk, post_request
 from midwatch.operator.lemon_file import LemonFile
-from midwatch.operator.policy.decide import POLICY_VERSION
 from midwatch.operator.ports import Ports
 from midwatch.operator.runtime.controller_actor import TICK_S
 from midwatch.operator.runtime.ray_cluster import ClusterSettings
 from midwatch.operator.spec import RunSpec
-from midwatch.operator.spec_file import spec_data, spec_digest
+from midwatch.operator.spec_told import submission
 
 from .fleet_model import PEER_EXIT_S, RANKS_PER_NODE, Fleet, ModelCluster, Timeline
 
@@ -97,10 +96,7 @@ class Night:
         )
         self.controller = Controller(spec, ports)
         self._turned_s = self.timeline.time_s
-        submitted = ev.RunSubmitted(
-            spec.name, spec_data(spec), spec_digest(spec), POLICY_VERSION, "bench", "bench"
-        )
-        self.controller.record(submitted, sync=True)
+        self.controller.record(submission(spec, midwatch_version="bench", by="bench"), sync=True)
 
     def _wake(self) -> None:
         self._is_woken = True

@@ -69,6 +69,19 @@ def remote_of(run: LiveRun) -> RunObjects:
     return RunObjects(open_store(storage), run.spec.name, storage.run_id)
 
 
+def assert_secrets_kept_back(run: LiveRun) -> None:
+    """Nothing in the run's folder holds the values that the run itself could not do without."""
+    env = run.spec.env
+    secrets = [env[name].encode() for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    files = [path for path in run.run_dir.rglob("*") if path.is_file()]
+    assert any("journal" in path.parts for path in files)
+    told = [path for path in files for secret in secrets if secret in path.read_bytes()]
+    assert told == []
+    # Nor is a spec whose values were kept back taken for another one by a later controller.
+    (submitted,) = [e for e in run.events() if isinstance(e, ev.RunSubmitted)]
+    assert submitted.spec["env"].keys() == env.keys()
+
+
 def lose_node_of_rank_0(run_dir: Path, when_stored: int) -> Any:
     """Kill the agent that serves rank 0 and take its disk away, once so many are in the store."""
 
@@ -144,6 +157,7 @@ def test_a_node_lost_with_its_disk(
         assert last.uploaded_s is not None
         assert remote.manifest(last.checkpoint) is not None
         assert not state.upload_trouble
+        assert_secrets_kept_back(run)
 
 
 def shards_on(run_dir: Path, node: str, checkpoint: str) -> set[str]:
@@ -171,3 +185,4 @@ def test_retention_and_the_store(session: Session, corpus: Path, tmp_path: Path)
             wait_until(
                 lambda parts=parts: set(parts).isdisjoint(gone), f"{node} keeps {parts}, {gone}"
             )
+        assert_secrets_kept_back(run)

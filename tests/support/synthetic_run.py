@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
@@ -17,7 +18,7 @@ from midwatch.logbook.journal import Journal
 from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.state import RunState
 from midwatch.logbook.wire import Command, Hyper, LrChange, Mesh, StepSample
-from midwatch.operator.spec_file import spec_data
+from midwatch.operator.spec_told import submission
 from midwatch.tests.support.builders import START_S, make_sample, make_spec, make_tags
 
 STEP_S = 40.0
@@ -27,7 +28,15 @@ SAVE_STEPS = 50
 class SyntheticRun:
     """Writes the journal of a run, event by event, and keeps its state and its clock."""
 
-    def __init__(self, folder: Path, *, nodes: int = 124, spares: int = 2, slots: int = 8) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int = 124,
+        spares: int = 2,
+        slots: int = 8,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.state = RunState()
         self.now_s = START_S
@@ -42,9 +51,10 @@ class SyntheticRun:
             mesh={"dp_shard": nodes, "tp": slots},
             nodes={"ranks_per_node": slots, "spares": spares},
             trainer={"steps": 2000, "interval_steps": SAVE_STEPS},
+            env=env or {},
         )
         self.tell(
-            ev.RunSubmitted("opt-175b", spec_data(spec), "0" * 64, 4, "0.1.0", "ann"),
+            submission(spec, midwatch_version="0.1.0", by="ann"),
             ev.ControllerStarted(1, "head", 4711, 0),
         )
         self.tell(*(ev.NodeJoined(n, "1", f"host-{n}", slots, 100) for n in self._names))
@@ -231,7 +241,7 @@ class SyntheticRun:
         )
 
 
-def write_night(folder: Path, **fleet: int) -> SyntheticRun:
+def write_night(folder: Path, **fleet: Any) -> SyntheticRun:
     """Write a run with a dead GPU and a divergence behind it, training on; return it open."""
     run = SyntheticRun(folder, **fleet)
     run.start("the first attempt")

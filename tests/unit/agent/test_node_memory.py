@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from midwatch.logbook.tiers import SLOTS_PER_RANK, MemoryOrder
 from midwatch.logbook.wire import WorkerStart
-from midwatch.operator.agent import node_memory
 from midwatch.operator.agent.node_memory import NodeMemory, available_bytes
 from midwatch.operator.agent.plan import LocalPlan
 from midwatch.operator.agent.reports import WorkersStarted
@@ -81,14 +80,72 @@ def test_a_worker_without_an_order_gets_no_buffers() -> None:
     assert NodeMemory(4000).order(start, 2) == (start, ())
 
 
-def test_available_memory_heeds_the_control_group(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    plenty = available_bytes()
-    assert plenty > 0
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    monkeypatch.setattr(node_memory, "_cgroups", lambda: [tmp_path])
-    assert available_bytes() == 600_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes() > 600_000
+MIB = 1 << 20
+
+
+class Machine:
+    """What a process finds of its node and its control groups."""
+
+    def __init__(self, folder: Path, groups: str, available: int = 200_000 * MIB) -> None:
+        self.proc, self.cgroups = folder / "proc", folder / "cgroup"
+        (self.proc / "self").mkdir(parents=True)
+        (self.proc / "meminfo").write_text(
+            f"MemTotal: {1 << 30} kB\nMemAvailable: {available >> 10} kB\n"
+        )
+        (self.proc / "self" / "cgroup").write_text(groups)
+
+    def group(self, path: str, **files: int | str) -> None:
+        folder = self.cgroups / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / f"memory.{name}").write_text(f"{content}\n")
+
+    @property
+    def available_mib(self) -> int:
+        return available_bytes(self.proc, self.cgroups) // MIB
+
+
+def test_this_machine_has_memory() -> None:
+    assert available_bytes() > 0
+
+
+def test_without_a_limit_the_node_counts(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "0::/job/run\n", available=900 * MIB)
+    assert machine.available_mib == 900
+    machine.group("job/run", max="max", current=400 * MIB)
+    assert machine.available_mib == 900
+
+
+def test_available_memory_heeds_the_control_group_and_those_around_it(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "0::/job/run\n")
+    machine.group("job/run", max=1000 * MIB, current=400 * MIB)
+    assert machine.available_mib == 600
+    machine.group("job", max=1000 * MIB, current=900 * MIB)
+    assert machine.available_mib == 100
+    machine.group("job", max=1000 * MIB, current=1001 * MIB)
+    assert machine.available_mib == 0
+
+
+def test_files_that_the_group_has_read_are_room(tmp_path: Path) -> None:
+    """A pod of 64 GiB that has read its corpus: 4 GiB are its own, all the rest is cache."""
+    machine = Machine(tmp_path, "0::/pod\n")
+    stat = f"anon {4096 * MIB}\nfile 61000000000\ninactive_file {60_000 * MIB}\nactive_file 1"
+    machine.group("pod", max=65_536 * MIB, current=65_516 * MIB, stat=stat)
+    assert machine.available_mib == 60_020
+    # What is in memory files, as the tier's own buffers are, is not.
+    machine.group("pod", stat=f"shmem {60_000 * MIB}\ninactive_anon {60_000 * MIB}")
+    assert machine.available_mib == 20
+
+
+@pytest.mark.parametrize("path", ["/pod", "/kubepods/of/the/host"])
+def test_control_groups_of_the_first_version(tmp_path: Path, path: str) -> None:
+    """In a container the root is often its own group, whatever the process is told."""
+    machine = Machine(
+        tmp_path, f"11:cpu,cpuacct:{path}\n4:memory:{path}\n1:name=systemd:/x\n0::/\n"
+    )
+    stat = f"inactive_file 1\ntotal_inactive_file {500 * MIB}\n"
+    names = {"limit_in_bytes": 1000 * MIB, "usage_in_bytes": 900 * MIB, "stat": stat}
+    machine.group("memory/pod" if path == "/pod" else "memory", **names)
+    assert machine.available_mib == 600
+    machine.group("memory", limit_in_bytes=0x7FFFFFFFFFFFF000, usage_in_bytes=100 * MIB)
+    assert machine.available_mib == (600 if path == "/pod" else 200_000)

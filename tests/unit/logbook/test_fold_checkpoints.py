@@ -221,6 +221,19 @@ def test_pins_come_and_go_with_their_checkpoints() -> None:
     assert not fold([ev.CheckpointsPruned((A10,))], state).pins
 
 
+def test_a_deletion_is_pending_until_all_of_it_is_gone() -> None:
+    before = trained()
+    state = fold([decided(before, d.PruneCheckpoints((A10, A20)))], before)
+    others, pending = before.pending.keys(), state.pending.keys()
+    assert len(pending - others) == 1
+    state = fold([ev.CheckpointsPruned((A20,))], state)
+    assert state.checkpoints.keys() == {A10, A30}
+    assert state.pending.keys() == pending
+    state = fold([ev.CheckpointsPruned((A10,))], state)
+    assert state.checkpoints.keys() == {A30}
+    assert state.pending.keys() == others
+
+
 def test_a_setback_is_training_lost_to_a_failure_that_memory_did_not_give_back() -> None:
     draft = d.IncidentDraft("inc-0001", "worker-killed", "dead", 30, 0.0, 30)
 

@@ -14,8 +14,17 @@ from typing import Any
 
 import pytest
 from midwatch.checkpoints.dcp import Saver
-from midwatch.checkpoints.manifest import SaveHeader, checkpoint_dir, checkpoint_id
+from midwatch.checkpoints.manifest import (
+    SaveHeader,
+    checkpoint_dir,
+    checkpoint_id,
+    read_manifest,
+)
+from midwatch.checkpoints.objects import open_store
+from midwatch.checkpoints.remote import RunObjects
+from midwatch.checkpoints.shardfile import commit_manifest
 from midwatch.checkpoints.store import LocalStore
+from midwatch.checkpoints.uploading import Uploader
 from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
 from midwatch.logbook.fold import evolve
@@ -29,6 +38,8 @@ from midwatch.operator.desk import FileDesk
 from midwatch.operator.policy.decide import decide
 from midwatch.operator.spec import RunSpec
 from midwatch.operator.spec_file import spec_data
+from midwatch.operator.spec_told import submission
+from midwatch.operator.storage import run_id_of, storage_of
 from midwatch.tests.support.builders import make_sample, make_spec, make_tags
 from midwatch.tests.support.ranks import run_ranks
 from midwatch.tests.support.training import make_step, small_config
@@ -37,6 +48,7 @@ from midwatch.trainer.export import import_hf
 from msgspec.structs import replace
 
 from tests.unit.checkpoints import models
+from tests.unit.checkpoints.test_uploading import Heard
 
 Cli = Callable[..., tuple[int, str, str]]
 OLD, NEW = checkpoint_id(10, 1), checkpoint_id(20, 1)
@@ -93,7 +105,7 @@ class Run:
         self.state = RunState()
         plan = AttemptPlan(1, Mesh(2, 2), (Placement("n0", 0, 4),), (), 0, Hyper())
         self.record(
-            ev.RunSubmitted("night", spec_data(self.spec), "", 3, "", "ann"),
+            submission(self.spec, midwatch_version="", by="ann"),
             ev.NodeJoined("n0", "1", "host", 4),
             ev.DecisionMade(d.Decision("0/1", d.StartAttempt(plan), "because")),
             ev.ActionDone("0/1"),
@@ -301,6 +313,35 @@ def test_an_export_that_fails_says_so(run: Run, cli: Cli, tmp_path: Path) -> Non
     assert "export-failed" in err
 
 
+def test_an_export_from_a_store_leaves_nothing_else_behind(
+    saved: tuple[Path, int], tmp_path: Path, cli: Cli
+) -> None:
+    store = {"url": str(tmp_path / "store")}
+    run = Run(tmp_path / "run", *saved, checkpoints={"store": store})
+    run_id = run_id_of(run.folder)
+    rewritten(run, run_id)
+    storage = storage_of(run.spec, run.folder, run_id, "n0")
+    assert storage is not None
+    remote = RunObjects(open_store(storage), run.spec.name, run_id)
+    uploader = Uploader(run.folder, remote, Heard(), run_id=run_id)
+    while not {OLD, NEW} <= set(remote.committed()):
+        uploader.turn()
+    before = set(run.folder.rglob("*"))
+
+    status, _, err = cli("export", NEW, str(tmp_path / "out" / "weights"), str(run.folder))
+    assert status == 0, err
+    assert import_hf(tmp_path / "out" / "weights")[0] == small_config().model
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights"]
+    assert set(run.folder.rglob("*")) == before
+
+
+def rewritten(run: Run, run_id: str) -> None:
+    """Have the checkpoints say that they are of the run in this folder."""
+    for name in (OLD, NEW):
+        directory = checkpoint_dir(run.folder, name)
+        commit_manifest(directory, replace(read_manifest(directory), run_id=run_id))
+
+
 # --- when the run is over, and nobody is left to ask ---------------------------------------------
 
 
@@ -337,6 +378,27 @@ def test_a_checkpoint_is_read_back_into_the_journal_of_a_run_that_is_over(
     assert told(run).checkpoints[NEW].verified is False
     assert cli("verify", OLD, *words)[0] == 0
     assert told(run).checkpoints[OLD].verified is True
+
+
+def test_a_run_that_is_over_finds_its_store_without_the_keys_of_its_spec(
+    saved: tuple[Path, int], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal does not hold them, and what it holds instead is not taken for them."""
+    env = {"AWS_ACCESS_KEY_ID": "AKIA1", "AWS_SECRET_ACCESS_KEY": "hunter22"}
+    store = {"url": "s3://bucket/prefix", "endpoint_url": "http://127.0.0.1:9"}
+    run = Run(tmp_path, *saved, env=env, checkpoints={"store": store})
+    run.end()
+    for name in (*env, "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    why = (str(run.folder), "--reason", "test", "--timeout-s", "5")
+    assert cli("pin", OLD, *why)[0] == 0
+    assert told(run).pins.keys() == {OLD}
+    status, _, err = cli("verify", OLD, "--by-controller", *why)
+    assert status == 1
+    assert "[credentials-missing]" in err
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,7 +25,7 @@ from midwatch.operator.agent.upload_wire import Answer, Errand, UploadConfig
 from midwatch.operator.agent.uploader import Site
 from midwatch.operator.ports import CommitFound, PruneResult, Signal, VerifyResult
 from midwatch.operator.runtime import ray_checkpoints
-from midwatch.operator.runtime.ray_checkpoints import TieredCheckpoints
+from midwatch.operator.runtime.ray_checkpoints import FolderCheckpoints, TieredCheckpoints
 
 from tests.support.parts import save_parts
 from tests.unit.checkpoints.test_uploading import Heard
@@ -187,6 +189,36 @@ def test_pruning_goes_on_until_somebody_can(fleet: Fleet, monkeypatch: pytest.Mo
     with fleet.heard:
         assert fleet.heard.wait_for(lambda: bool(fleet.signals), DEADLINE_S)
     assert fleet.remote.committed() == ()
+
+
+def test_in_the_run_folder_only_what_is_gone_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_checkpoints, "RETRY_S", 0.01)
+    old, new, last = (save_parts([tmp_path], step, run_id="")[0].id for step in (5, 10, 15))
+    signals: queue.SimpleQueue[Signal] = queue.SimpleQueue()
+    rename, is_sick = os.rename, threading.Event()
+    refused = threading.Event()
+    is_sick.set()
+
+    def rename_unless_sick(source: Path, to: Path) -> None:
+        if is_sick.is_set() and old in str(source):
+            refused.set()
+            raise OSError(5, "Input/output error")
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", rename_unless_sick)
+    port = FolderCheckpoints(str(tmp_path), list, signals.put)
+    port.prune((old, new))
+    assert signals.get(timeout=DEADLINE_S) == PruneResult((new,))
+    assert refused.is_set()
+    refused.clear()
+    assert refused.wait(DEADLINE_S), "it is tried again"
+    assert signals.empty()
+    assert LocalStore(tmp_path).listing().ids == (old, last)
+    is_sick.clear()
+    assert signals.get(timeout=DEADLINE_S) == PruneResult((old,))
+    assert LocalStore(tmp_path).listing().ids == (last,)
 
 
 def test_commits_that_nobody_told_of(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from midwatch.logbook.errors import ConfigError
 from midwatch.operator.faults import load_faults
-from midwatch.operator.spec_file import load_spec, parse_spec, spec_data, spec_digest
+from midwatch.operator.spec_file import load_spec, parse_spec, spec_data
+from midwatch.operator.spec_told import KEPT_BACK
 
 GOOD = """\
 name: night
@@ -34,11 +35,27 @@ def test_a_good_spec_is_filled_in_from_the_preset() -> None:
     assert spec.trainer["model"]["layers"] == 2
 
 
-def test_the_digest_follows_the_content() -> None:
+def test_the_same_text_is_the_same_spec() -> None:
     one, again = parse_spec(GOOD, "a"), parse_spec(GOOD, "b")
     other = parse_spec(GOOD.replace("steps: 50", "steps: 51"), "a")
-    assert spec_digest(one) == spec_digest(again) != spec_digest(other)
-    assert spec_data(one) == spec_data(again)
+    assert spec_data(one) == spec_data(again) != spec_data(other)
+
+
+@pytest.mark.parametrize(
+    "env", ["{API_KEY: 77665544}", "{API_KEY: [hunter22]}", "API_KEY=hunter22", "[hunter22]"]
+)
+def test_a_mistake_in_env_is_told_without_its_value(env: str) -> None:
+    error = refused(f"{GOOD}env: {env}\n")
+    assert error.code == "spec-invalid"
+    assert "run.yaml:7: env" in error.message
+    assert "hunter22" not in error.message
+    assert "77665544" not in error.message
+
+
+def test_what_a_journal_shows_of_a_secret_is_not_taken_for_one() -> None:
+    error = refused(f"{GOOD}env:\n  MODE: fast\n  API_KEY: {KEPT_BACK}\n")
+    assert error.code == "secret-kept-back"
+    assert "run.yaml:9: env.API_KEY" in error.message
 
 
 @pytest.mark.parametrize(

@@ -84,15 +84,32 @@ def test_a_store_that_is_not_mounted_is_told_and_not_begun_anew(stored: Stored) 
     assert (stored.store / "new").is_dir()
 
 
-def test_a_checkpoint_is_read_back_and_fetched_from_the_store_alone(stored: Stored) -> None:
+def test_a_checkpoint_is_read_back_and_fetched_from_the_store_alone(
+    stored: Stored, tmp_path: Path
+) -> None:
     shutil.rmtree(stored.run_dir / "local")
+    before = set(stored.run_dir.rglob("*"))
     store = open_store(stored.spec, stored.run_dir)
     assert encode(store.manifest(stored.id)) == encode(stored.manifest)
     assert store.verify(stored.id).files == stored.manifest.files
-    assert not (stored.run_dir / "fetched").exists(), "reading back keeps nothing"
-    folder = store.path(stored.id)
-    assert verify(folder).files == stored.manifest.files
-    assert all((folder / name).read_bytes() == data for name, data in stored.files.items())
+    out = tmp_path / "exports" / "weights"
+    with store.at_hand(stored.id, out) as folder:
+        assert verify(folder).files == stored.manifest.files
+        assert all((folder / name).read_bytes() == data for name, data in stored.files.items())
+        assert folder.is_relative_to(out.parent)
+    assert list(out.parent.iterdir()) == [], "what was fetched is not left behind"
+    assert set(stored.run_dir.rglob("*")) == before, "nor does reading back keep anything"
+
+
+def test_what_was_fetched_goes_also_when_its_user_fails(stored: Stored, tmp_path: Path) -> None:
+    out = tmp_path / "exports" / "weights"
+    store = open_store(stored.spec, stored.run_dir)
+    with pytest.raises(KeyboardInterrupt), store.at_hand(stored.id, out):
+        raise KeyboardInterrupt
+    stored.object_of("__1_0.distcp").unlink()
+    with pytest.raises(IntegrityError), store.at_hand(stored.id, out):
+        raise AssertionError("it is not whole")
+    assert list(out.parent.iterdir()) == []
 
 
 def test_rot_in_the_store_is_found(stored: Stored) -> None:
