@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from midwatch.operator.k8s.model import read_spec
+from midwatch.operator.k8s.raycluster import Owner, build_cluster
+from midwatch.operator.spec import RunSpec
 from midwatch.operator.spec_file import parse_spec
 
 from tests.support.kube_models import is_built_in, problems_of
@@ -141,6 +144,25 @@ def test_every_run_is_one_that_midwatch_takes(folder: str) -> None:
             name = known["metadata"]["name"]
             whole = {**known["spec"]["run"], "name": name, "run_dir": f"/midwatch/training/{name}"}
             assert parse_spec(json.dumps(whole), name).name == name
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_path_of_a_run_lies_on_a_mount_of_its_pods(folder: str) -> None:
+    for known in render(folder):
+        if known["kind"] != "TrainingRun" or "clusterSelector" in known["spec"]:
+            continue
+        run, cluster = built(known)
+        (worker,) = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+        mounts = [Path(mount["mountPath"]) for mount in worker["volumeMounts"]]
+        for path in (run.nodes.preflight_scratch, run.run_dir, run.trainer["data"]["dir"]):
+            assert any(Path(path).is_relative_to(mount) for mount in mounts), path
+
+
+def built(known: Object) -> tuple[RunSpec, Object]:
+    """Return the run of a TrainingRun and the RayCluster that it gets."""
+    meta = {"namespace": "training", **known["metadata"], "uid": "uid"}
+    spec, run = read_spec(known["spec"], meta["name"], meta["namespace"])
+    return run, build_cluster(Owner({"metadata": meta}), spec, run, ())
 
 
 def test_opt_175b_is_124_nodes_of_8() -> None:
