@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,21 @@ def built(known: Object) -> tuple[RunSpec, Object]:
     meta = {"namespace": "training", **known["metadata"], "uid": "uid"}
     spec, run = read_spec(known["spec"], meta["name"], meta["namespace"])
     return run, build_cluster(Owner({"metadata": meta}), spec, run, ())
+
+
+def test_removal_takes_no_namespace_of_runs_and_no_claim() -> None:
+    """A namespace takes its claims with it, and those the checkpoints."""
+    text = (MANIFESTS.parent / "docs" / "kubernetes.md").read_text()
+    removal = text.partition("## Removal")[2].partition("```")[2].partition("```")[0]
+    named = re.findall(r"kubectl delete -k (?:manifests/)?(\S+)", removal)
+    named += re.findall(r"or (install/\S+):", removal)
+    assert set(named) == {"install/cluster", "install/namespaced"}
+    for folder in named:
+        kinds = [(o["kind"], o["metadata"]["name"]) for o in render(folder)]
+        assert [name for kind, name in kinds if kind == "Namespace"] == ["midwatch-system"]
+        assert "PersistentVolumeClaim" not in {kind for kind, _ in kinds}
+        # All of what was installed goes, and with the kinds nothing of ours is left.
+        assert sum(kind == "CustomResourceDefinition" for kind, _ in kinds) == 3
 
 
 def test_opt_175b_is_124_nodes_of_8() -> None:
