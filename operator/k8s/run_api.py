@@ -20,7 +20,8 @@ BODY_BYTES_MAX = 64 << 20
 class Remote:
     """One HTTP server with a bearer token. Errors: [remote-unreachable], [remote-refused].
 
-    A refusal carries what the server said: code and message of its JSON.
+    A refusal carries what the server said: code and message of its JSON. token: "" where none is
+    asked for.
     """
 
     def __init__(self, http: httpx.AsyncClient, base_url: str, token: str) -> None:
@@ -29,7 +30,9 @@ class Remote:
     async def ask(self, method: str, path: str, body: Any = None, **params: str) -> Any:
         """Return the decoded answer."""
         content = msgspec.json.encode(body) if body is not None else None
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         request = self._http.build_request(
             method, f"{self._base_url}{path}", content=content, headers=headers, params=params
         )

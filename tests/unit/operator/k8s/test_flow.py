@@ -6,8 +6,9 @@ import pytest
 import yaml
 from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
+from midwatch.tests.support.kube import Object
 from midwatch.tests.support.kube_operator import USER, stage
-from midwatch.tests.support.kube_run import make_intervention, make_run
+from midwatch.tests.support.kube_run import RAY_TOKEN, make_intervention, make_run
 
 pytestmark = pytest.mark.asyncio
 INTERVENTIONS = "midwatch.dev/v1alpha1/interventions"
@@ -226,13 +227,18 @@ async def test_a_cordoned_node_is_left_after_a_checkpoint() -> None:
         )
 
 
+# KubeRay's default is a cluster without a token.
+@pytest.mark.parametrize("auth", [{"authOptions": {"mode": "token"}}, {}], ids=["token", "open"])
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
-async def test_a_run_is_put_on_a_cluster_that_is_there_and_leaves_it_as_it_is(kind: str) -> None:
+async def test_a_run_is_put_on_a_cluster_that_is_there_and_leaves_it_as_it_is(
+    kind: str, auth: Object
+) -> None:
     async with stage() as st, st.operator():
+        st.run.ray_token = RAY_TOKEN if auth else ""
         shared = {
             "metadata": {"name": "shared", "namespace": "ml"},
             "spec": {
-                "authOptions": {"mode": "token"},
+                **auth,
                 "headGroupSpec": {"template": {"metadata": {"labels": {}}, "spec": {}}},
                 "workerGroupSpecs": [],
             },
