@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from ...logbook.errors import MidwatchError, Retryable
+from ...logbook.errors import Fatal, MidwatchError, Retryable
 from . import actions as act
 from . import names
 from .client import CLUSTERS, INTERVENTIONS, KINDS, NODES, PODS, RUNS, SECRETS, Kube
 from .intervention_status import previewed, refused
 from .look import Lookout
-from .observed import Object, Observed
+from .observed import Failure, Object, Observed
 from .run_api import Refused, lay_request, start_job, stop_job
 from .tell import Teller
 
@@ -41,7 +41,7 @@ class Outcome(msgspec.Struct, frozen=True):
     again_s: float | None = None
     run: Object | None = None
     cluster: Object | None = None
-    failed: tuple[str, ...] = ()
+    failed: tuple[Failure, ...] = ()
 
 
 class _Turn:
@@ -52,7 +52,7 @@ class _Turn:
         self.again_s: float | None = None
         self.run: Object | None = None
         self.cluster: Object | None = None
-        self.failed: list[str] = []
+        self.failed: list[Failure] = []
 
     def soon(self, delay_s: float) -> None:
         """Have the run looked at again after this at the latest."""
@@ -88,7 +88,7 @@ class Applier:
             except MidwatchError as error:
                 if error.code == "lease-lost":
                     raise
-                turn.failed.append(error.code)
+                turn.failed.append(_failure(action, error))
                 is_placed = is_placed and not isinstance(action, act.ApplyObject)
                 _log.warning("%s: %s: %s", observed.name, type(action).__name__, error)
                 turn.soon(error.delay_s if isinstance(error, Retryable) else STATUS_EVERY_S)
@@ -269,6 +269,12 @@ class Applier:
         act.RemoveIntervention: _remove_intervention,
         act.Tell: _tell,
     }
+
+
+def _failure(action: act.Action, error: MidwatchError) -> Failure:
+    return Failure(
+        type(action).__name__, error.code, error.message, is_final=isinstance(error, Fatal)
+    )
 
 
 def _foretold(answer: Any) -> str:

@@ -62,12 +62,14 @@ class Lookout:
             (sight, api_trouble), (jobs, jobs_trouble) = await asyncio.gather(
                 self._see(namespace, name), self._jobs(namespace, cluster, meta["uid"])
             )
+        secrets, secrets_trouble = await self._secrets(namespace, name)
         trouble = self._world.missing
         reach = Reach(
             jobs=jobs_trouble,
             api=api_trouble,
             nodes="" if self._world.scope.has_nodes else "nodes are not read",
             kuberay=trouble.get("rayclusters", ""),
+            secrets=secrets_trouble,
         )
         return Observed(
             now_s=time.time(),
@@ -79,7 +81,7 @@ class Lookout:
             sight=sight,
             interventions=self._world.interventions_of(namespace, name),
             approvals=self._world.approvals_in(namespace),
-            secrets=await self._secrets(namespace, name),
+            secrets=secrets,
             reach=reach,
             user=self._user,
         )
@@ -138,18 +140,21 @@ class Lookout:
             self._doubt_tokens(error)
             return (), error.message
 
-    async def _secrets(self, namespace: str, name: str) -> frozenset[str]:
-        found = set()
+    async def _secrets(self, namespace: str, name: str) -> tuple[frozenset[str], str]:
+        """Return the token Secrets that are there, and why that cannot be seen."""
+        found: set[str] = set()
         for role in (names.VIEWER, names.OPERATOR):
             secret = names.token_secret_name(name, role)
             try:
                 await self._token(namespace, secret, names.TOKEN_KEY)
             except Fatal as error:
+                if error.code == "kube-forbidden":
+                    return frozenset(found), error.message
                 if error.code != "token-missing":
                     raise
             else:
                 found.add(secret)
-        return frozenset(found)
+        return frozenset(found), ""
 
     async def _token(self, namespace: str, secret: str, key: str) -> str:
         known = self._tokens.get((namespace, secret, key))

@@ -122,6 +122,19 @@ class RunSight(msgspec.Struct, frozen=True):
         return tuple(str(each["node"]) for each in placements)
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """An action that could not be carried out at the last look. times: at how many in a row.
+
+    is_final: the server will never take it as it is.
+    """
+
+    what: str
+    code: str
+    message: str
+    is_final: bool = False
+    times: int = 1
+
+
 class Reach(msgspec.Struct, frozen=True):
     """What could not be seen this time, and why; "" where it could."""
 
@@ -129,12 +142,14 @@ class Reach(msgspec.Struct, frozen=True):
     api: str = ""
     nodes: str = ""
     kuberay: str = ""
+    secrets: str = ""
 
 
 class Observed(msgspec.Struct, frozen=True):
     """One look. now_s: when. cluster: the RayCluster, None when there is none.
 
-    secrets: names of the token Secrets that exist. user: the operator as the API server knows it.
+    secrets: names of the token Secrets that exist. failures: of the actions of the look before.
+    user: the operator as the API server knows it.
     """
 
     now_s: float
@@ -148,6 +163,7 @@ class Observed(msgspec.Struct, frozen=True):
     approvals: tuple[Object, ...] = ()
     secrets: frozenset[str] = frozenset()
     reach: Reach = Reach()
+    failures: tuple[Failure, ...] = ()
     user: str = ""
 
     @property

@@ -82,7 +82,8 @@ def _objects(
     owner = Owner(observed.run)
     actions: list[Action] = []
     for role in (names.VIEWER, names.OPERATOR):
-        if names.token_secret_name(observed.name, role) not in observed.secrets:
+        is_there = names.token_secret_name(observed.name, role) in observed.secrets
+        if not (is_there or observed.reach.secrets):
             actions.append(MakeToken(build_token_secret(owner, role)))
     if not spec.owns_cluster:
         if cluster is not None:

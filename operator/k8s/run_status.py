@@ -14,6 +14,7 @@ from .bad_nodes import Exclusions
 from .conditions import FALSE, TRUE, UNKNOWN, Conditions
 from .model import TrainingRunSpec
 from .observed import Object, Observed, time_text
+from .refusals import BLOCKING, refusals
 
 TYPES = (
     "Admitted",
@@ -87,6 +88,9 @@ def removal_status(observed: Observed) -> SetRunStatus:
     what = "its pods are taken away" if is_stopped else "it saves and stops"
     conditions.set("Ready", FALSE, "Deleting", what)
     conditions.set("Progressing", TRUE, "Deleting", what)
+    refused = refusals(observed)
+    if refused:
+        conditions.set("Stalled", TRUE, *refused[0])
     since = lifecycle.stopping_since(observed, lifecycle.removal_id(observed))
     return _finish(observed, conditions, {**_kept(observed), "stoppingSince": time_text(since)})
 
@@ -124,8 +128,10 @@ def _finish(observed: Observed, conditions: Conditions, more: Object) -> SetRunS
         "observedGeneration": observed.generation,
         **more,
     }
-    tells = tuple(_tell(each) for each in conditions.changed() if _is_news(each, observed))
-    return SetRunStatus(status, tells)
+    news = [each for each in conditions.changed() if _is_news(each, observed)]
+    # What several conditions say in the same words is told once.
+    told = {(each["reason"], each["message"]): each for each in reversed(news)}
+    return SetRunStatus(status, tuple(_tell(each) for each in reversed(told.values())))
 
 
 def _is_news(condition: Object, observed: Observed) -> bool:
@@ -189,6 +195,9 @@ def _judge_ready(observed: Observed, judged: Judged, conditions: Conditions) -> 
 def _why_unseen(observed: Observed, judged: Judged) -> tuple[str, str]:
     if observed.reach.kuberay:
         return "KubeRayMissing", observed.reach.kuberay
+    refused = refusals(observed)
+    if refused and refused[0][0] in BLOCKING:
+        return refused[0]
     if observed.cluster is None:
         return "ClusterStarting", "its RayCluster is being made"
     wanted = lifecycle.wanted_pods(judged.run)
@@ -213,7 +222,7 @@ def _judge_course(
     observed: Observed, judged: Judged, conditions: Conditions, reason: str, message: str
 ) -> None:
     sight = observed.sight
-    is_stuck = reason in ("Paused", "ControllerNotStarted", "KubeRayMissing")
+    is_stuck = reason in ("Paused", "ControllerNotStarted", "KubeRayMissing", *BLOCKING)
     conditions.set("Stalled", TRUE if is_stuck else FALSE, reason, message if is_stuck else "")
     at_rest = is_stuck or reason in ("Suspended", "Completed", "Stopped")
     conditions.set("Progressing", FALSE if at_rest else TRUE, reason, message)
@@ -226,7 +235,7 @@ def _judge_course(
 
 
 def _judge_degraded(observed: Observed, judged: Judged, conditions: Conditions) -> None:
-    problems: list[tuple[str, str]] = []
+    problems = refusals(observed)
     sight = observed.sight
     if judged.exclusions.refused:
         nodes = ", ".join(judged.exclusions.refused)

@@ -223,6 +223,39 @@ async def test_without_kuberay_the_run_says_so_and_the_operator_starts_anew_once
             await st.bring_up()
 
 
+@pytest.mark.parametrize("status", [403, 422, 500])
+async def test_a_refusal_that_lasts_reaches_the_object_once_and_goes_with_its_cause(
+    status: int,
+) -> None:
+    """500 is what a KubeRay that does not know a field makes of a server-side apply."""
+    async with stage() as st:
+        fault = st.server.fail("PATCH", "rayclusters", status, times=10**6)
+        async with st.operator():
+            await st.submit(make_run())
+            await st.until(lambda: st.condition("Stalled") == ("True", "ApplyRefused"))
+            assert st.condition("Degraded") == ("True", "ApplyRefused")
+            assert st.condition("Ready") == ("False", "ApplyRefused")
+            run = st.training_run()
+            assert run is not None
+            (told,) = (c for c in run["status"]["conditions"] if c["type"] == "Stalled")
+            assert str(status) in told["message"]
+            assert "rayclusters" in told["message"]
+            await st.until(lambda: st.events().count("ApplyRefused") == 1)
+            fault.times = 0
+            await st.bring_up()
+            assert st.condition("Degraded")[0] == st.condition("Stalled")[0] == "False"
+        assert st.events().count("ApplyRefused") == 1
+
+
+async def test_secrets_that_may_not_be_read_are_said_to_be_the_trouble() -> None:
+    async with stage() as st:
+        st.server.fail("GET", "secrets", 403, times=10**6)
+        async with st.operator():
+            await st.submit(make_run())
+            await st.until(lambda: st.condition("Stalled") == ("True", "SecretsForbidden"))
+            await st.until(lambda: st.events().count("SecretsForbidden") == 1)
+
+
 async def test_a_status_is_not_written_more_often_than_it_may_be() -> None:
     async with stage() as st, st.operator(status_every_s=3600.0):
         await st.submit(make_run())
