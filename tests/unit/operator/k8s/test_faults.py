@@ -151,11 +151,31 @@ async def test_only_one_of_two_operators_acts_and_the_other_follows_it() -> None
             async with st.operator() as second:
                 await st.submit(make_run())
                 await st.bring_up()
-                assert second.health().note.startswith("standby")
+                await st.until(lambda: second.health().note == "standby: operator-1 leads")
+                assert second.health().trouble == ""
                 assert not second._lease.is_held
         async with st.operator() as third:
             await st.until(lambda: third._lease.is_held)
             assert third._lease.transitions >= 1
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_operator_that_may_not_touch_its_lease_does_not_say_that_it_stands_by(
+    method: str,
+) -> None:
+    async with stage() as st:
+        fault = st.server.fail(method, "leases", 403, times=10**6)
+        async with st.operator() as operator:
+            await st.until(lambda: "403" in operator.health().trouble)
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://127.0.0.1:{operator.probe_port}/readyz") as answer,
+            ):
+                assert answer.status == 503
+                assert "midwatch-operator" in await answer.text()
+            fault.times = 0
+            await st.until(lambda: operator._lease.is_held)
+            await st.until(lambda: operator.health().trouble == "")
 
 
 async def test_an_operator_that_cannot_renew_its_lease_ends_and_writes_nothing_more() -> None:
