@@ -137,6 +137,8 @@ class Applier:
         except Retryable as error:
             if error.code != "kube-conflict":
                 raise
+            # Of an older run of this name, whose garbage is about to be collected.
+            turn.soon(1.0)
             return
         turn.soon(0.0)
 
@@ -165,7 +167,7 @@ class Applier:
         remote = await self._lookout.jobs_remote(turn.observed.namespace, turn.observed.cluster)
         env = dict(action.env)
         if action.brings_tokens:
-            env |= await self._lookout.api_tokens(turn.observed.namespace, turn.observed.name)
+            env |= await self._lookout.api_tokens(turn.observed.run)
         await start_job(remote, action.id, action.entrypoint, env)
         told = act.Tell("ControllerStarted", f"Ray job {action.id} puts the controller there")
         await self._teller.tell(told, turn.observed.run)
@@ -180,7 +182,7 @@ class Applier:
 
     async def _ask(self, action: act.Ask, turn: _Turn) -> None:
         self._kube.guard()
-        remote = await self._lookout.run_remote(turn.observed.namespace, turn.observed.name)
+        remote = await self._lookout.run_remote(turn.observed.run)
         about = next(
             (i for i in turn.observed.interventions if i["metadata"]["name"] == action.for_object),
             None,

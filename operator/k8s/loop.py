@@ -56,6 +56,7 @@ class Runs:
         self._woken: dict[Key, asyncio.Event] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._failed: dict[Key, tuple[Failure, ...]] = {}
+        self._uids: dict[Key, str] = {}
         self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_closed = False
         self.turned_s = time.monotonic()
@@ -116,6 +117,7 @@ class Runs:
     async def _look_and_act(self, key: Key) -> float | None:
         """Return after how long to look again; less than zero after a failure, None at the end."""
         run = self._world.runs.get(*key)
+        self._note_uid(key, str(run["metadata"]["uid"]) if run is not None else "")
         if run is None:
             return None
         if not self._world.is_known:
@@ -149,6 +151,16 @@ class Runs:
             self.num_failures += 1
         again_s = self._times.resync_s
         return again_s if outcome.again_s is None else min(outcome.again_s, again_s)
+
+    def _note_uid(self, key: Key, uid: str) -> None:
+        """Forget what was remembered of a run that is gone, or has a successor of its name."""
+        before = self._uids.pop(key, "")
+        if before and before != uid:
+            self._applier.forget(before)
+            self._lookout.forget(before)
+            self._failed.pop(key, None)
+        if uid:
+            self._uids[key] = uid
 
     def _end(self, error: MidwatchError) -> None:
         if not self._fatal.done():

@@ -162,6 +162,7 @@ class Observed(msgspec.Struct, frozen=True):
     interventions: tuple[Object, ...] = ()
     approvals: tuple[Object, ...] = ()
     secrets: frozenset[str] = frozenset()
+    has_service: bool = True
     reach: Reach = Reach()
     failures: tuple[Failure, ...] = ()
     user: str = ""

@@ -106,6 +106,40 @@ async def test_a_suspended_run_stops_releases_its_pods_and_goes_on_later() -> No
         await st.until(lambda: st.condition("Ready")[0] == "True")
 
 
+async def test_a_run_applied_under_the_name_of_one_just_deleted_gets_tokens_of_its_own() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        stale = {s["metadata"]["name"]: s for s in st.server.all("v1/secrets")}
+        await st.delete_run()
+        await st.until(lambda: any(a["action"] == "stop" for a in st.run.asked))
+        st.run.decide(d.EndRun(stopped=True, step=11))
+        await st.until(lambda: st.training_run() is None, "the object is released")
+        await st.clear_away()
+        # One Secret of the old run is still to be collected.
+        await st.server.put("v1/secrets", _orphan(stale["night-midwatch-viewer"]))
+        run = await st.submit(make_run())
+
+        def uid_of(plural: str, name: str) -> str:
+            found = st.server.find(plural, "ml", name)
+            return found["metadata"]["labels"]["midwatch.dev/run-uid"] if found else ""
+
+        await st.until(lambda: uid_of("v1/secrets", "night-midwatch-operator") == run)
+        await st.until(lambda: uid_of("v1/services", "night-midwatch") == run)
+        assert st.cluster() is None
+        await st.server.drop("v1/secrets", "ml", "night-midwatch-viewer")
+        await st.until(lambda: uid_of("v1/secrets", "night-midwatch-viewer") == run)
+        await st.until(lambda: st.cluster() is not None)
+        # What is taken away behind the operator's back is made again at once.
+        await st.server.drop("v1/services", "ml", "night-midwatch")
+        await st.until(lambda: uid_of("v1/services", "night-midwatch") == run)
+
+
+def _orphan(body: Object) -> Object:
+    meta = {k: v for k, v in body["metadata"].items() if k in ("name", "namespace", "labels")}
+    return {**body, "metadata": meta}
+
+
 async def test_a_spec_that_cannot_work_is_told_and_nothing_is_made() -> None:
     async with stage() as st, st.operator():
         run = make_run()

@@ -51,10 +51,12 @@ def test_before_anything_else_the_finalizer_is_set() -> None:
     assert status.tells == ()
 
 
-def test_a_new_run_gets_tokens_a_service_and_a_cluster_but_no_controller_yet() -> None:
+def test_a_new_run_gets_tokens_and_then_a_cluster_but_no_controller_yet() -> None:
     seen = look(cluster=None, pods=(), jobs=(), secrets=frozenset())
-    actions = reconcile(seen)
-    assert len(of_kind(actions, act.MakeToken)) == 2
+    first = reconcile(seen)
+    assert len(of_kind(first, act.MakeToken)) == 2
+    assert [a.body["kind"] for a in of_kind(first, act.ApplyObject)] == ["Service"]
+    actions = reconcile(look(cluster=None, pods=(), jobs=()))
     kinds = [a.body["kind"] for a in of_kind(actions, act.ApplyObject)]
     assert kinds == ["Service", "RayCluster"]
     assert not of_kind(actions, act.StartController)
