@@ -23,6 +23,8 @@ from .observed import Observed, time_of
 
 STARTS_MAX = 10
 START_WAIT_S, START_WAIT_MAX_S = 15.0, 600.0
+SPARES_WAIT_S = 120.0
+"""How long a run that could train waits for its spares, from when a pod became ready last."""
 TEARDOWN_S = 180.0
 """How long a deleted cluster may take to go before the run goes without it."""
 _SPEC_PATH = "/tmp/midwatch-spec.yaml"
@@ -122,10 +124,18 @@ def plan_start(observed: Observed, spec: TrainingRunSpec, run: RunSpec, want: Wa
 
 
 def pods_ready(observed: Observed, spec: TrainingRunSpec, run: RunSpec) -> bool:
-    """Whether the head and every node, spares included, are there."""
+    """Whether the head and every node are there, or all but spares that were waited for.
+
+    A spare that is missing must not keep the run from training; one that is only a little late
+    would be missed for as long as this controller lives.
+    """
     if not spec.owns_cluster:
         return observed.cluster is not None
-    return has_head(observed) and num_ready(observed) >= wanted_pods(run)
+    if not has_head(observed) or num_ready(observed) < run.num_nodes:
+        return False
+    newest_s = max(p.ready_s for p in observed.pods if p.is_ready and p.is_live)
+    is_late = observed.now_s >= newest_s + SPARES_WAIT_S
+    return is_late or num_ready(observed) >= wanted_pods(run)
 
 
 def has_head(observed: Observed) -> bool:

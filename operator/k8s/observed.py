@@ -32,7 +32,10 @@ def time_text(time_s: float) -> str:
 
 
 class Pod(msgspec.Struct, frozen=True):
-    """A pod of the run's Ray cluster. group "" for the head. Times in seconds since the epoch."""
+    """A pod of the run's Ray cluster. group "" for the head. Times in seconds since the epoch.
+
+    ready_s: since when it is ready.
+    """
 
     name: str
     uid: str
@@ -42,6 +45,7 @@ class Pod(msgspec.Struct, frozen=True):
     is_head: bool = False
     phase: str = "Pending"
     is_ready: bool = False
+    ready_s: float = 0.0
     deleting_s: float | None = None
 
     @property
@@ -209,6 +213,7 @@ def read_pod(pod: Object) -> Pod:
     labels = meta.get("labels") or {}
     conditions = status.get("conditions") or ()
     is_head = labels.get(names.RAY_NODE_TYPE_LABEL) == "head"
+    ready = [c for c in conditions if c["type"] == "Ready" and c["status"] == "True"]
     return Pod(
         name=meta["name"],
         uid=meta.get("uid", ""),
@@ -217,7 +222,8 @@ def read_pod(pod: Object) -> Pod:
         group="" if is_head else labels.get(names.RAY_GROUP_LABEL, ""),
         is_head=is_head,
         phase=status.get("phase", "Pending"),
-        is_ready=any(c["type"] == "Ready" and c["status"] == "True" for c in conditions),
+        is_ready=bool(ready),
+        ready_s=time_of(ready[0].get("lastTransitionTime")) or 0.0 if ready else 0.0,
         deleting_s=time_of(meta.get("deletionTimestamp")),
     )
 

@@ -244,10 +244,8 @@ def _judge_degraded(observed: Observed, judged: Judged, conditions: Conditions) 
     incidents = tuple(sight.state.get("open_incidents") or ()) if sight is not None else ()
     if incidents:
         problems.append(("OpenIncidents", ", ".join(incidents)))
-    if judged.exclusions.rows and not judged.want.stop and judged.want.finished_s is None:
-        ready, wanted = lifecycle.num_ready(observed), lifecycle.wanted_pods(judged.run)
-        if ready < wanted:
-            problems.append(("NodesMissing", f"{ready} of {wanted} pods of nodes are ready"))
+    if not judged.want.stop and judged.want.finished_s is None:
+        problems += _missing_nodes(observed, judged)
     told = [f for f in judged.findings if f.action != Verdict.IGNORE]
     if told:
         problems.append(("NodeSigns", "; ".join(f"{f.node}: {f.message}" for f in told[:4])))
@@ -260,6 +258,16 @@ def _judge_degraded(observed: Observed, judged: Judged, conditions: Conditions) 
         conditions.set("Degraded", TRUE, reason, "; ".join(text for _, text in problems))
     else:
         conditions.set("Degraded", FALSE, "AsExpected", "")
+
+
+def _missing_nodes(observed: Observed, judged: Judged) -> list[tuple[str, str]]:
+    ready, wanted = lifecycle.num_ready(observed), lifecycle.wanted_pods(judged.run)
+    if ready >= wanted or not judged.spec.owns_cluster:
+        return []
+    message = f"{ready} of {wanted} pods of nodes are ready"
+    if ready >= judged.run.num_nodes and (observed.sight is not None or observed.jobs):
+        return [("SparesMissing", f"{message}; the run needs {judged.run.num_nodes}")]
+    return [("NodesMissing", message)] if judged.exclusions.rows else []
 
 
 def _judge_checkpoints(observed: Observed, conditions: Conditions) -> None:
