@@ -168,7 +168,7 @@ class Applier:
         env = dict(action.env)
         if action.brings_tokens:
             env |= await self._lookout.api_tokens(turn.observed.run)
-        await start_job(remote, action.id, action.entrypoint, env)
+        await start_job(remote, action, env)
         told = act.Tell("ControllerStarted", f"Ray job {action.id} puts the controller there")
         await self._teller.tell(told, turn.observed.run)
 

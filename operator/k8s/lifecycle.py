@@ -9,6 +9,7 @@ person.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -120,7 +121,29 @@ def plan_start(observed: Observed, spec: TrainingRunSpec, run: RunSpec, want: Wa
             return []
     job_id = f"{names.job_prefix(observed.uid)}{number}"
     env, entrypoint = _job_env(spec, run), _entrypoint(observed, spec)
-    return [StartController(job_id, entrypoint, env, brings_tokens=not spec.owns_cluster)]
+    brings_tokens = not spec.owns_cluster
+    return [StartController(job_id, entrypoint, env, brings_tokens, digest_of(run))]
+
+
+def digest_of(run: RunSpec) -> str:
+    """Return a digest of what a run spec says, but for what is as it would be anyhow."""
+    said = run.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()[:16]
+
+
+def is_spec_in_force(observed: Observed, run: RunSpec) -> bool | None:
+    """Whether the controller was started with this run spec; None where that cannot be told."""
+    last = last_job(observed)
+    known = observed.status.get("job") or {}
+    told = last.spec if last is not None else known.get("specDigest", "")
+    status = last.status if last is not None else known.get("status", "")
+    return None if not told or status in ("FAILED", "STOPPED") else bool(told == digest_of(run))
+
+
+def holds_older_run(observed: Observed) -> bool:
+    """Whether the run folder holds a run that was completed before this object was made."""
+    sight = observed.sight
+    return sight is not None and sight.status == "completed" and _is_new_here(observed)
 
 
 def pods_ready(observed: Observed, spec: TrainingRunSpec, run: RunSpec) -> bool:

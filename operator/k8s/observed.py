@@ -65,7 +65,10 @@ class NodeSight(msgspec.Struct, frozen=True):
 
 
 class JobSight(msgspec.Struct, frozen=True):
-    """A Ray job that was to put the controller on the cluster. number: 1, 2, ... of its run."""
+    """A Ray job that was to put the controller on the cluster. number: 1, 2, ... of its run.
+
+    spec: digest of the run spec that it brought, "" where that is not known.
+    """
 
     id: str
     number: int
@@ -73,6 +76,7 @@ class JobSight(msgspec.Struct, frozen=True):
     message: str = ""
     begun_s: float = 0.0
     ended_s: float = 0.0
+    spec: str = ""
 
     @property
     def is_over(self) -> bool:

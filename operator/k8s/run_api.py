@@ -11,6 +11,8 @@ import httpx
 import msgspec
 
 from ...logbook.errors import Fatal, MidwatchError, Retryable
+from . import names
+from .actions import StartController
 from .observed import JobSight, RunSight
 
 TIMEOUT_S = 5.0
@@ -118,13 +120,19 @@ async def see_jobs(remote: Remote, prefix: str) -> tuple[JobSight, ...]:
             begun_s, ended_s = (float(each.get(k) or 0) / 1e3 for k in ("start_time", "end_time"))
             status = str(each.get("status", ""))
             message = str(each.get("message") or "")[:500]
-            jobs.append(JobSight(name, int(number), status, message, begun_s, ended_s))
+            spec = str((each.get("metadata") or {}).get(names.SPEC_DIGEST, ""))
+            jobs.append(JobSight(name, int(number), status, message, begun_s, ended_s, spec))
     return tuple(sorted(jobs, key=lambda job: job.number))
 
 
-async def start_job(remote: Remote, name: str, entrypoint: str, env: dict[str, str]) -> None:
+async def start_job(remote: Remote, job: StartController, env: dict[str, str]) -> None:
     """Submit a job; one with this id that is there already is the one that was meant."""
-    body = {"submission_id": name, "entrypoint": entrypoint, "runtime_env": {"env_vars": env}}
+    body = {
+        "submission_id": job.id,
+        "entrypoint": job.entrypoint,
+        "runtime_env": {"env_vars": env},
+        "metadata": {names.SPEC_DIGEST: job.spec},
+    }
     try:
         await remote.ask("POST", "/api/jobs/", body)
     except Refused as error:

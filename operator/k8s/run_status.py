@@ -24,9 +24,16 @@ TYPES = (
     "Stalled",
     "Succeeded",
     "CheckpointFresh",
+    "SpecApplied",
 )
-_TOLD = ("Admitted", "Ready", "Degraded", "Stalled", "Succeeded")
-_ALARMS = {("Ready", FALSE), ("Degraded", TRUE), ("Stalled", TRUE), ("Admitted", FALSE)}
+_TOLD = ("Admitted", "Ready", "Degraded", "Stalled", "Succeeded", "SpecApplied")
+_ALARMS = {
+    ("Ready", FALSE),
+    ("Degraded", TRUE),
+    ("Stalled", TRUE),
+    ("Admitted", FALSE),
+    ("SpecApplied", FALSE),
+}
 _QUIET = frozenset(
     {"Starting", "ClusterStarting", "Suspending", "Suspended", "Completed", "Stopped"}
 )
@@ -41,6 +48,7 @@ _READY_REASONS = {
     "stopped": "Stopped",
 }
 QUEUED = "RayClusterSuspended"
+OLDER_RUN = "FolderHoldsCompletedRun"
 
 
 class Judged(NamedTuple):
@@ -103,6 +111,7 @@ def run_status(observed: Observed, judged: Judged) -> SetRunStatus:
     _judge_course(observed, judged, conditions, reason, message)
     _judge_degraded(observed, judged, conditions)
     _judge_checkpoints(observed, conditions)
+    _judge_spec(observed, judged, conditions)
     more = {
         **_kept(observed),
         **_figures(observed, judged),
@@ -141,9 +150,8 @@ def _is_news(condition: Object, observed: Observed) -> bool:
         return False
     known = {c["type"]: c["status"] for c in observed.status.get("conditions") or ()}
     is_first = known.get(kind, UNKNOWN) == UNKNOWN
-    return (
-        not (is_first and kind in ("Admitted", "Degraded", "Stalled")) or (kind, status) in _ALARMS
-    )
+    is_expected = is_first and kind in ("Admitted", "Degraded", "Stalled", "SpecApplied")
+    return not is_expected or (kind, status) in _ALARMS
 
 
 def _tell(condition: Object) -> Tell:
@@ -182,6 +190,10 @@ def _judge_ready(observed: Observed, judged: Judged, conditions: Conditions) -> 
         known = [c for c in observed.status.get("conditions") or () if c["type"] == "Ready"]
         reason = known[0]["reason"] if known else "Completed"
         message = known[0]["message"] if known else ""
+    elif lifecycle.holds_older_run(observed):
+        folder = judged.run.run_dir
+        reason = OLDER_RUN
+        message = f"{folder} holds a completed run: rename this one, or move that folder away"
     elif sight is not None:
         reason = _READY_REASONS.get(sight.status, "Training")
         message = sight.doing
@@ -222,11 +234,14 @@ def _judge_course(
     observed: Observed, judged: Judged, conditions: Conditions, reason: str, message: str
 ) -> None:
     sight = observed.sight
-    is_stuck = reason in ("Paused", "ControllerNotStarted", "KubeRayMissing", *BLOCKING)
+    stuck = ("Paused", "ControllerNotStarted", "KubeRayMissing", OLDER_RUN)
+    is_stuck = reason in (*stuck, *BLOCKING)
     conditions.set("Stalled", TRUE if is_stuck else FALSE, reason, message if is_stuck else "")
     at_rest = is_stuck or reason in ("Suspended", "Completed", "Stopped")
     conditions.set("Progressing", FALSE if at_rest else TRUE, reason, message)
-    if sight is not None and sight.status == "completed":
+    if reason == OLDER_RUN:
+        conditions.set("Succeeded", FALSE, OLDER_RUN, message)
+    elif sight is not None and sight.status == "completed":
         conditions.set("Succeeded", TRUE, "Completed", message)
     elif judged.want.finished_s is not None and sight is not None:
         conditions.set("Succeeded", FALSE, "Stopped", message)
@@ -287,6 +302,18 @@ def _judge_checkpoints(observed: Observed, conditions: Conditions) -> None:
         conditions.set("CheckpointFresh", UNKNOWN, "NoCheckpointYet", "")
 
 
+def _judge_spec(observed: Observed, judged: Judged, conditions: Conditions) -> None:
+    """What the controller was started with stays in force until it is started anew."""
+    if judged.want.stop or judged.want.finished_s is not None:
+        return
+    is_in_force = lifecycle.is_spec_in_force(observed, judged.run)
+    if is_in_force is False:
+        message = "spec.run was changed after the controller began: suspend and resume to apply it"
+        conditions.set("SpecApplied", FALSE, "SpecNotApplied", message)
+    elif is_in_force:
+        conditions.set("SpecApplied", TRUE, "InForce", "")
+
+
 def _figures(observed: Observed, judged: Judged) -> Object:
     found: Object = {
         "api": {
@@ -307,7 +334,7 @@ def _figures(observed: Observed, judged: Judged) -> Object:
         }
     job = lifecycle.last_job(observed)
     if job is not None:
-        found["job"] = {"id": job.id, "status": job.status}
+        found["job"] = {"id": job.id, "status": job.status, "specDigest": job.spec}
     if observed.sight is not None:
         found["run"] = _run_figures(observed)
     return found

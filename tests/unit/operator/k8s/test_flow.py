@@ -140,6 +140,40 @@ def _orphan(body: Object) -> Object:
     return {**body, "metadata": meta}
 
 
+async def test_a_changed_run_spec_is_said_not_to_be_in_force_until_the_run_is_resumed() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        await st.until(lambda: st.condition("SpecApplied") == ("True", "InForce"))
+        run = make_run()["spec"]["run"]
+        longer = {**run, "trainer": {**run["trainer"], "steps": 200}}
+        await st.change_spec(run=longer)
+        await st.until(lambda: st.condition("SpecApplied") == ("False", "SpecNotApplied"))
+        await st.until(lambda: "SpecNotApplied" in st.events())
+        # What is written out as it would be anyhow is no change.
+        await st.change_spec(run={**run, "nodes": {**run["nodes"], "when_short": "wait"}})
+        await st.until(lambda: st.condition("SpecApplied") == ("True", "InForce"))
+
+
+async def test_a_folder_with_a_run_completed_before_is_not_this_runs_success() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        st.run.decide(d.EndRun(stopped=False, step=100))
+        await st.until(lambda: st.condition("Succeeded")[0] == "True")
+        await st.delete_run()
+        await st.until(lambda: st.training_run() is None)
+        await st.clear_away()
+        await st.submit(make_run(deletion={"ttlSecondsAfterFinished": 0}))
+        older = "FolderHoldsCompletedRun"
+        await st.until(lambda: st.condition("Stalled") == ("True", older))
+        await st.until(lambda: st.condition("Succeeded") == ("False", older))
+        assert not st.run.jobs
+        await st.until(lambda: st.cluster() is None, "its pods are given back")
+        await st.until(lambda: st.condition("Ready") == ("False", older))
+        assert st.condition("Stalled") == ("True", older)
+
+
 async def test_a_spec_that_cannot_work_is_told_and_nothing_is_made() -> None:
     async with stage() as st, st.operator():
         run = make_run()
