@@ -14,6 +14,8 @@ import msgspec
 
 ORDER_VARIABLE = "MIDWATCH_PREFLIGHT"
 """Environment variable that carries a PreflightOrder as JSON."""
+SCRATCH_CHECK = "scratch-path"
+"""Name of the result that stands for the disk's where the scratch folder cannot be one at all."""
 
 
 class Thoroughness(StrEnum):

@@ -17,6 +17,7 @@ from ..logbook.findings import Finding, Severity
 from ..logbook.plan import PreflightPlan
 from ..logbook.preflight import (
     LIMITS,
+    SCRATCH_CHECK,
     CheckResult,
     PreflightLimits,
     PreflightOrder,
@@ -124,14 +125,19 @@ def _judge(state: RunState, current: PreflightState) -> tuple[list[Finding], Pre
     verdict = judge_preflight(order, plan.rank_nodes, reports, silent)
     shared = _share_a_host(state, plan)
     failed = [r for r in verdict.results if not r.ok and not (shared and _is_speed(r))]
-    bad = tuple(n for n in verdict.bad_nodes if any(r.node == n for r in failed))
-    findings = [_about_node(state, node, failed) for node in bad]
+    misnamed = [r for r in failed if r.name == SCRATCH_CHECK]
+    blaming = [r for r in failed if r.name != SCRATCH_CHECK]
+    bad = tuple(n for n in verdict.bad_nodes if any(r.node == n for r in blaming))
+    findings = [_about_node(state, node, blaming) for node in bad]
     if len(bad) == len(plan.nodes) > 1:
         # What fails everywhere is what all have in common, and leaving all out helps nobody.
-        findings = [_in_doubt(state, "every node", failed)]
-    elif len(bad) < len({r.node for r in failed}):
-        rest = [r for r in failed if r.node not in bad]
+        findings = [_in_doubt(state, "every node", blaming)]
+    elif len(bad) < len({r.node for r in blaming}):
+        rest = [r for r in blaming if r.node not in bad]
         findings.append(_in_doubt(state, _names(rest), rest))
+    if misnamed:
+        text = f"{misnamed[0].message} ({_names(misnamed)}). {misnamed[0].remedy}"
+        findings.append(_finding(state, "preflight-scratch-unusable", text, worst=misnamed[0]))
     judged = PreflightJudged(
         preflight=plan.number,
         checks_total=len(verdict.results),

@@ -6,6 +6,7 @@ product that comes out wrong, a word that does not hold, a write that is refused
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..checkpoints.manifest import FileEntry
 from ..checkpoints.shardfile import save_error, sync_directory, verify_file, write_file
 from ..logbook.errors import IntegrityError
-from ..logbook.preflight import CheckResult, PreflightLimits
+from ..logbook.preflight import SCRATCH_CHECK, CheckResult, PreflightLimits
 
 SEED = 20_211_106
 """The same on every rank, so that products can be compared across ranks."""
@@ -29,6 +30,9 @@ _EXACT_SIZE = 256
 _CHUNK_BYTES = 16 << 20
 _PATTERNS = (0, -1, 0x5555555555555555, -0x5555555555555556)
 _USE_ANOTHER = "Make it a folder that can be written to, or look at its file system."
+_NAME_ANOTHER = "Let nodes.preflight_scratch (or --scratch) name a folder that can be written to."
+_MISNAMED = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST})
+"""What a sound disk answers where its user asks for the wrong place."""
 _REPAIR = "Take it out of service and have it repaired; do not train on it."
 
 
@@ -163,12 +167,41 @@ class LocalChecks:
     # --- disk ------------------------------------------------------------------------------------
 
     def disk(self, folder: str) -> list[CheckResult]:
-        """Try the node's own disk: room, and a file written, synced and read back."""
+        """Try the node's own disk: room, and a file written, synced and read back.
+
+        A folder that cannot be made or written to by whoever trains says nothing about the disk.
+        """
+        misnamed = self._misnamed(folder)
+        if misnamed:
+            return [
+                CheckResult(
+                    name=SCRATCH_CHECK,
+                    node=self._node,
+                    rank=None,
+                    ok=False,
+                    quantity="usable_folders_total",
+                    value=0.0,
+                    limit=1.0,
+                    message=f"{folder} cannot be used: {misnamed}",
+                    remedy=_NAME_ANOTHER,
+                )
+            ]
         return [self._room(folder), self._file("disk-write", Path(folder))]
 
     def store(self, folder: str) -> list[CheckResult]:
         """Try the place of the checkpoints, written to as a save does."""
         return [self._file("store-write", Path(folder))]
+
+    def _misnamed(self, folder: str) -> str:
+        """Return why no file can be put there, "" where one can, or where the disk is at fault."""
+        path = Path(folder) / f".preflight-path-{self._node}-{os.getpid()}"
+        try:
+            os.makedirs(folder, exist_ok=True)
+            path.touch()
+            path.unlink()
+        except OSError as error:
+            return (error.strerror or str(error)) if error.errno in _MISNAMED else ""
+        return ""
 
     def _room(self, folder: str) -> CheckResult:
         free_bytes = 0

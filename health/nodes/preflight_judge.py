@@ -14,7 +14,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ...logbook.preflight import CheckResult, GroupResult, PreflightDone, PreflightOrder
+from ...logbook.preflight import (
+    SCRATCH_CHECK,
+    CheckResult,
+    GroupResult,
+    PreflightDone,
+    PreflightOrder,
+)
 from .grouping import (
     Group,
     GroupOutcome,
@@ -93,7 +99,8 @@ def judge_preflight(
     rows += _group_rows(order, nodes, reports)
     failed = [row for row in rows if not row.result.ok]
     bad = {row.result.node for row in failed if row.is_certain}
-    suspects = {row.result.node for row in failed if not row.is_certain} - bad
+    doubtful = [row.result for row in failed if not row.is_certain]
+    suspects = {result.node for result in doubtful if result.name != SCRATCH_CHECK} - bad
     order_of = {node: index for index, node in reversed(list(enumerate(nodes)))}
     return PreflightVerdict(
         results=tuple(row.result for row in rows),
@@ -103,11 +110,15 @@ def judge_preflight(
 
 
 def _not_the_node(rows: list[_Row], nodes: Sequence[str]) -> list[_Row]:
-    """A checkpoint store that fails on every node is itself at fault, not all of its users."""
+    """A checkpoint store that fails on every node is itself at fault, not all of its users.
+
+    A scratch folder that cannot be one is whoever named it's.
+    """
+    rows = [_Row(r.result, r.is_certain and r.result.name != SCRATCH_CHECK) for r in rows]
     failed = {r.result.node for r in rows if r.result.name == STORE_CHECK and not r.result.ok}
     if len(failed) < 2 or failed != set(nodes):
         return rows
-    return [_Row(r.result, is_certain=r.result.name != STORE_CHECK) for r in rows]
+    return [_Row(r.result, r.is_certain and r.result.name != STORE_CHECK) for r in rows]
 
 
 def _silent_rows(

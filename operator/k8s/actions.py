@@ -58,12 +58,14 @@ class StartController(msgspec.Struct, frozen=True):
     """Submit the Ray job that puts the controller on the cluster; an id taken is a job started.
 
     brings_tokens: its environment holds the tokens of the API, which no pod mounts there.
+    spec: digest of the run spec that it brings.
     """
 
     id: str
     entrypoint: str
     env: dict[str, str]
     brings_tokens: bool = False
+    spec: str = ""
 
 
 class StopController(msgspec.Struct, frozen=True):

@@ -33,7 +33,11 @@ LEASE_TIMES = LeaseTimes()
 
 
 class LeaseHeld:
-    """The Lease of one operator. is_held tells without asking anybody."""
+    """The Lease of one operator. is_held tells without asking anybody.
+
+    leader: who was last seen to hold it, "" for nobody else. trouble: why it can be neither read
+    nor taken, "" where that is known.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,8 @@ class LeaseHeld:
         self._held_until_s = -1.0
         self._seen: tuple[str, float] | None = None
         self.transitions = 0
+        self.leader = ""
+        self.trouble = "the Lease has not been read yet"
 
     @property
     def is_held(self) -> bool:
@@ -97,10 +103,15 @@ class LeaseHeld:
             elif self._is_free(lease):
                 await self._kube.replace(LEASES, self._taken(lease))
             else:
+                self.leader, self.trouble = str(lease["spec"]["holderIdentity"]), ""
                 return False
         except MidwatchError as error:
+            # After a conflict another one was quicker: who, is seen at the next reading.
+            if error.code != "kube-conflict":
+                self.leader, self.trouble = "", f"the Lease {self._name}: {error.message}"
             _log.warning("the Lease could not be renewed: %s", error)
             return False
+        self.leader, self.trouble = "", ""
         # From when it was asked: the server may have written it any time since.
         self._held_until_s = asked_s + self._times.renew_s
         return True

@@ -9,6 +9,7 @@ person.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -23,6 +24,8 @@ from .observed import Observed, time_of
 
 STARTS_MAX = 10
 START_WAIT_S, START_WAIT_MAX_S = 15.0, 600.0
+SPARES_WAIT_S = 120.0
+"""How long a run that could train waits for its spares, from when a pod became ready last."""
 TEARDOWN_S = 180.0
 """How long a deleted cluster may take to go before the run goes without it."""
 _SPEC_PATH = "/tmp/midwatch-spec.yaml"
@@ -118,14 +121,44 @@ def plan_start(observed: Observed, spec: TrainingRunSpec, run: RunSpec, want: Wa
             return []
     job_id = f"{names.job_prefix(observed.uid)}{number}"
     env, entrypoint = _job_env(spec, run), _entrypoint(observed, spec)
-    return [StartController(job_id, entrypoint, env, brings_tokens=not spec.owns_cluster)]
+    brings_tokens = not spec.owns_cluster
+    return [StartController(job_id, entrypoint, env, brings_tokens, digest_of(run))]
+
+
+def digest_of(run: RunSpec) -> str:
+    """Return a digest of what a run spec says, but for what is as it would be anyhow."""
+    said = run.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()[:16]
+
+
+def is_spec_in_force(observed: Observed, run: RunSpec) -> bool | None:
+    """Whether the controller was started with this run spec; None where that cannot be told."""
+    last = last_job(observed)
+    known = observed.status.get("job") or {}
+    told = last.spec if last is not None else known.get("specDigest", "")
+    status = last.status if last is not None else known.get("status", "")
+    return None if not told or status in ("FAILED", "STOPPED") else bool(told == digest_of(run))
+
+
+def holds_older_run(observed: Observed) -> bool:
+    """Whether the run folder holds a run that was completed before this object was made."""
+    sight = observed.sight
+    return sight is not None and sight.status == "completed" and _is_new_here(observed)
 
 
 def pods_ready(observed: Observed, spec: TrainingRunSpec, run: RunSpec) -> bool:
-    """Whether the head and every node, spares included, are there."""
+    """Whether the head and every node are there, or all but spares that were waited for.
+
+    A spare that is missing must not keep the run from training; one that is only a little late
+    would be missed for as long as this controller lives.
+    """
     if not spec.owns_cluster:
         return observed.cluster is not None
-    return has_head(observed) and num_ready(observed) >= wanted_pods(run)
+    if not has_head(observed) or num_ready(observed) < run.num_nodes:
+        return False
+    newest_s = max(p.ready_s for p in observed.pods if p.is_ready and p.is_live)
+    is_late = observed.now_s >= newest_s + SPARES_WAIT_S
+    return is_late or num_ready(observed) >= wanted_pods(run)
 
 
 def has_head(observed: Observed) -> bool:

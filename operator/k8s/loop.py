@@ -18,6 +18,7 @@ from ...logbook.errors import MidwatchError
 from .apply import Applier
 from .cache import Key
 from .look import Lookout
+from .observed import Failure
 from .reconcile import reconcile
 from .world import World
 
@@ -54,6 +55,8 @@ class Runs:
         self._rules, self._times = rules, times
         self._woken: dict[Key, asyncio.Event] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._failed: dict[Key, tuple[Failure, ...]] = {}
+        self._uids: dict[Key, str] = {}
         self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_closed = False
         self.turned_s = time.monotonic()
@@ -97,6 +100,7 @@ class Runs:
         finally:
             self._tasks.pop(key, None)
             self._woken.pop(key, None)
+            self._failed.pop(key, None)
             # It may have come back while its loop was about to end.
             if self._world.runs.get(*key) is not None and not self._fatal.done():
                 self.wake(key)
@@ -113,6 +117,7 @@ class Runs:
     async def _look_and_act(self, key: Key) -> float | None:
         """Return after how long to look again; less than zero after a failure, None at the end."""
         run = self._world.runs.get(*key)
+        self._note_uid(key, str(run["metadata"]["uid"]) if run is not None else "")
         if run is None:
             return None
         if not self._world.is_known:
@@ -120,6 +125,7 @@ class Runs:
         self.num_looks += 1
         try:
             observed = await self._lookout.look(run)
+            observed = msgspec.structs.replace(observed, failures=self._failed.get(key, ()))
             actions = reconcile(observed, self._rules)
             outcome = await self._applier.carry_out(actions, observed)
         except MidwatchError as error:
@@ -134,6 +140,7 @@ class Runs:
             self.num_failures += 1
             _log.exception("%s/%s: %r", *key, error)
             return -1.0
+        self._failed[key] = _in_a_row(observed.failures, outcome.failed)
         if outcome.run is not None:
             # What was written is known at once: the watch may tell of it late.
             is_gone = not outcome.run["metadata"].get("finalizers") and observed.deleting_s
@@ -145,6 +152,25 @@ class Runs:
         again_s = self._times.resync_s
         return again_s if outcome.again_s is None else min(outcome.again_s, again_s)
 
+    def _note_uid(self, key: Key, uid: str) -> None:
+        """Forget what was remembered of a run that is gone, or has a successor of its name."""
+        before = self._uids.pop(key, "")
+        if before and before != uid:
+            self._applier.forget(before)
+            self._lookout.forget(before)
+            self._failed.pop(key, None)
+        if uid:
+            self._uids[key] = uid
+
     def _end(self, error: MidwatchError) -> None:
         if not self._fatal.done():
             self._fatal.set_exception(error)
+
+
+def _in_a_row(before: Sequence[Failure], now: Sequence[Failure]) -> tuple[Failure, ...]:
+    """Return the failures of a look, each with how often it has come in a row."""
+    times = {(each.what, each.code): each.times for each in before}
+    return tuple(
+        msgspec.structs.replace(each, times=times.get((each.what, each.code), 0) + 1)
+        for each in now
+    )

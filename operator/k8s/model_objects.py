@@ -168,6 +168,8 @@ class JobFigures(Part):
     """Its submission id."""
     status: str = ""
     """What Ray says of it."""
+    spec_digest: str = ""
+    """Digest of the run spec that it brought."""
 
 
 class ApiFigures(Part):
@@ -198,7 +200,8 @@ class TrainingRunStatus(Part):
     """What the operator sees."""
 
     conditions: tuple[Condition, ...] = ()
-    """Admitted, Ready (the summary), Progressing, Degraded, Stalled, Succeeded, CheckpointFresh."""
+    """Admitted, Ready (the summary), Progressing, Degraded, Stalled, Succeeded, CheckpointFresh,
+    SpecApplied (whether spec.run is what the controller was started with)."""
     observed_generation: int = 0
     """Generation of the spec that this is about."""
     run: RunFigures = RunFigures()

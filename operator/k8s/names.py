@@ -36,6 +36,7 @@ API_PORT_NAME = "api"
 VIEWER, OPERATOR = "viewer", "operator"
 TOKEN_KEY = "token"
 RAY_TOKEN_KEY = "auth_token"
+SPEC_DIGEST = "midwatch-spec"
 TOKEN_DIR = "/etc/midwatch-api"
 
 NAME_CHARS_MAX = 40

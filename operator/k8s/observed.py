@@ -32,7 +32,10 @@ def time_text(time_s: float) -> str:
 
 
 class Pod(msgspec.Struct, frozen=True):
-    """A pod of the run's Ray cluster. group "" for the head. Times in seconds since the epoch."""
+    """A pod of the run's Ray cluster. group "" for the head. Times in seconds since the epoch.
+
+    ready_s: since when it is ready.
+    """
 
     name: str
     uid: str
@@ -42,6 +45,7 @@ class Pod(msgspec.Struct, frozen=True):
     is_head: bool = False
     phase: str = "Pending"
     is_ready: bool = False
+    ready_s: float = 0.0
     deleting_s: float | None = None
 
     @property
@@ -61,7 +65,10 @@ class NodeSight(msgspec.Struct, frozen=True):
 
 
 class JobSight(msgspec.Struct, frozen=True):
-    """A Ray job that was to put the controller on the cluster. number: 1, 2, ... of its run."""
+    """A Ray job that was to put the controller on the cluster. number: 1, 2, ... of its run.
+
+    spec: digest of the run spec that it brought, "" where that is not known.
+    """
 
     id: str
     number: int
@@ -69,6 +76,7 @@ class JobSight(msgspec.Struct, frozen=True):
     message: str = ""
     begun_s: float = 0.0
     ended_s: float = 0.0
+    spec: str = ""
 
     @property
     def is_over(self) -> bool:
@@ -122,6 +130,19 @@ class RunSight(msgspec.Struct, frozen=True):
         return tuple(str(each["node"]) for each in placements)
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """An action that could not be carried out at the last look. times: at how many in a row.
+
+    is_final: the server will never take it as it is.
+    """
+
+    what: str
+    code: str
+    message: str
+    is_final: bool = False
+    times: int = 1
+
+
 class Reach(msgspec.Struct, frozen=True):
     """What could not be seen this time, and why; "" where it could."""
 
@@ -129,12 +150,14 @@ class Reach(msgspec.Struct, frozen=True):
     api: str = ""
     nodes: str = ""
     kuberay: str = ""
+    secrets: str = ""
 
 
 class Observed(msgspec.Struct, frozen=True):
     """One look. now_s: when. cluster: the RayCluster, None when there is none.
 
-    secrets: names of the token Secrets that exist. user: the operator as the API server knows it.
+    secrets: names of the token Secrets that exist. failures: of the actions of the look before.
+    user: the operator as the API server knows it.
     """
 
     now_s: float
@@ -147,7 +170,9 @@ class Observed(msgspec.Struct, frozen=True):
     interventions: tuple[Object, ...] = ()
     approvals: tuple[Object, ...] = ()
     secrets: frozenset[str] = frozenset()
+    has_service: bool = True
     reach: Reach = Reach()
+    failures: tuple[Failure, ...] = ()
     user: str = ""
 
     @property
@@ -192,6 +217,7 @@ def read_pod(pod: Object) -> Pod:
     labels = meta.get("labels") or {}
     conditions = status.get("conditions") or ()
     is_head = labels.get(names.RAY_NODE_TYPE_LABEL) == "head"
+    ready = [c for c in conditions if c["type"] == "Ready" and c["status"] == "True"]
     return Pod(
         name=meta["name"],
         uid=meta.get("uid", ""),
@@ -200,7 +226,8 @@ def read_pod(pod: Object) -> Pod:
         group="" if is_head else labels.get(names.RAY_GROUP_LABEL, ""),
         is_head=is_head,
         phase=status.get("phase", "Pending"),
-        is_ready=any(c["type"] == "Ready" and c["status"] == "True" for c in conditions),
+        is_ready=bool(ready),
+        ready_s=time_of(ready[0].get("lastTransitionTime")) or 0.0 if ready else 0.0,
         deleting_s=time_of(meta.get("deletionTimestamp")),
     )
 

@@ -82,16 +82,21 @@ def _objects(
     owner = Owner(observed.run)
     actions: list[Action] = []
     for role in (names.VIEWER, names.OPERATOR):
-        if names.token_secret_name(observed.name, role) not in observed.secrets:
+        is_there = names.token_secret_name(observed.name, role) in observed.secrets
+        if not (is_there or observed.reach.secrets):
             actions.append(MakeToken(build_token_secret(owner, role)))
     if not spec.owns_cluster:
         if cluster is not None:
             service = build_service(owner, cluster["metadata"]["name"])
-            actions.append(ApplyObject(service))
+            actions.append(ApplyObject(service, is_there=observed.has_service))
         return actions
     if observed.reach.kuberay:
         return actions
-    actions.append(ApplyObject(build_service(owner, observed.name)))
+    service = build_service(owner, observed.name)
+    actions.append(ApplyObject(service, is_there=observed.has_service))
+    if cluster is None and any(isinstance(each, MakeToken) for each in actions):
+        # Its head mounts the tokens, and would keep those of an older run of this name.
+        return actions
     hosts = bad_nodes.hostnames(exclusions.nodes, observed.nodes)
     is_going = cluster is not None and cluster["metadata"].get("deletionTimestamp")
     if not is_going:

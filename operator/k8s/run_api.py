@@ -11,6 +11,8 @@ import httpx
 import msgspec
 
 from ...logbook.errors import Fatal, MidwatchError, Retryable
+from . import names
+from .actions import StartController
 from .observed import JobSight, RunSight
 
 TIMEOUT_S = 5.0
@@ -20,7 +22,8 @@ BODY_BYTES_MAX = 64 << 20
 class Remote:
     """One HTTP server with a bearer token. Errors: [remote-unreachable], [remote-refused].
 
-    A refusal carries what the server said: code and message of its JSON.
+    A refusal carries what the server said: code and message of its JSON. token: "" where none is
+    asked for.
     """
 
     def __init__(self, http: httpx.AsyncClient, base_url: str, token: str) -> None:
@@ -29,7 +32,9 @@ class Remote:
     async def ask(self, method: str, path: str, body: Any = None, **params: str) -> Any:
         """Return the decoded answer."""
         content = msgspec.json.encode(body) if body is not None else None
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         request = self._http.build_request(
             method, f"{self._base_url}{path}", content=content, headers=headers, params=params
         )
@@ -115,13 +120,19 @@ async def see_jobs(remote: Remote, prefix: str) -> tuple[JobSight, ...]:
             begun_s, ended_s = (float(each.get(k) or 0) / 1e3 for k in ("start_time", "end_time"))
             status = str(each.get("status", ""))
             message = str(each.get("message") or "")[:500]
-            jobs.append(JobSight(name, int(number), status, message, begun_s, ended_s))
+            spec = str((each.get("metadata") or {}).get(names.SPEC_DIGEST, ""))
+            jobs.append(JobSight(name, int(number), status, message, begun_s, ended_s, spec))
     return tuple(sorted(jobs, key=lambda job: job.number))
 
 
-async def start_job(remote: Remote, name: str, entrypoint: str, env: dict[str, str]) -> None:
+async def start_job(remote: Remote, job: StartController, env: dict[str, str]) -> None:
     """Submit a job; one with this id that is there already is the one that was meant."""
-    body = {"submission_id": name, "entrypoint": entrypoint, "runtime_env": {"env_vars": env}}
+    body = {
+        "submission_id": job.id,
+        "entrypoint": job.entrypoint,
+        "runtime_env": {"env_vars": env},
+        "metadata": {names.SPEC_DIGEST: job.spec},
+    }
     try:
         await remote.ask("POST", "/api/jobs/", body)
     except Refused as error:

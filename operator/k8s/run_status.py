@@ -14,6 +14,7 @@ from .bad_nodes import Exclusions
 from .conditions import FALSE, TRUE, UNKNOWN, Conditions
 from .model import TrainingRunSpec
 from .observed import Object, Observed, time_text
+from .refusals import BLOCKING, refusals
 
 TYPES = (
     "Admitted",
@@ -23,9 +24,16 @@ TYPES = (
     "Stalled",
     "Succeeded",
     "CheckpointFresh",
+    "SpecApplied",
 )
-_TOLD = ("Admitted", "Ready", "Degraded", "Stalled", "Succeeded")
-_ALARMS = {("Ready", FALSE), ("Degraded", TRUE), ("Stalled", TRUE), ("Admitted", FALSE)}
+_TOLD = ("Admitted", "Ready", "Degraded", "Stalled", "Succeeded", "SpecApplied")
+_ALARMS = {
+    ("Ready", FALSE),
+    ("Degraded", TRUE),
+    ("Stalled", TRUE),
+    ("Admitted", FALSE),
+    ("SpecApplied", FALSE),
+}
 _QUIET = frozenset(
     {"Starting", "ClusterStarting", "Suspending", "Suspended", "Completed", "Stopped"}
 )
@@ -40,6 +48,7 @@ _READY_REASONS = {
     "stopped": "Stopped",
 }
 QUEUED = "RayClusterSuspended"
+OLDER_RUN = "FolderHoldsCompletedRun"
 
 
 class Judged(NamedTuple):
@@ -87,6 +96,9 @@ def removal_status(observed: Observed) -> SetRunStatus:
     what = "its pods are taken away" if is_stopped else "it saves and stops"
     conditions.set("Ready", FALSE, "Deleting", what)
     conditions.set("Progressing", TRUE, "Deleting", what)
+    refused = refusals(observed)
+    if refused:
+        conditions.set("Stalled", TRUE, *refused[0])
     since = lifecycle.stopping_since(observed, lifecycle.removal_id(observed))
     return _finish(observed, conditions, {**_kept(observed), "stoppingSince": time_text(since)})
 
@@ -99,6 +111,7 @@ def run_status(observed: Observed, judged: Judged) -> SetRunStatus:
     _judge_course(observed, judged, conditions, reason, message)
     _judge_degraded(observed, judged, conditions)
     _judge_checkpoints(observed, conditions)
+    _judge_spec(observed, judged, conditions)
     more = {
         **_kept(observed),
         **_figures(observed, judged),
@@ -124,8 +137,10 @@ def _finish(observed: Observed, conditions: Conditions, more: Object) -> SetRunS
         "observedGeneration": observed.generation,
         **more,
     }
-    tells = tuple(_tell(each) for each in conditions.changed() if _is_news(each, observed))
-    return SetRunStatus(status, tells)
+    news = [each for each in conditions.changed() if _is_news(each, observed)]
+    # What several conditions say in the same words is told once.
+    told = {(each["reason"], each["message"]): each for each in reversed(news)}
+    return SetRunStatus(status, tuple(_tell(each) for each in reversed(told.values())))
 
 
 def _is_news(condition: Object, observed: Observed) -> bool:
@@ -135,9 +150,8 @@ def _is_news(condition: Object, observed: Observed) -> bool:
         return False
     known = {c["type"]: c["status"] for c in observed.status.get("conditions") or ()}
     is_first = known.get(kind, UNKNOWN) == UNKNOWN
-    return (
-        not (is_first and kind in ("Admitted", "Degraded", "Stalled")) or (kind, status) in _ALARMS
-    )
+    is_expected = is_first and kind in ("Admitted", "Degraded", "Stalled", "SpecApplied")
+    return not is_expected or (kind, status) in _ALARMS
 
 
 def _tell(condition: Object) -> Tell:
@@ -176,6 +190,10 @@ def _judge_ready(observed: Observed, judged: Judged, conditions: Conditions) -> 
         known = [c for c in observed.status.get("conditions") or () if c["type"] == "Ready"]
         reason = known[0]["reason"] if known else "Completed"
         message = known[0]["message"] if known else ""
+    elif lifecycle.holds_older_run(observed):
+        folder = judged.run.run_dir
+        reason = OLDER_RUN
+        message = f"{folder} holds a completed run: rename this one, or move that folder away"
     elif sight is not None:
         reason = _READY_REASONS.get(sight.status, "Training")
         message = sight.doing
@@ -189,6 +207,9 @@ def _judge_ready(observed: Observed, judged: Judged, conditions: Conditions) -> 
 def _why_unseen(observed: Observed, judged: Judged) -> tuple[str, str]:
     if observed.reach.kuberay:
         return "KubeRayMissing", observed.reach.kuberay
+    refused = refusals(observed)
+    if refused and refused[0][0] in BLOCKING:
+        return refused[0]
     if observed.cluster is None:
         return "ClusterStarting", "its RayCluster is being made"
     wanted = lifecycle.wanted_pods(judged.run)
@@ -213,11 +234,14 @@ def _judge_course(
     observed: Observed, judged: Judged, conditions: Conditions, reason: str, message: str
 ) -> None:
     sight = observed.sight
-    is_stuck = reason in ("Paused", "ControllerNotStarted", "KubeRayMissing")
+    stuck = ("Paused", "ControllerNotStarted", "KubeRayMissing", OLDER_RUN)
+    is_stuck = reason in (*stuck, *BLOCKING)
     conditions.set("Stalled", TRUE if is_stuck else FALSE, reason, message if is_stuck else "")
     at_rest = is_stuck or reason in ("Suspended", "Completed", "Stopped")
     conditions.set("Progressing", FALSE if at_rest else TRUE, reason, message)
-    if sight is not None and sight.status == "completed":
+    if reason == OLDER_RUN:
+        conditions.set("Succeeded", FALSE, OLDER_RUN, message)
+    elif sight is not None and sight.status == "completed":
         conditions.set("Succeeded", TRUE, "Completed", message)
     elif judged.want.finished_s is not None and sight is not None:
         conditions.set("Succeeded", FALSE, "Stopped", message)
@@ -226,7 +250,7 @@ def _judge_course(
 
 
 def _judge_degraded(observed: Observed, judged: Judged, conditions: Conditions) -> None:
-    problems: list[tuple[str, str]] = []
+    problems = refusals(observed)
     sight = observed.sight
     if judged.exclusions.refused:
         nodes = ", ".join(judged.exclusions.refused)
@@ -235,10 +259,8 @@ def _judge_degraded(observed: Observed, judged: Judged, conditions: Conditions) 
     incidents = tuple(sight.state.get("open_incidents") or ()) if sight is not None else ()
     if incidents:
         problems.append(("OpenIncidents", ", ".join(incidents)))
-    if judged.exclusions.rows and not judged.want.stop and judged.want.finished_s is None:
-        ready, wanted = lifecycle.num_ready(observed), lifecycle.wanted_pods(judged.run)
-        if ready < wanted:
-            problems.append(("NodesMissing", f"{ready} of {wanted} pods of nodes are ready"))
+    if not judged.want.stop and judged.want.finished_s is None:
+        problems += _missing_nodes(observed, judged)
     told = [f for f in judged.findings if f.action != Verdict.IGNORE]
     if told:
         problems.append(("NodeSigns", "; ".join(f"{f.node}: {f.message}" for f in told[:4])))
@@ -251,6 +273,16 @@ def _judge_degraded(observed: Observed, judged: Judged, conditions: Conditions) 
         conditions.set("Degraded", TRUE, reason, "; ".join(text for _, text in problems))
     else:
         conditions.set("Degraded", FALSE, "AsExpected", "")
+
+
+def _missing_nodes(observed: Observed, judged: Judged) -> list[tuple[str, str]]:
+    ready, wanted = lifecycle.num_ready(observed), lifecycle.wanted_pods(judged.run)
+    if ready >= wanted or not judged.spec.owns_cluster:
+        return []
+    message = f"{ready} of {wanted} pods of nodes are ready"
+    if ready >= judged.run.num_nodes and (observed.sight is not None or observed.jobs):
+        return [("SparesMissing", f"{message}; the run needs {judged.run.num_nodes}")]
+    return [("NodesMissing", message)] if judged.exclusions.rows else []
 
 
 def _judge_checkpoints(observed: Observed, conditions: Conditions) -> None:
@@ -268,6 +300,18 @@ def _judge_checkpoints(observed: Observed, conditions: Conditions) -> None:
         conditions.set("CheckpointFresh", TRUE, "Saved", "")
     else:
         conditions.set("CheckpointFresh", UNKNOWN, "NoCheckpointYet", "")
+
+
+def _judge_spec(observed: Observed, judged: Judged, conditions: Conditions) -> None:
+    """What the controller was started with stays in force until it is started anew."""
+    if judged.want.stop or judged.want.finished_s is not None:
+        return
+    is_in_force = lifecycle.is_spec_in_force(observed, judged.run)
+    if is_in_force is False:
+        message = "spec.run was changed after the controller began: suspend and resume to apply it"
+        conditions.set("SpecApplied", FALSE, "SpecNotApplied", message)
+    elif is_in_force:
+        conditions.set("SpecApplied", TRUE, "InForce", "")
 
 
 def _figures(observed: Observed, judged: Judged) -> Object:
@@ -290,7 +334,7 @@ def _figures(observed: Observed, judged: Judged) -> Object:
         }
     job = lifecycle.last_job(observed)
     if job is not None:
-        found["job"] = {"id": job.id, "status": job.status}
+        found["job"] = {"id": job.id, "status": job.status, "specDigest": job.spec}
     if observed.sight is not None:
         found["run"] = _run_figures(observed)
     return found

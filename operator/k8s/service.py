@@ -94,7 +94,7 @@ class Operator:
         now_s = time.monotonic()
         runs, world = self._runs, self._world
         turned_s = max(self._beat_s, runs.turned_s if runs is not None else 0.0)
-        trouble = "" if self._is_standby else self._trouble
+        trouble = self._lease.trouble if self._is_standby else self._trouble
         rows: list[tuple[str, str, float]] = [
             ("midwatch_operator_is_leader", "gauge", float(self._lease.is_held)),
             ("midwatch_operator_lease_transitions", "gauge", float(self._lease.transitions)),
@@ -106,7 +106,7 @@ class Operator:
                 ("midwatch_operator_failures_total", "counter", float(runs.num_failures)),
                 ("midwatch_operator_training_runs", "gauge", float(len(world.runs.items()))),
             ]
-        note = "standby: another operator leads" if self._is_standby else "ok"
+        note = f"standby: {self._lease.leader} leads" if self._is_standby else "ok"
         return Health(now_s < turned_s + STUCK_S, trouble, note, tuple(rows))
 
     async def _beat(self) -> None:

@@ -78,6 +78,9 @@ class RayCluster:
         self._wake = wake
         self._fleet = Fleet(spec.restart.heartbeat_deadline_s)
         self._names = node_names(spec.num_nodes, spec.nodes.spares)
+        if settings.bundles is not None:
+            # Spares that found no machine when the places were reserved have none.
+            self._names = self._names[: settings.bundles.bundle_count]
         self._signals: deque[Signal] = deque()
         self._heard: dict[str, int] = {}
         self._taken: dict[str, int] = {}

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .local_ray import is_local
 from .names import NAMESPACE, agent_name, controller_name, node_names
 from .ray_cluster import ClusterSettings
 
+_log = logging.getLogger(__name__)
 PLACEMENT_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
@@ -150,20 +151,14 @@ def _resources(spec: RunSpec) -> dict[str, float]:
 def _bundles(spec: RunSpec) -> PlacementGroup | None:
     """A bundle a node, each on a machine of its own; None where all share this machine."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    wanted = len(_nodes(spec))
     if spec.nodes.spread == "pack" or (spec.nodes.spread == "auto" and len(alive) == 1):
         return None
-    if len(alive) < wanted:
-        raise ConfigError(
-            "cluster-too-small",
-            f"{spec.name} wants {wanted} nodes, spares included; the cluster has {len(alive)}.",
-            remedy="Add nodes, lower nodes.spares or the mesh, or set nodes.spread: pack.",
-        )
-    gpus = _resources(spec)["num_gpus"]
-    bundle = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
     name = f"{spec.name}/nodes"
     with contextlib.suppress(ValueError):
         return get_placement_group(name)
+    gpus = _resources(spec)["num_gpus"]
+    bundle = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
+    wanted = fitting_nodes(spec, [node["Resources"] for node in alive], bundle)
     group: PlacementGroup = placement_group(
         [dict(bundle) for _ in range(wanted)],
         strategy="STRICT_SPREAD",
@@ -178,6 +173,27 @@ def _bundles(spec: RunSpec) -> PlacementGroup | None:
             remedy="Free resources (ray status shows them) or lower what the spec asks for.",
         )
     return group
+
+
+def fitting_nodes(
+    spec: RunSpec, machines: Sequence[Mapping[str, float]], bundle: Mapping[str, float]
+) -> int:
+    """Return how many nodes of a run find a machine of their own: all, or all but some spares.
+
+    machines: the resources of each. Raises: ConfigError[cluster-too-small].
+    """
+    able = sum(all(m.get(name, 0.0) >= much for name, much in bundle.items()) for m in machines)
+    wanted = len(_nodes(spec))
+    if able < spec.num_nodes:
+        raise ConfigError(
+            "cluster-too-small",
+            f"{spec.name} wants {spec.num_nodes} nodes with {dict(bundle)} each; the cluster has "
+            f"{able}.",
+            remedy="Add nodes, lower the mesh, or set nodes.spread: pack.",
+        )
+    if able < wanted:
+        _log.warning("%s begins with %d of %d nodes: spares are missing", spec.name, able, wanted)
+    return min(able, wanted)
 
 
 def _last_line(error: BaseException) -> str:

@@ -109,9 +109,17 @@ class Stage:
             if group in ("", pod["metadata"]["labels"].get("ray.io/group"))
         ]
 
-    async def submit(self, run: Object) -> None:
-        """Apply a TrainingRun as a person does, the schema's defaults filled in."""
-        await self.server.put("midwatch.dev/v1alpha1/trainingruns", run)
+    async def submit(self, run: Object) -> str:
+        """Apply a TrainingRun as a person does, the schema's defaults filled in; return its uid."""
+        made = await self.server.put("midwatch.dev/v1alpha1/trainingruns", run)
+        return str(made["metadata"]["uid"])
+
+    async def clear_away(self) -> None:
+        """Take away what KubeRay has made, and the jobs with it."""
+        self.run.jobs.clear()
+        for plural in ("ray.io/v1/rayclusters", "v1/pods"):
+            for each in self.server.all(plural):
+                await self.server.drop(plural, "ml", each["metadata"]["name"])
 
     async def change_spec(self, **changes: Any) -> None:
         """Change the spec of the TrainingRun as a person does."""

@@ -182,6 +182,7 @@ class RunServer:
         self.asked: list[Object] = []
         self.refuses: dict[str, tuple[int, Object]] = {}
         self.is_away = False
+        self.ray_token = RAY_TOKEN
         self.num_requests = 0
         self.url = ""
         self._runner: aiohttp.web.AppRunner | None = None
@@ -269,7 +270,8 @@ class RunServer:
         if self.is_away:
             raise aiohttp.web.HTTPServiceUnavailable
         self.num_requests += 1
-        if request.headers.get("Authorization") != f"Bearer {token}":
+        wanted = f"Bearer {token}" if token else None
+        if request.headers.get("Authorization") != wanted:
             raise aiohttp.web.HTTPUnauthorized
 
     def _allow_run(self, request: aiohttp.web.Request) -> RunState:
@@ -305,11 +307,11 @@ class RunServer:
         return _json(msgspec.json.encode({"id": body["id"], "stage": "requested"}), 202)
 
     async def _list_jobs(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
-        self._allow(request, RAY_TOKEN)
+        self._allow(request, self.ray_token)
         return _json(msgspec.json.encode(list(self.jobs.values())))
 
     async def _submit(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
-        self._allow(request, RAY_TOKEN)
+        self._allow(request, self.ray_token)
         body = await request.json()
         name = body["submission_id"]
         if name in self.jobs:
@@ -320,7 +322,7 @@ class RunServer:
         return _json(msgspec.json.encode({"submission_id": name}))
 
     async def _stop_job(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
-        self._allow(request, RAY_TOKEN)
+        self._allow(request, self.ray_token)
         self.jobs[request.match_info["name"]]["status"] = "STOPPED"
         return _json(b'{"stopped": true}')
 

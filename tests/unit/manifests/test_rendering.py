@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from midwatch.operator.k8s.model import read_spec
+from midwatch.operator.k8s.raycluster import Owner, build_cluster
+from midwatch.operator.spec import RunSpec
 from midwatch.operator.spec_file import parse_spec
 
 from tests.support.kube_models import is_built_in, problems_of
@@ -141,6 +145,40 @@ def test_every_run_is_one_that_midwatch_takes(folder: str) -> None:
             name = known["metadata"]["name"]
             whole = {**known["spec"]["run"], "name": name, "run_dir": f"/midwatch/training/{name}"}
             assert parse_spec(json.dumps(whole), name).name == name
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_path_of_a_run_lies_on_a_mount_of_its_pods(folder: str) -> None:
+    for known in render(folder):
+        if known["kind"] != "TrainingRun" or "clusterSelector" in known["spec"]:
+            continue
+        run, cluster = built(known)
+        (worker,) = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+        mounts = [Path(mount["mountPath"]) for mount in worker["volumeMounts"]]
+        for path in (run.nodes.preflight_scratch, run.run_dir, run.trainer["data"]["dir"]):
+            assert any(Path(path).is_relative_to(mount) for mount in mounts), path
+
+
+def built(known: Object) -> tuple[RunSpec, Object]:
+    """Return the run of a TrainingRun and the RayCluster that it gets."""
+    meta = {"namespace": "training", **known["metadata"], "uid": "uid"}
+    spec, run = read_spec(known["spec"], meta["name"], meta["namespace"])
+    return run, build_cluster(Owner({"metadata": meta}), spec, run, ())
+
+
+def test_removal_takes_no_namespace_of_runs_and_no_claim() -> None:
+    """A namespace takes its claims with it, and those the checkpoints."""
+    text = (MANIFESTS.parent / "docs" / "kubernetes.md").read_text()
+    removal = text.partition("## Removal")[2].partition("```")[2].partition("```")[0]
+    named = re.findall(r"kubectl delete -k (?:manifests/)?(\S+)", removal)
+    named += re.findall(r"or (install/\S+):", removal)
+    assert set(named) == {"install/cluster", "install/namespaced"}
+    for folder in named:
+        kinds = [(o["kind"], o["metadata"]["name"]) for o in render(folder)]
+        assert [name for kind, name in kinds if kind == "Namespace"] == ["midwatch-system"]
+        assert "PersistentVolumeClaim" not in {kind for kind, _ in kinds}
+        # All of what was installed goes, and with the kinds nothing of ours is left.
+        assert sum(kind == "CustomResourceDefinition" for kind, _ in kinds) == 3
 
 
 def test_opt_175b_is_124_nodes_of_8() -> None:

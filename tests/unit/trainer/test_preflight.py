@@ -255,6 +255,13 @@ def test_a_store_that_is_full_for_everybody_is_no_fault_of_the_nodes(tmp_path: P
     assert verdict.suspect_nodes == NODES
 
 
+def test_a_scratch_folder_that_cannot_be_one_is_no_fault_of_any_node(tmp_path: Path) -> None:
+    (tmp_path / "scratch").write_text("a file where the folder should be")
+    verdict = examined(tmp_path, {})
+    assert failed(verdict) == {"scratch-path": list(NODES)}
+    assert (verdict.bad_nodes, verdict.suspect_nodes) == ((), ())
+
+
 class OneBit(LocalChecks):
     """Turns one bit of one element of one product."""
 

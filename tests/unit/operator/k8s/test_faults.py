@@ -151,11 +151,31 @@ async def test_only_one_of_two_operators_acts_and_the_other_follows_it() -> None
             async with st.operator() as second:
                 await st.submit(make_run())
                 await st.bring_up()
-                assert second.health().note.startswith("standby")
+                await st.until(lambda: second.health().note == "standby: operator-1 leads")
+                assert second.health().trouble == ""
                 assert not second._lease.is_held
         async with st.operator() as third:
             await st.until(lambda: third._lease.is_held)
             assert third._lease.transitions >= 1
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_operator_that_may_not_touch_its_lease_does_not_say_that_it_stands_by(
+    method: str,
+) -> None:
+    async with stage() as st:
+        fault = st.server.fail(method, "leases", 403, times=10**6)
+        async with st.operator() as operator:
+            await st.until(lambda: "403" in operator.health().trouble)
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://127.0.0.1:{operator.probe_port}/readyz") as answer,
+            ):
+                assert answer.status == 503
+                assert "midwatch-operator" in await answer.text()
+            fault.times = 0
+            await st.until(lambda: operator._lease.is_held)
+            await st.until(lambda: operator.health().trouble == "")
 
 
 async def test_an_operator_that_cannot_renew_its_lease_ends_and_writes_nothing_more() -> None:
@@ -221,6 +241,39 @@ async def test_without_kuberay_the_run_says_so_and_the_operator_starts_anew_once
         assert raised.value.code == "served-kinds-changed"
         async with st.operator():
             await st.bring_up()
+
+
+@pytest.mark.parametrize("status", [403, 422, 500])
+async def test_a_refusal_that_lasts_reaches_the_object_once_and_goes_with_its_cause(
+    status: int,
+) -> None:
+    """500 is what a KubeRay that does not know a field makes of a server-side apply."""
+    async with stage() as st:
+        fault = st.server.fail("PATCH", "rayclusters", status, times=10**6)
+        async with st.operator():
+            await st.submit(make_run())
+            await st.until(lambda: st.condition("Stalled") == ("True", "ApplyRefused"))
+            assert st.condition("Degraded") == ("True", "ApplyRefused")
+            assert st.condition("Ready") == ("False", "ApplyRefused")
+            run = st.training_run()
+            assert run is not None
+            (told,) = (c for c in run["status"]["conditions"] if c["type"] == "Stalled")
+            assert str(status) in told["message"]
+            assert "rayclusters" in told["message"]
+            await st.until(lambda: st.events().count("ApplyRefused") == 1)
+            fault.times = 0
+            await st.bring_up()
+            assert st.condition("Degraded")[0] == st.condition("Stalled")[0] == "False"
+        assert st.events().count("ApplyRefused") == 1
+
+
+async def test_secrets_that_may_not_be_read_are_said_to_be_the_trouble() -> None:
+    async with stage() as st:
+        st.server.fail("GET", "secrets", 403, times=10**6)
+        async with st.operator():
+            await st.submit(make_run())
+            await st.until(lambda: st.condition("Stalled") == ("True", "SecretsForbidden"))
+            await st.until(lambda: st.events().count("SecretsForbidden") == 1)
 
 
 async def test_a_status_is_not_written_more_often_than_it_may_be() -> None:

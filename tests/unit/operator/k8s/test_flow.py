@@ -6,8 +6,9 @@ import pytest
 import yaml
 from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
+from midwatch.tests.support.kube import Object
 from midwatch.tests.support.kube_operator import USER, stage
-from midwatch.tests.support.kube_run import make_intervention, make_run
+from midwatch.tests.support.kube_run import RAY_TOKEN, make_intervention, make_run
 
 pytestmark = pytest.mark.asyncio
 INTERVENTIONS = "midwatch.dev/v1alpha1/interventions"
@@ -103,6 +104,74 @@ async def test_a_suspended_run_stops_releases_its_pods_and_goes_on_later() -> No
         st.run.decide(d.ResumeRun())
         st.run.start_attempt("n0", "n1")
         await st.until(lambda: st.condition("Ready")[0] == "True")
+
+
+async def test_a_run_applied_under_the_name_of_one_just_deleted_gets_tokens_of_its_own() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        stale = {s["metadata"]["name"]: s for s in st.server.all("v1/secrets")}
+        await st.delete_run()
+        await st.until(lambda: any(a["action"] == "stop" for a in st.run.asked))
+        st.run.decide(d.EndRun(stopped=True, step=11))
+        await st.until(lambda: st.training_run() is None, "the object is released")
+        await st.clear_away()
+        # One Secret of the old run is still to be collected.
+        await st.server.put("v1/secrets", _orphan(stale["night-midwatch-viewer"]))
+        run = await st.submit(make_run())
+
+        def uid_of(plural: str, name: str) -> str:
+            found = st.server.find(plural, "ml", name)
+            return found["metadata"]["labels"]["midwatch.dev/run-uid"] if found else ""
+
+        await st.until(lambda: uid_of("v1/secrets", "night-midwatch-operator") == run)
+        await st.until(lambda: uid_of("v1/services", "night-midwatch") == run)
+        assert st.cluster() is None
+        await st.server.drop("v1/secrets", "ml", "night-midwatch-viewer")
+        await st.until(lambda: uid_of("v1/secrets", "night-midwatch-viewer") == run)
+        await st.until(lambda: st.cluster() is not None)
+        # What is taken away behind the operator's back is made again at once.
+        await st.server.drop("v1/services", "ml", "night-midwatch")
+        await st.until(lambda: uid_of("v1/services", "night-midwatch") == run)
+
+
+def _orphan(body: Object) -> Object:
+    meta = {k: v for k, v in body["metadata"].items() if k in ("name", "namespace", "labels")}
+    return {**body, "metadata": meta}
+
+
+async def test_a_changed_run_spec_is_said_not_to_be_in_force_until_the_run_is_resumed() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        await st.until(lambda: st.condition("SpecApplied") == ("True", "InForce"))
+        run = make_run()["spec"]["run"]
+        longer = {**run, "trainer": {**run["trainer"], "steps": 200}}
+        await st.change_spec(run=longer)
+        await st.until(lambda: st.condition("SpecApplied") == ("False", "SpecNotApplied"))
+        await st.until(lambda: "SpecNotApplied" in st.events())
+        # What is written out as it would be anyhow is no change.
+        await st.change_spec(run={**run, "nodes": {**run["nodes"], "when_short": "wait"}})
+        await st.until(lambda: st.condition("SpecApplied") == ("True", "InForce"))
+
+
+async def test_a_folder_with_a_run_completed_before_is_not_this_runs_success() -> None:
+    async with stage() as st, st.operator():
+        await st.submit(make_run())
+        await st.bring_up()
+        st.run.decide(d.EndRun(stopped=False, step=100))
+        await st.until(lambda: st.condition("Succeeded")[0] == "True")
+        await st.delete_run()
+        await st.until(lambda: st.training_run() is None)
+        await st.clear_away()
+        await st.submit(make_run(deletion={"ttlSecondsAfterFinished": 0}))
+        older = "FolderHoldsCompletedRun"
+        await st.until(lambda: st.condition("Stalled") == ("True", older))
+        await st.until(lambda: st.condition("Succeeded") == ("False", older))
+        assert not st.run.jobs
+        await st.until(lambda: st.cluster() is None, "its pods are given back")
+        await st.until(lambda: st.condition("Ready") == ("False", older))
+        assert st.condition("Stalled") == ("True", older)
 
 
 async def test_a_spec_that_cannot_work_is_told_and_nothing_is_made() -> None:
@@ -226,13 +295,18 @@ async def test_a_cordoned_node_is_left_after_a_checkpoint() -> None:
         )
 
 
+# KubeRay's default is a cluster without a token.
+@pytest.mark.parametrize("auth", [{"authOptions": {"mode": "token"}}, {}], ids=["token", "open"])
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
-async def test_a_run_is_put_on_a_cluster_that_is_there_and_leaves_it_as_it_is(kind: str) -> None:
+async def test_a_run_is_put_on_a_cluster_that_is_there_and_leaves_it_as_it_is(
+    kind: str, auth: Object
+) -> None:
     async with stage() as st, st.operator():
+        st.run.ray_token = RAY_TOKEN if auth else ""
         shared = {
             "metadata": {"name": "shared", "namespace": "ml"},
             "spec": {
-                "authOptions": {"mode": "token"},
+                **auth,
                 "headGroupSpec": {"template": {"metadata": {"labels": {}}, "spec": {}}},
                 "workerGroupSpecs": [],
             },

@@ -11,7 +11,7 @@ from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
 from midwatch.logbook.state import RunState
 from midwatch.operator.k8s import actions as act
-from midwatch.operator.k8s.observed import JobSight, Reach, time_text
+from midwatch.operator.k8s.observed import JobSight, Pod, Reach, time_text
 from midwatch.operator.k8s.reconcile import reconcile
 from midwatch.operator.spec_file import parse_spec
 from midwatch.tests.support.builders import decided, fold, started
@@ -51,20 +51,49 @@ def test_before_anything_else_the_finalizer_is_set() -> None:
     assert status.tells == ()
 
 
-def test_a_new_run_gets_tokens_a_service_and_a_cluster_but_no_controller_yet() -> None:
+def test_a_new_run_gets_tokens_and_then_a_cluster_but_no_controller_yet() -> None:
     seen = look(cluster=None, pods=(), jobs=(), secrets=frozenset())
-    actions = reconcile(seen)
-    assert len(of_kind(actions, act.MakeToken)) == 2
+    first = reconcile(seen)
+    assert len(of_kind(first, act.MakeToken)) == 2
+    assert [a.body["kind"] for a in of_kind(first, act.ApplyObject)] == ["Service"]
+    actions = reconcile(look(cluster=None, pods=(), jobs=()))
     kinds = [a.body["kind"] for a in of_kind(actions, act.ApplyObject)]
     assert kinds == ["Service", "RayCluster"]
     assert not of_kind(actions, act.StartController)
     assert condition(actions, "Ready") == ("False", "ClusterStarting")
 
 
+def pods_ready_for(seconds: float, num_missing: int) -> tuple[Pod, ...]:
+    """The head, two nodes and a spare, but for the last few, the newest ready for so long."""
+    pods = look().pods
+    aged = [msgspec.structs.replace(pod, ready_s=NOW_S - seconds) for pod in pods]
+    return tuple(aged[: len(aged) - num_missing])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_missing", "starts"),
+    [(0.0, 0, True), (110.0, 1, False), (121.0, 1, True), (5000.0, 2, False)],
+)
+def test_missing_spares_are_waited_for_but_not_for_ever(
+    seconds: float, num_missing: int, starts: bool
+) -> None:
+    actions = reconcile(look(jobs=(), pods=pods_ready_for(seconds, num_missing)))
+    assert bool(of_kind(actions, act.StartController)) == starts
+    if not starts:
+        assert condition(actions, "Ready") == ("False", "PodsNotReady")
+
+
+def test_a_run_whose_head_was_lost_goes_on_although_a_spare_is_missing() -> None:
+    status = {"run": {"status": "training", "seq": 9}, "job": {"id": "midwatch-run-uid-1"}}
+    pods = pods_ready_for(130.0, 1)
+    assert of_kind(reconcile(look(jobs=(), pods=pods, status=status)), act.StartController)
+    training = reconcile(look(pods=pods, sight=seen_run(trained())))
+    assert condition(training, "Degraded") == ("True", "SparesMissing")
+    whole = reconcile(look(sight=seen_run(trained())))
+    assert condition(whole, "Degraded")[0] == "False"
+
+
 def test_the_controller_is_started_once_every_pod_is_there_spares_included() -> None:
-    short = reconcile(look(jobs=(), pods=look().pods[:-1]))
-    assert not of_kind(short, act.StartController)
-    assert condition(short, "Ready") == ("False", "PodsNotReady")
     (start,) = of_kind(reconcile(look(jobs=())), act.StartController)
     assert start.id == "midwatch-run-uid-1"
     assert "--detach" in start.entrypoint
