@@ -60,7 +60,8 @@ class RemoteControls:
         """Return what would be decided about a request now."""
         from .steer import plan_text
 
-        return plan_text(self._channel.plan(self._request_of(ask)))
+        request = self._request_of(ask)
+        return plan_text(request, self._channel.plan(request))
 
     def submit(self, ask: Ask) -> str:
         """Lay the request on the run's desk; return its id."""

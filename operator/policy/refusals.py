@@ -150,6 +150,9 @@ def value_now(state: RunState, name: str) -> float | None:
         return state.last.lr if state.last is not None else None
     if name == "lr-factor":
         return state.hyper.factor_at(state.step + 1)
+    if name == "loss-scale" and state.last is not None:
+        # It moves by itself: what was read back once says nothing of now.
+        return state.last.loss_scale
     if state.attempt is None:
         return None
     return state.attempt.readback.get(PARAMETERS[name].readback)

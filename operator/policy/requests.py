@@ -23,14 +23,14 @@ from ...logbook.decisions import (
 from ...logbook.events import InterventionRequested
 from ...logbook.fold_interventions import ENDINGS
 from ...logbook.hyper import Command
-from ...logbook.parameters import values_of
 from ...logbook.state import Intervention, RunState
 from ..spec import RunSpec
 from . import checkpoint_requests, rollback_requests
 from .checkpoint_requests import CHECKPOINT_ACTIONS
-from .context import Pairs, is_for_a_while, is_training, make_decision, said_by
+from .context import is_for_a_while, is_training, make_decision, said_by
 from .detectors import switch_of
-from .refusals import refuse, value_now
+from .foretell import foretell
+from .refusals import refuse
 from .rungs import given_up
 
 EXPIRY_GRACE_STEPS = 20
@@ -64,13 +64,14 @@ def _answer(
     said = said_by(request)
     action = _action_at_once(state, request)
     if action is not None:
-        return make_decision(state, action, said)
+        shown = foretell(state, spec, request) if request.action == "detector" else ()
+        return make_decision(state, action, said, evidence=shown)
     if not is_training(state):
         return None
     if request.action == rollback_requests.ROLLBACK:
         return rollback_requests.plan(state, spec, request, said, now_s)
     send = SendCommand(_command(state.next_command, request, spec), request.id)
-    evidence = (*_values_now(state, request), *given_up(state, request))
+    evidence = (*foretell(state, spec, request), *given_up(state, request))
     return make_decision(state, send, said, evidence=evidence)
 
 
@@ -111,18 +112,6 @@ def _command(seq: int, request: InterventionRequested, spec: RunSpec) -> Command
         request.at_step or 0,
         request.for_steps or 0,
     )
-
-
-def _values_now(state: RunState, request: InterventionRequested) -> Pairs:
-    names = values_of(request.action, request.value, request.values)
-    known = [(name, value_now(state, name)) for name in names]
-    evidence = [(f"{name} now", f"{now:.6g}") for name, now in known if now is not None]
-    rate = state.last.lr if state.last is not None else None
-    if "lr-factor" in names and rate is not None:
-        # A factor says little to whoever thinks in rates.
-        then = rate * names["lr-factor"]
-        evidence.append(("lr", f"{rate:.6g}, on the same schedule {then:.6g}"))
-    return tuple(evidence)
 
 
 def _follow_up(

@@ -31,7 +31,7 @@ def test_actions_and_keys_are_unique() -> None:
 def test_the_policy_knows_every_action(action: str) -> None:
     state = replace(started(), spec=spec_data(make_spec()))
     request = InterventionRequested("x-1", action, "ann", "why", value=0.5, target="n0")
-    assert "unknown action" not in plan_text(plan_request(state, request, state.time_s))
+    assert "unknown action" not in plan_text(request, plan_request(state, request, state.time_s))
 
 
 def test_limits_are_those_of_the_spec() -> None:

@@ -118,8 +118,52 @@ def test_a_factor_is_shown_with_the_rate_that_it_makes(run: SyntheticRun) -> Non
     last = run.state.last
     assert last is not None
     evidence = dict(tried(run, "lr", "--factor", "0.5")["evidence"])
-    assert evidence["lr-factor now"] == "0.5"
+    assert evidence["lr-factor"] == "0.5 -> 0.25", "factors multiply"
     assert evidence["lr"] == f"{last.lr:.6g}, on the same schedule {last.lr / 2:.6g}"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["clip", "--to", "0.3", "--at-step", "500"],
+            ["would send grad-clip 0.3 at step 500 as command 2", "from step: 500 of 2000"],
+        ),
+        (
+            ["lr", "--factor", "0.1", "--at-step", "500", "--for-steps", "20"],
+            ["lr-factor: 0.5 -> 0.05", "for: 20 steps, up to step 519; then as before"],
+        ),
+        (
+            ["scaler", "--reset", "8", "--floor", "0.01"],
+            [
+                "would send scaler loss-scale 8 loss-scale-floor 0.01 as command 2",
+                "loss-scale: 16384 -> 8",
+                "loss-scale-floor: not read back -> 0.01",
+                "from step: 141 of 2000, or the first after it that all ranks agree on",
+            ],
+        ),
+        (
+            ["skip", "--data-steps", "500:510"],
+            ["would send skip 500:510", "left out: data steps 500 up to 509, 10 in all"],
+        ),
+        (["stop", "--at-step", "600"], ["would send stop at step 600", "600 of 2000 is completed"]),
+        (["pause"], ["would send pause as command 2", "from step: 141 of 2000"]),
+        (
+            ["revert", "earlier"],
+            ["taken back: lr-factor 0.5 of ann (to see), applied from step 131", "0.5 -> 1"],
+        ),
+    ],
+)
+def test_a_dry_run_says_what_would_be_changed_from_what_to_what_and_when(
+    run: SyntheticRun, words: list[str], expected: list[str]
+) -> None:
+    name, *more = words
+    subject = [more.pop(0)] if name == "revert" else []
+    status, text = call(name, *subject, str(run.folder), *more, *WHY, "--dry-run")
+    assert status == 0
+    assert text.count("asked: to see") == 1
+    missing = [each for each in expected if each not in text]
+    assert not missing, text
 
 
 def test_whoever_asks_a_run_that_does_not_train_is_told_that_it_waits(
