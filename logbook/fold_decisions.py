@@ -12,7 +12,16 @@ from . import fold_preflight as pf
 from .energy import AttemptEnergy
 from .events import InterventionRequested
 from .fold_checkpoints import with_failed_restart
-from .fold_interventions import ENDINGS, LINEAGE, LR, staged, topics_of, touched
+from .fold_interventions import (
+    ENDINGS,
+    LINEAGE,
+    LR,
+    staged,
+    taken_back,
+    topics_of,
+    touched,
+    without_ending,
+)
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
 
 OWN = "midwatch"
@@ -33,7 +42,7 @@ def apply_decision(state: RunState, decision: d.Decision, time_s: float) -> RunS
     if decision.opens is not None:
         state = _opened(state, decision.opens, time_s)
     for name in decision.reverts:
-        state = staged(state, name, "reverted", decision.reason)
+        state = taken_back(state, name, decision.reason)
     action = decision.action
     if decision.incident is not None:
         state = fold_incident(
@@ -288,7 +297,7 @@ def _reject(
     state: RunState, action: d.RejectIntervention, decision: d.Decision, time_s: float
 ) -> RunState:
     state = staged(state, action.intervention, "rejected", decision.reason)
-    return replace(state, stopping="") if state.stopping == action.intervention else state
+    return without_ending(state, action.intervention)
 
 
 def _complete(

@@ -1,8 +1,9 @@
 """How far the changes that people ask for have got, and who changed what last.
 
     requested -> rejected | sent -> scheduled -> applied -> expired
-A change that is taken back, or that a later one takes the place of, is "reverted"; one that the
-ranks could not carry out, or that the end of the run overtook, is "failed".
+A change that is taken back at any of these stages, or that a later one takes the place of, is
+"reverted"; one that the ranks could not carry out, or that the end of the run overtook, is
+"failed".
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from . import events as ev
-from .hyper import Hyper
-from .parameters import values_of
+from .hyper import ONCE, Hyper
+from .parameters import LASTING, values_of
 from .state import AttemptState, Intervention, RunState, Touch
 
 ENDINGS = ("stop", "pause")
@@ -55,12 +56,58 @@ def staged(state: RunState, name: str, stage: str, detail: str) -> RunState:
     return _with(state, replace(known, stage=stage, detail=detail))
 
 
+def is_revocable(state: RunState, known: Intervention) -> bool:
+    """Whether a change can be taken back: it waits, is on its way, scheduled or in force."""
+    request = known.request
+    if is_unheard(state, known):
+        return True
+    if known.stage == "sent":
+        # What is done once and at once is under way; all else its undoing follows in order.
+        is_later = request.action in ONCE and request.at_step is not None
+        return is_later or request.action in LASTING
+    return known.stage in ("scheduled", "applied") and _is_standing(state, request)
+
+
+def is_unheard(state: RunState, known: Intervention) -> bool:
+    """Whether no rank has taken a change that is asked for, or is going to without an order."""
+    request = known.request
+    if known.stage != "sent" or request.action == "rollback":
+        return known.stage == "requested"
+    is_gone = state.attempt is None or known.sent_attempt != state.num_attempts
+    return is_gone and not known.acks and not _is_standing(state, request)
+
+
+def _is_standing(state: RunState, request: ev.InterventionRequested) -> bool:
+    return state.hyper.stands(request.id, state.step + 1)
+
+
+def taken_back(state: RunState, name: str, detail: str) -> RunState:
+    """Return the state in which a change is no more, by a decision alone."""
+    return without_ending(staged(state, name, "reverted", detail), name)
+
+
+def without_ending(state: RunState, name: str) -> RunState:
+    """Return the state in which a request, settled by now, is not what the run stops for."""
+    if state.stopping != name:
+        return state
+    others = [
+        other.request.id
+        for other in state.interventions.values()
+        if other.stage in ("requested", "sent") and _is_ending_at_once(other.request)
+    ]
+    return replace(state, stopping=others[0] if others else "")
+
+
+def _is_ending_at_once(request: ev.InterventionRequested) -> bool:
+    return request.action in ENDINGS and request.at_step is None
+
+
 def requested(state: RunState, e: ev.InterventionRequested, time_s: float) -> RunState:
     """Somebody asks for a change."""
     if e.id in state.interventions:
         return state
-    is_ending = e.action in ENDINGS and e.at_step is None
-    stopping = e.id if is_ending and not state.stopping else state.stopping
+    is_first = _is_ending_at_once(e) and not state.stopping
+    stopping = e.id if is_first else state.stopping
     return _with(replace(state, stopping=stopping), Intervention(request=e, requested_s=time_s))
 
 

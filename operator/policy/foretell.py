@@ -7,6 +7,7 @@ journal keeps it.
 from __future__ import annotations
 
 from ...logbook.events import InterventionRequested
+from ...logbook.fold_interventions import is_unheard
 from ...logbook.hyper import ONCE, Hyper
 from ...logbook.parameters import LASTING, PARAMETERS, parse_range, values_of
 from ...logbook.phrases import request_text
@@ -29,7 +30,9 @@ def foretell(state: RunState, spec: RunSpec, request: InterventionRequested) -> 
         case "skip":
             return (*_left_out(state, request.target), *_when(state, spec, request))
         case "revert":
-            return (*_taken_back(state, request.target), *_when(state, spec, request))
+            is_done_here = is_unheard(state, state.interventions[request.target])
+            when = () if is_done_here else _when(state, spec, request)
+            return (*_taken_back(state, request.target), *when)
     return (*_values(state, request), *_when(state, spec, request))
 
 

@@ -21,7 +21,7 @@ from ...logbook.decisions import (
     SetDetector,
 )
 from ...logbook.events import InterventionRequested
-from ...logbook.fold_interventions import ENDINGS
+from ...logbook.fold_interventions import ENDINGS, is_unheard
 from ...logbook.hyper import Command
 from ...logbook.state import Intervention, RunState
 from ..spec import RunSpec
@@ -62,6 +62,8 @@ def _answer(
     if request.action in CHECKPOINT_ACTIONS:
         return checkpoint_requests.answer(state, spec, request, now_s)
     said = said_by(request)
+    if request.action == "revert" and is_unheard(state, state.interventions[request.target]):
+        return _forget(state, spec, request, said)
     action = _action_at_once(state, request)
     if action is not None:
         shown = foretell(state, spec, request) if request.action == "detector" else ()
@@ -73,6 +75,14 @@ def _answer(
     send = SendCommand(_command(state.next_command, request, spec), request.id)
     evidence = (*foretell(state, spec, request), *given_up(state, request))
     return make_decision(state, send, said, evidence=evidence)
+
+
+def _forget(state: RunState, spec: RunSpec, request: InterventionRequested, said: str) -> Decision:
+    """Take back what no rank has taken: none needs to be told."""
+    why = f"{said}: no rank had taken {request.target}"
+    shown = foretell(state, spec, request)
+    done = CompleteIntervention(request.id)
+    return make_decision(state, done, why, evidence=shown, reverts=(request.target,))
 
 
 def _action_at_once(state: RunState, request: InterventionRequested) -> Action | None:
