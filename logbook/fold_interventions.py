@@ -17,7 +17,12 @@ from .state import AttemptState, Intervention, RunState, Touch
 
 ENDINGS = ("stop", "pause")
 """What ends an attempt: heard by the ranks is not yet done."""
-LINEAGE, DATA, LR = "lineage", "data", "lr"
+LINEAGE, DATA, LR, STATUS = "lineage", "data", "lr", "status"
+OWN = "midwatch"
+"""Who asks for the changes that the policy makes by itself."""
+RECENT_S = 3600.0
+"""Who asks for a change is told what was done to the same thing within this."""
+_OF_CHECKPOINTS = ("pin", "unpin", "quarantine-checkpoint", "release-checkpoint")
 
 
 def topics_of(state: RunState, request: ev.InterventionRequested) -> tuple[str, ...]:
@@ -35,7 +40,28 @@ def topics_of(state: RunState, request: ev.InterventionRequested) -> tuple[str, 
         return (f"detector {target.partition('=')[0]}",)
     if action in ("skip", "rollback"):
         return (DATA if action == "skip" else LINEAGE,)
+    if action in (*ENDINGS, "resume"):
+        return (STATUS,)
+    if action in _OF_CHECKPOINTS:
+        return (about_checkpoint(target),)
     return tuple(values_of(action, request.value, request.values))
+
+
+def about_checkpoint(name: str) -> str:
+    """Return the name under which changes to what is thought of a checkpoint are remembered."""
+    return f"checkpoint {name}"
+
+
+def recent_touches(
+    state: RunState, request: ev.InterventionRequested, now_s: float
+) -> dict[str, Touch]:
+    """Return what changed the same things last, by topic, where that was a short while ago."""
+    known = ((topic, state.touched.get(topic)) for topic in topics_of(state, request))
+    return {
+        topic: touch
+        for topic, touch in known
+        if touch is not None and now_s - touch.time_s <= RECENT_S
+    }
 
 
 def touched(
@@ -46,6 +72,19 @@ def touched(
         return state
     touch = Touch(seq=state.seq + 1, time_s=time_s, by=by, what=what)
     return replace(state, touched={**state.touched, **dict.fromkeys(topics, touch)})
+
+
+def touched_as_asked(
+    state: RunState,
+    topic: str,
+    asked: ev.InterventionRequested | None,
+    reason: str,
+    time_s: float,
+) -> RunState:
+    """Return the state in which a decision changed a topic: for who asked, or of its own accord."""
+    if asked is None:
+        return touched(state, (topic,), OWN, reason, time_s)
+    return touched(state, (topic,), asked.by, f"{asked.id} ({asked.reason})", time_s)
 
 
 def staged(state: RunState, name: str, stage: str, detail: str) -> RunState:

@@ -18,7 +18,7 @@ from ...logbook.action_phrases import action_text
 from ...logbook.decisions import Decision, RejectIntervention
 from ...logbook.errors import ConfigError, MidwatchError, Retryable
 from ...logbook.events import InterventionRequested
-from ...logbook.phrases import request_text
+from ...logbook.phrases import request_text, touch_text
 from ...logbook.state import Intervention
 from .channel import Channel
 from .channel import plan_request as plan_request
@@ -82,7 +82,8 @@ def submit(
             raise SystemExit(CONFLICT)
         return
     waits = timeout_s > 0 and not channel.plan(request)
-    channel.post(request)
+    for topic, touch in channel.post(request).items():
+        print(f"just before, {touch_text(topic, touch)}", file=sys.stderr)
     if timeout_s <= 0:
         _answer({"id": request.id, "stage": "requested"}, f"requested as {request.id}", output)
         return

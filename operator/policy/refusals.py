@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ...logbook.clock import clock_text
 from ...logbook.events import InterventionRequested
 from ...logbook.fold_interventions import is_revocable, topics_of
 from ...logbook.hyper import ONCE
 from ...logbook.parameters import LASTING, PARAMETERS, parse_range, refuse_values, values_of
+from ...logbook.phrases import touch_text
 from ...logbook.state import RunState, Status
 from ..spec import RunSpec
 from . import checkpoint_requests, rollback_requests
@@ -40,8 +40,7 @@ def _conflict(state: RunState, request: InterventionRequested) -> str:
         touch = state.touched.get(topic)
         if touch is not None and seen is not None and touch.seq > seen:
             return (
-                f"conflict: {topic} was changed by {touch.by} at {clock_text(touch.time_s)[:19]} "
-                f"with {touch.what}, event {touch.seq}; this request knew of events up to {seen}. "
+                f"conflict: {touch_text(topic, touch)}; this request knew of events up to {seen}. "
                 "Look again, then ask again"
             )
     return ""

@@ -21,8 +21,9 @@ from ...logbook.decisions import (
     SetDetector,
 )
 from ...logbook.events import InterventionRequested
-from ...logbook.fold_interventions import ENDINGS, is_unheard
+from ...logbook.fold_interventions import ENDINGS, is_unheard, recent_touches
 from ...logbook.hyper import Command
+from ...logbook.phrases import touch_text
 from ...logbook.state import Intervention, RunState
 from ..spec import RunSpec
 from . import checkpoint_requests, rollback_requests
@@ -59,6 +60,18 @@ def _answer(
     refusal = refuse(state, spec, request)
     if refusal:
         return make_decision(state, RejectIntervention(request.id), refusal)
+    decision = _carry_out(state, spec, request, now_s)
+    if decision is None:
+        return None
+    # Who asks may not know what somebody else did to the same thing a moment ago.
+    touches = recent_touches(state, request, now_s).items()
+    met = tuple(("just before", touch_text(topic, touch)) for topic, touch in touches)
+    return replace(decision, evidence=(*decision.evidence, *met))
+
+
+def _carry_out(
+    state: RunState, spec: RunSpec, request: InterventionRequested, now_s: float
+) -> Decision | None:
     if request.action in CHECKPOINT_ACTIONS:
         return checkpoint_requests.answer(state, spec, request, now_s)
     said = said_by(request)

@@ -442,56 +442,7 @@ def test_an_incident_is_acknowledged_by_name() -> None:
     finished(night)
 
 
-# --- people who meet ------------------------------------------------------------------------------
-
-
-def test_of_two_people_at_once_the_later_sees_a_conflict() -> None:
-    night = Night(LONG)
-    night.run_to_step(43)
-    seen = night.state.seq
-    ann = night.ask("lr-factor", 0.5, id="ann", seen_seq=seen)
-    bob = night.ask("lr", 5e-4, id="bob", seen_seq=seen)
-    other = night.ask("grad-clip", 0.3, id="other", seen_seq=seen)
-    settled(night, "bob", "rejected")
-    said = night.state.interventions[bob].detail
-    assert said.startswith("conflict: lr was changed by ann at ")
-    assert "with ann (test), event" in said
-    night.run_for(5.0)
-    again = night.ask("lr", 5e-4, id="again", seen_seq=night.state.seq)
-    finished(night)
-    stages = [stage(night, name) for name in (ann, bob, other, again)]
-    assert stages == ["applied", "rejected", "applied", "applied"]
-
-
-def test_a_change_by_the_policy_itself_is_a_conflict_too() -> None:
-    night = Night(LONG)
-    night.run_to_step(43)
-    seen = night.state.seq
-    night.ask("quarantine", target="node-0", seen_seq=seen)
-    night.run_for(2.0)
-    name = night.ask("release", target="node-0", seen_seq=seen)
-    settled(night, name, "rejected")
-    assert "node node-0 was changed by" in night.state.interventions[name].detail
-
-
-@pytest.mark.parametrize(
-    ("action", "value", "expected", "wanted"),
-    [
-        ("grad-clip", 0.3, 1.0, "applied"),
-        ("grad-clip", 0.3, 0.5, "rejected"),
-        ("lr-factor", 0.5, 1.0, "applied"),
-        ("lr-factor", 0.5, 0.9, "rejected"),
-    ],
-)
-def test_a_value_that_is_not_what_its_author_expects_is_left_alone(
-    action: str, value: float, expected: float, wanted: str
-) -> None:
-    night = Night(LONG)
-    night.run_to_step(43)
-    name = night.ask(action, value, expect_value=expected)
-    settled(night, name, wanted)
-    if wanted == "rejected":
-        assert "conflict: " in night.state.interventions[name].detail
+# --- people and the policy ------------------------------------------------------------------------
 
 
 def climbs(night: Night) -> list[d.Decision]:

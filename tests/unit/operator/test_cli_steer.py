@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from midwatch.logbook import decisions as d
 from midwatch.logbook.errors import MidwatchError
 from midwatch.logbook.events import InterventionRequested
+from midwatch.logbook.state import Touch
 from midwatch.operator.cli.channel import FolderChannel
 from midwatch.operator.cli.main import command_line
 from midwatch.operator.cli.output import Output, one_clear_error
@@ -269,8 +271,9 @@ class Elsewhere:
     def plan(self, request: InterventionRequested) -> list[d.Decision]:
         return self._near.plan(request)
 
-    def post(self, request: InterventionRequested) -> None:
+    def post(self, request: InterventionRequested) -> dict[str, Touch]:
         self.posted.append(request)
+        return {"grad-clip": Touch(40, 0.0, "bob", "clip-2 (spikes)")}
 
     def look(self, name: str) -> Any:
         return None
@@ -283,4 +286,25 @@ def test_a_command_reaches_a_run_by_any_channel(
     request = make_request("grad-clip", "to see", value=0.3)
     submit(far, request, dry_run=False, timeout_s=0.0, output=Output.TEXT)
     assert [(r.id, r.seen_seq) for r in far.posted] == [(request.id, 41)]
-    assert f"requested as {request.id}" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"requested as {request.id}" in told.out
+    met = "grad-clip was changed by bob at 1970-01-01 00:00:00 with clip-2 (spikes), event 40"
+    assert met in told.err
+
+
+@pytest.mark.parametrize(("minutes", "is_told"), [(10.0, True), (70.0, False)])
+def test_who_changes_what_was_just_changed_is_told_by_whom(
+    tmp_path: Path, minutes: float, is_told: bool
+) -> None:
+    run = SyntheticRun(tmp_path, nodes=2, spares=1, slots=2)
+    run.now_s = time.time() - 60 * minutes - 40.0 * 40
+    run.start("the first attempt")
+    run.train(40)
+    run.steer("ann-1", "lr-factor", 0.5)
+    run.close()
+    words = ["lr", str(tmp_path), "--factor", "0.5", *WHY]
+    status, text = call(*words, "--dry-run")
+    assert (status, "lr-factor: 0.5 -> 0.25" in text) == (0, True), text
+    assert ("just before: lr was changed by ann at " in text) is is_told, text
+    status, text = call(*words, "--timeout-s", "0")
+    assert ("just before, lr was changed by ann at " in text) is is_told, text
