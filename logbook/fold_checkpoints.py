@@ -23,6 +23,7 @@ from .state import (
     NodeState,
     RunState,
     SaveCost,
+    SaveTrouble,
 )
 from .trend import Trend
 from .wire import PEER_CODES, Phase, StepSample
@@ -66,6 +67,7 @@ def checkpoint_committed(state: RunState, e: ev.CheckpointCommitted, time_s: flo
         state = replace(state, recent_saves=saves[-RECENT_SAVES:])
     if known.abandoned:
         return replace(state, checkpoints={**state.checkpoints, e.checkpoint: known})
+    state = _saving_again(state, e, time_s)
     # Steps trained between the staging and the commit belong to the trend as well, and what was
     # found in them came after it.
     known = with_trend(replace(known, before=_finding_before(state, e.step)), state.samples)
@@ -78,6 +80,16 @@ def checkpoint_committed(state: RunState, e: ev.CheckpointCommitted, time_s: flo
         checkpoints={**state.checkpoints, e.checkpoint: known},
         trending=(*state.trending, e.checkpoint) if grows else state.trending,
     )
+
+
+def _saving_again(state: RunState, e: ev.CheckpointCommitted, time_s: float) -> RunState:
+    """A commit ends what trouble there was with saving, unless it is of an earlier save."""
+    trouble = state.save_trouble
+    if trouble is None or trouble.over_s is not None:
+        return state
+    if (e.attempt, e.step) <= (trouble.attempt, trouble.step):
+        return state
+    return replace(state, save_trouble=replace(trouble, over_s=time_s))
 
 
 def _is_left(state: RunState, attempt: int, step: int) -> bool:
@@ -262,7 +274,15 @@ def failed_restart(attempt: AttemptState, nodes: Mapping[str, NodeState]) -> str
 
 def checkpoint_failed(state: RunState, e: ev.CheckpointFailed, time_s: float) -> RunState:
     """A save failed; training goes on."""
-    return replace(state, failed_saves=state.failed_saves + 1)
+    state = replace(state, failed_saves=state.failed_saves + 1)
+    known, is_current = state.save_trouble, state.running(e.attempt) is not None
+    if not is_current or (known is not None and (e.attempt, e.step) <= (known.attempt, known.step)):
+        # Several ranks may tell of one save, and so may one that told before it was cut off.
+        return state
+    if known is None or known.over_s is not None:
+        return replace(state, save_trouble=SaveTrouble(e.attempt, e.step, e.error, time_s))
+    more = replace(known, attempt=e.attempt, step=e.step, error=e.error, num=known.num + 1)
+    return replace(state, save_trouble=more)
 
 
 def checkpoint_verified(state: RunState, e: ev.CheckpointVerified, time_s: float) -> RunState:

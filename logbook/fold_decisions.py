@@ -8,15 +8,27 @@ from typing import Any
 from msgspec.structs import replace
 
 from . import decisions as d
+from . import fold_marks as mk
 from . import fold_preflight as pf
 from .energy import AttemptEnergy
 from .events import InterventionRequested
 from .fold_checkpoints import with_failed_restart
-from .fold_interventions import ENDINGS, LINEAGE, LR, staged, topics_of, touched
+from .fold_interventions import (
+    ENDINGS,
+    LINEAGE,
+    LR,
+    OWN,
+    STATUS,
+    about_checkpoint,
+    staged,
+    taken_back,
+    topics_of,
+    touched,
+    touched_as_asked,
+    without_ending,
+)
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
 
-OWN = "midwatch"
-"""Who asks for the changes that the policy makes by itself."""
 MAX_REMEMBERED_RESTARTS = 1000
 """As many as any budget may allow, or that budget could never be spent."""
 
@@ -33,7 +45,7 @@ def apply_decision(state: RunState, decision: d.Decision, time_s: float) -> RunS
     if decision.opens is not None:
         state = _opened(state, decision.opens, time_s)
     for name in decision.reverts:
-        state = staged(state, name, "reverted", decision.reason)
+        state = taken_back(state, name, decision.reason)
     action = decision.action
     if decision.incident is not None:
         state = fold_incident(
@@ -92,6 +104,7 @@ def _start_attempt(
         if name in checkpoints:
             bad = replace(checkpoints[name], quarantined=decision.reason)
             checkpoints = {**checkpoints, name: bad}
+            state = touched(state, (about_checkpoint(name),), OWN, "a rollback", time_s)
     state = replace(
         state,
         num_attempts=plan.attempt,
@@ -177,35 +190,6 @@ def _end_preflight(
     return pf.end_preflight(state, action, time_s)
 
 
-def _quarantine(
-    state: RunState, action: d.QuarantineNode, decision: d.Decision, time_s: float
-) -> RunState:
-    known = state.nodes.get(action.node)
-    if known is None:
-        return state
-    bad = replace(known, quarantined=decision.reason)
-    state = replace(state, nodes={**state.nodes, action.node: bad})
-    return touched(state, (f"node {action.node}",), OWN, decision.reason, time_s)
-
-
-def _release(
-    state: RunState, action: d.ReleaseNode, decision: d.Decision, time_s: float
-) -> RunState:
-    known = state.nodes.get(action.node)
-    if known is None:
-        return state
-    good = replace(known, quarantined="", num_hangs=0, lemon="", evict=None, drain=None)
-    state = replace(state, nodes={**state.nodes, action.node: good})
-    return touched(state, (f"node {action.node}",), OWN, decision.reason, time_s)
-
-
-def _set_detector(
-    state: RunState, action: d.SetDetector, decision: d.Decision, time_s: float
-) -> RunState:
-    state = replace(state, detectors={**state.detectors, action.detector: action.mode})
-    return touched(state, (f"detector {action.detector}",), OWN, decision.reason, time_s)
-
-
 def _await_nodes(
     state: RunState, action: d.AwaitNodes, decision: d.Decision, time_s: float
 ) -> RunState:
@@ -213,7 +197,7 @@ def _await_nodes(
 
 
 def _pause(state: RunState, action: d.PauseRun, decision: d.Decision, time_s: float) -> RunState:
-    state = _without_attempt(state, time_s)
+    state = _with_new_status(_without_attempt(state, time_s), "pause", decision, time_s)
     for name, known in state.interventions.items():
         if known.request.action == "pause" and _is_honoured(state, known):
             state = _settled_ending(state, name, decision.reason)
@@ -226,12 +210,21 @@ def _is_honoured(state: RunState, known: Intervention) -> bool:
     return known.stage in ("requested", "sent") or is_due
 
 
+def _with_new_status(state: RunState, ending: str, decision: d.Decision, time_s: float) -> RunState:
+    """Return the state that remembers for whom the run comes to rest: a person, or Midwatch."""
+    known = (i for i in state.interventions.values() if i.request.action == ending)
+    asked = next((i.request for i in known if _is_honoured(state, i)), None)
+    return touched_as_asked(state, STATUS, asked, decision.reason, time_s)
+
+
 def _settled_ending(state: RunState, name: str, reason: str) -> RunState:
     state = replace(state, hyper=state.hyper.without(name, state.step + 1))
     return staged(state, name, "applied", reason)
 
 
 def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: float) -> RunState:
+    asked = mk.asked_for(state, "resume", "")
+    state = touched_as_asked(state, STATUS, asked, decision.reason, time_s)
     return replace(
         state,
         paused="",
@@ -248,6 +241,7 @@ def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: 
 
 def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float) -> RunState:
     end = Status.STOPPED if action.stopped else Status.COMPLETED
+    state = _with_new_status(state, "stop" if action.stopped else "", decision, time_s)
     state = replace(_without_attempt(state, time_s), end=end, ended_s=time_s, preflight=None)
     for name, known in state.interventions.items():
         if known.request.action in ENDINGS and known.stage in ("requested", "sent", "scheduled"):
@@ -291,7 +285,7 @@ def _reject(
     state: RunState, action: d.RejectIntervention, decision: d.Decision, time_s: float
 ) -> RunState:
     state = staged(state, action.intervention, "rejected", decision.reason)
-    return replace(state, stopping="") if state.stopping == action.intervention else state
+    return without_ending(state, action.intervention)
 
 
 def _complete(
@@ -325,42 +319,6 @@ def _close(
     return replace(state, open_incidents=still_open)
 
 
-def _verify(
-    state: RunState, action: d.VerifyCheckpoint, decision: d.Decision, time_s: float
-) -> RunState:
-    return _with_checkpoint(state, action.checkpoint, verify_asked_s=time_s)
-
-
-def _quarantine_checkpoint(
-    state: RunState, action: d.QuarantineCheckpoint, decision: d.Decision, time_s: float
-) -> RunState:
-    return _with_checkpoint(state, action.checkpoint, quarantined=decision.reason)
-
-
-def _release_checkpoint(
-    state: RunState, action: d.ReleaseCheckpoint, decision: d.Decision, time_s: float
-) -> RunState:
-    return _with_checkpoint(state, action.checkpoint, quarantined="", num_failed=0)
-
-
-def _with_checkpoint(state: RunState, name: str, **fields: Any) -> RunState:
-    known = state.checkpoints.get(name)
-    if known is None:
-        return state
-    return replace(state, checkpoints={**state.checkpoints, name: replace(known, **fields)})
-
-
-def _pin(state: RunState, action: d.PinCheckpoint, decision: d.Decision, time_s: float) -> RunState:
-    return replace(state, pins={**state.pins, action.checkpoint: decision.reason})
-
-
-def _unpin(
-    state: RunState, action: d.UnpinCheckpoint, decision: d.Decision, time_s: float
-) -> RunState:
-    pins = {name: why for name, why in state.pins.items() if name != action.checkpoint}
-    return replace(state, pins=pins)
-
-
 def _unchanged(state: RunState, action: Any, decision: d.Decision, time_s: float) -> RunState:
     return state
 
@@ -370,9 +328,9 @@ _APPLY: dict[type, _Apply] = {
     d.StartAttempt: _start_attempt,
     d.RunPreflight: _run_preflight,
     d.EndPreflight: _end_preflight,
-    d.QuarantineNode: _quarantine,
-    d.ReleaseNode: _release,
-    d.SetDetector: _set_detector,
+    d.QuarantineNode: mk.quarantine_node,
+    d.ReleaseNode: mk.release_node,
+    d.SetDetector: mk.set_detector,
     d.AwaitNodes: _await_nodes,
     d.PauseRun: _pause,
     d.ResumeRun: _resume,
@@ -383,11 +341,11 @@ _APPLY: dict[type, _Apply] = {
     d.ExpireIntervention: _expire,
     d.AcknowledgeIncident: _acknowledge,
     d.CloseIncident: _close,
-    d.VerifyCheckpoint: _verify,
-    d.QuarantineCheckpoint: _quarantine_checkpoint,
-    d.ReleaseCheckpoint: _release_checkpoint,
-    d.PinCheckpoint: _pin,
-    d.UnpinCheckpoint: _unpin,
+    d.VerifyCheckpoint: mk.verify,
+    d.QuarantineCheckpoint: mk.quarantine_checkpoint,
+    d.ReleaseCheckpoint: mk.release_checkpoint,
+    d.PinCheckpoint: mk.pin,
+    d.UnpinCheckpoint: mk.unpin,
     d.PruneCheckpoints: _unchanged,
     d.Observe: _unchanged,
 }

@@ -1,8 +1,9 @@
 """How far the changes that people ask for have got, and who changed what last.
 
     requested -> rejected | sent -> scheduled -> applied -> expired
-A change that is taken back, or that a later one takes the place of, is "reverted"; one that the
-ranks could not carry out, or that the end of the run overtook, is "failed".
+A change that is taken back at any of these stages, or that a later one takes the place of, is
+"reverted"; one that the ranks could not carry out, or that the end of the run overtook, is
+"failed".
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from . import events as ev
-from .hyper import Hyper
-from .parameters import values_of
+from .hyper import ONCE, Hyper
+from .parameters import LASTING, values_of
 from .state import AttemptState, Intervention, RunState, Touch
 
 ENDINGS = ("stop", "pause")
 """What ends an attempt: heard by the ranks is not yet done."""
-LINEAGE, DATA, LR = "lineage", "data", "lr"
+LINEAGE, DATA, LR, STATUS = "lineage", "data", "lr", "status"
+OWN = "midwatch"
+"""Who asks for the changes that the policy makes by itself."""
+RECENT_S = 3600.0
+"""Who asks for a change is told what was done to the same thing within this."""
+_OF_CHECKPOINTS = ("pin", "unpin", "quarantine-checkpoint", "release-checkpoint")
 
 
 def topics_of(state: RunState, request: ev.InterventionRequested) -> tuple[str, ...]:
@@ -34,7 +40,28 @@ def topics_of(state: RunState, request: ev.InterventionRequested) -> tuple[str, 
         return (f"detector {target.partition('=')[0]}",)
     if action in ("skip", "rollback"):
         return (DATA if action == "skip" else LINEAGE,)
+    if action in (*ENDINGS, "resume"):
+        return (STATUS,)
+    if action in _OF_CHECKPOINTS:
+        return (about_checkpoint(target),)
     return tuple(values_of(action, request.value, request.values))
+
+
+def about_checkpoint(name: str) -> str:
+    """Return the name under which changes to what is thought of a checkpoint are remembered."""
+    return f"checkpoint {name}"
+
+
+def recent_touches(
+    state: RunState, request: ev.InterventionRequested, now_s: float
+) -> dict[str, Touch]:
+    """Return what changed the same things last, by topic, where that was a short while ago."""
+    known = ((topic, state.touched.get(topic)) for topic in topics_of(state, request))
+    return {
+        topic: touch
+        for topic, touch in known
+        if touch is not None and now_s - touch.time_s <= RECENT_S
+    }
 
 
 def touched(
@@ -47,6 +74,19 @@ def touched(
     return replace(state, touched={**state.touched, **dict.fromkeys(topics, touch)})
 
 
+def touched_as_asked(
+    state: RunState,
+    topic: str,
+    asked: ev.InterventionRequested | None,
+    reason: str,
+    time_s: float,
+) -> RunState:
+    """Return the state in which a decision changed a topic: for who asked, or of its own accord."""
+    if asked is None:
+        return touched(state, (topic,), OWN, reason, time_s)
+    return touched(state, (topic,), asked.by, f"{asked.id} ({asked.reason})", time_s)
+
+
 def staged(state: RunState, name: str, stage: str, detail: str) -> RunState:
     """Return the state with one intervention at a stage."""
     known = state.interventions.get(name)
@@ -55,12 +95,58 @@ def staged(state: RunState, name: str, stage: str, detail: str) -> RunState:
     return _with(state, replace(known, stage=stage, detail=detail))
 
 
+def is_revocable(state: RunState, known: Intervention) -> bool:
+    """Whether a change can be taken back: it waits, is on its way, scheduled or in force."""
+    request = known.request
+    if is_unheard(state, known):
+        return True
+    if known.stage == "sent":
+        # What is done once and at once is under way; all else its undoing follows in order.
+        is_later = request.action in ONCE and request.at_step is not None
+        return is_later or request.action in LASTING
+    return known.stage in ("scheduled", "applied") and _is_standing(state, request)
+
+
+def is_unheard(state: RunState, known: Intervention) -> bool:
+    """Whether no rank has taken a change that is asked for, or is going to without an order."""
+    request = known.request
+    if known.stage != "sent" or request.action == "rollback":
+        return known.stage == "requested"
+    is_gone = state.attempt is None or known.sent_attempt != state.num_attempts
+    return is_gone and not known.acks and not _is_standing(state, request)
+
+
+def _is_standing(state: RunState, request: ev.InterventionRequested) -> bool:
+    return state.hyper.stands(request.id, state.step + 1)
+
+
+def taken_back(state: RunState, name: str, detail: str) -> RunState:
+    """Return the state in which a change is no more, by a decision alone."""
+    return without_ending(staged(state, name, "reverted", detail), name)
+
+
+def without_ending(state: RunState, name: str) -> RunState:
+    """Return the state in which a request, settled by now, is not what the run stops for."""
+    if state.stopping != name:
+        return state
+    others = [
+        other.request.id
+        for other in state.interventions.values()
+        if other.stage in ("requested", "sent") and _is_ending_at_once(other.request)
+    ]
+    return replace(state, stopping=others[0] if others else "")
+
+
+def _is_ending_at_once(request: ev.InterventionRequested) -> bool:
+    return request.action in ENDINGS and request.at_step is None
+
+
 def requested(state: RunState, e: ev.InterventionRequested, time_s: float) -> RunState:
     """Somebody asks for a change."""
     if e.id in state.interventions:
         return state
-    is_ending = e.action in ENDINGS and e.at_step is None
-    stopping = e.id if is_ending and not state.stopping else state.stopping
+    is_first = _is_ending_at_once(e) and not state.stopping
+    stopping = e.id if is_first else state.stopping
     return _with(replace(state, stopping=stopping), Intervention(request=e, requested_s=time_s))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from .fold_interventions import is_revocable
 from .parameters import GROUPS, PARAMETERS, Bound, parse_range
 from .state import RunState
 
@@ -104,9 +105,8 @@ def choices_of(field: Field, state: RunState, switches: tuple[str, ...]) -> tupl
         silent = (n for n, i in reversed(state.incidents.items()) if not i.acknowledged)
         return tuple(silent)
     if field.kind is FieldKind.CHANGE:
-        stages, next_step = ("scheduled", "applied"), state.step + 1
         made = reversed(state.interventions.items())
-        return tuple(n for n, i in made if i.stage in stages and state.hyper.stands(n, next_step))
+        return tuple(name for name, known in made if is_revocable(state, known))
     return switches if field.kind is FieldKind.SWITCH else ()
 
 

@@ -82,7 +82,7 @@ FORMS: tuple[Form, ...] = (
         "revert",
         "T",
         "Take a change back",
-        "A change that is scheduled or in force is so no longer.",
+        "A change that waits, is scheduled or in force is so no longer.",
         (Field("change", FieldKind.CHANGE, "id of the change"),),
     ),
     Form("checkpoint", "W", "Save now", "Saves the state without waiting.", (AFTER_STEP,)),

@@ -11,10 +11,10 @@ import msgspec
 
 from . import events as ev
 from .action_phrases import action_text
-from .clock import span_text
+from .clock import clock_text, span_text
 from .energy import energy_text
 from .parameters import values_of
-from .state import Intervention
+from .state import Intervention, Touch
 from .words import bytes_text, some_of, steps_text
 
 
@@ -224,6 +224,12 @@ def request_text(e: ev.InterventionRequested) -> str:
     words += [f"at step {e.at_step}"] if e.at_step is not None else []
     words += [f"for {steps_text(e.for_steps)}"] if e.for_steps is not None else []
     return " ".join(words)
+
+
+def touch_text(topic: str, touch: Touch) -> str:
+    """Return who changed something last, when, and with what."""
+    when = clock_text(touch.time_s)[:19]
+    return f"{topic} was changed by {touch.by} at {when} with {touch.what}, event {touch.seq}"
 
 
 def changes_text(known: Intervention) -> str:

@@ -29,6 +29,7 @@ from .quantile import RunningMedian
 from .state_checkpoints import CheckpointState as CheckpointState
 from .state_checkpoints import FindingMark as FindingMark
 from .state_checkpoints import SaveCost as SaveCost
+from .state_checkpoints import SaveTrouble as SaveTrouble
 from .state_preflight import NodeAnswers as NodeAnswers
 from .state_preflight import PreflightState as PreflightState
 from .wire import CheckpointTags, Hyper, StepSample
@@ -262,6 +263,7 @@ class RunState(msgspec.Struct, frozen=True):
     num_setbacks: how often training had to go back to a checkpoint after a failure.
     steps_lost: completed steps that were left behind, whether for a failure or because a person
         asked for a rollback.
+    failed_saves: all that ever failed. save_trouble: the last that did so in a row, over or not.
     upload_trouble: why uploads do not get on, by node; over once a checkpoint is in the store.
     uploaded_early: when checkpoints were in the store whose commit, told by another node, is yet to
         be heard of.
@@ -324,6 +326,7 @@ class RunState(msgspec.Struct, frozen=True):
     steps_total: int = 0
     steps_lost: int = 0
     failed_saves: int = 0
+    save_trouble: SaveTrouble | None = None
     faults: tuple[FaultInjected, ...] = ()
     stopping: str = ""
     upload_trouble: dict[str, UploadFailed] = {}

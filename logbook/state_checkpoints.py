@@ -25,6 +25,21 @@ class SaveCost(msgspec.Struct, frozen=True):
     save_s: float
 
 
+class SaveTrouble(msgspec.Struct, frozen=True):
+    """Saves that failed one after the other.
+
+    attempt, step, error: of the last of them. num: how many in a row. since_s: when the first
+    failed. over_s: when one was committed after them, None while that is yet to come.
+    """
+
+    attempt: int
+    step: int
+    error: str
+    since_s: float
+    num: int = 1
+    over_s: float | None = None
+
+
 class CheckpointState(msgspec.Struct, frozen=True):
     """One committed checkpoint and what became of the run after it.
 

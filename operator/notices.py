@@ -16,6 +16,8 @@ from ..logbook.decisions import ON_REQUEST, CloseIncident, Decision, Observe
 from ..logbook.state import Incident, RunState
 
 MAX_CHARS = 1200
+UNSAVED_AFTER = 2
+"""Saves that must fail in a row before people are woken: one may be a store's bad moment."""
 
 
 class Notice(msgspec.Struct, frozen=True):
@@ -30,6 +32,7 @@ def notices_of(state: RunState) -> list[Notice]:
     """Return everything there is to tell of a run so far, in the order of its happening."""
     found = [
         *_of_run(state),
+        *_of_saves(state),
         *(n for i in state.incidents.values() for n in _of_incident(state, i)),
     ]
     return [notice for _, notice in sorted(found, key=lambda pair: pair[0])]
@@ -41,7 +44,8 @@ def is_news(state: RunState, known: RunState) -> bool:
         state.paused,
         state.resumed_s,
         state.ended_s,
-    ) != (known.paused, known.resumed_s, known.ended_s)
+        state.save_trouble,
+    ) != (known.paused, known.resumed_s, known.ended_s, known.save_trouble)
 
 
 def slack_text(text: str) -> str:
@@ -92,6 +96,21 @@ def _of_run(state: RunState) -> _Timed:
     if state.ended_s is not None:
         text = f"{name} is {state.status} at step {state.step}"
         yield state.ended_s, _notice(f"run-{state.ended_s:.3f}", "ended", text)
+
+
+def _of_saves(state: RunState) -> _Timed:
+    trouble = state.save_trouble
+    if trouble is None or trouble.num < UNSAVED_AFTER:
+        return
+    key = f"saves-{trouble.since_s:.3f}"
+    saves = f"[{state.run}] {trouble.num} saves in a row"
+    known = (c for c in state.checkpoints.values() if not c.abandoned)
+    stands = [c.step for c in known if c.time_s <= trouble.since_s]
+    newest = f"the newest checkpoint is of step {max(stands)}" if stands else "nothing is saved"
+    text = f"{saves} have FAILED, the last of step {trouble.step}: {trouble.error}. "
+    yield trouble.since_s, _notice(key, "unsaved", f"{text}Training goes on; {newest}.")
+    if trouble.over_s is not None:
+        yield trouble.over_s, _notice(key, "saved", f"{saves} had failed; it is saved again")
 
 
 def _notice(of: str, topic: str, text: str) -> Notice:

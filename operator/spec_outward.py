@@ -8,7 +8,10 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from .spec_base import Seconds, Section
 
-Topic = Literal["opened", "answered", "recovered", "closed", "paused", "resumed", "ended"]
+Topic = Literal[
+    "opened", "answered", "recovered", "closed",
+    "unsaved", "saved", "paused", "resumed", "ended",
+]  # fmt: skip
 
 
 class AccountingSpec(Section):
@@ -63,9 +66,11 @@ class NotifySpec(Section):
     """URL that takes `{"text": ...}` by POST, as Slack, Mattermost and others do."""
     webhook_token: SecretName | None = None
     """Sent as a bearer token with each message, where the webhook wants one."""
-    topics: tuple[Topic, ...] = ("opened", "answered", "closed", "paused", "resumed", "ended")
+    topics: tuple[Topic, ...] = (
+        "opened", "answered", "closed", "unsaved", "saved", "paused", "resumed", "ended",
+    )  # fmt: skip
     """What is told: an incident opened, answered (after it was only watched), recovered or closed;
-    the run paused, resumed or ended."""
+    two saves in a row failed, and saved again; the run paused, resumed or ended."""
     heartbeat: SecretName | None = None
     """URL asked for as long as the controller turns: a dead-man switch that raises the alarm when
     nothing is heard any more."""

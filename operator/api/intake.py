@@ -16,7 +16,8 @@ import msgspec
 from ...logbook.decisions import Decision
 from ...logbook.errors import MidwatchError
 from ...logbook.events import InterventionRequested, NoteAdded
-from ...logbook.state import Intervention, RunState
+from ...logbook.fold_interventions import recent_touches
+from ...logbook.state import Intervention, RunState, Touch
 from ..desk import MAX_REQUEST_BYTES, Request, post_request
 from ..remarks import MAX_CHARS, record_remark
 from .order import Bounds
@@ -82,11 +83,15 @@ class RemarkAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: _NAME | None = None
 
 
-class Receipt(msgspec.Struct, frozen=True):
-    """What has become of a request so far. stage: as in Intervention."""
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What has become of a request so far. stage: as in Intervention.
+
+    touched: what changed the same things a short while ago, by topic; nothing where nobody did.
+    """
 
     id: str
     stage: str
+    touched: dict[str, Touch] = {}
 
 
 class RemarkReceipt(msgspec.Struct, frozen=True):
@@ -125,8 +130,9 @@ class Intake:
             _refuse_bulk(request)
             state = self._view.state()
             if not (state.status.is_terminal and state.is_at_rest):
-                post_request(self._view.run_dir, request, time_s=self._clock())
-                return Receipt(request.id, "requested")
+                now_s = self._clock()
+                post_request(self._view.run_dir, request, time_s=now_s)
+                return Receipt(request.id, "requested", recent_touches(state, request, now_s))
         self._settle(request, state)
         known = self._known(request.id)
         return Receipt(request.id, known.stage if known is not None else "requested")

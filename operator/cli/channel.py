@@ -7,12 +7,14 @@ else, so a run on another machine can be steered by the very same commands.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from ...logbook.decisions import Decision
 from ...logbook.events import InterventionRequested
-from ...logbook.state import Intervention, RunState
+from ...logbook.fold_interventions import recent_touches
+from ...logbook.state import Intervention, RunState, Touch
 from ..aftermath import hand_in
 from ..policy.requests import plan_answer
 from ..spec import RunSpec
@@ -33,8 +35,11 @@ class Channel(Protocol):
         """Return what would be decided about a request now; nothing is changed."""
         ...
 
-    def post(self, request: InterventionRequested) -> None:
-        """Lay a request where the controller finds it."""
+    def post(self, request: InterventionRequested) -> Mapping[str, Touch]:
+        """Lay a request where the controller finds it.
+
+        Returns: what changed the same things a short while ago, by topic.
+        """
         ...
 
     def look(self, name: str) -> Intervention | None:
@@ -60,8 +65,10 @@ class FolderChannel:
     def plan(self, request: InterventionRequested) -> list[Decision]:
         return plan_request(self._state(), request, time.time())
 
-    def post(self, request: InterventionRequested) -> None:
-        hand_in(self._folder, request, self._state())
+    def post(self, request: InterventionRequested) -> Mapping[str, Touch]:
+        state = self._state()
+        hand_in(self._folder, request, state)
+        return recent_touches(state, request, time.time())
 
     def look(self, name: str) -> Intervention | None:
         return self._state().interventions.get(name)

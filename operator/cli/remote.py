@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ...logbook.decisions import Decision
 from ...logbook.errors import MidwatchError, Retryable
 from ...logbook.events import InterventionRequested
-from ...logbook.state import Intervention, RunState
+from ...logbook.state import Intervention, RunState, Touch
 from ...logbook.tui.controls import Ask, Places
 from ..api.client import ApiClient
 
@@ -27,13 +27,13 @@ class RemoteChannel:
     def plan(self, request: InterventionRequested) -> list[Decision]:
         return self._client.try_out(request)
 
-    def post(self, request: InterventionRequested) -> None:
+    def post(self, request: InterventionRequested) -> Mapping[str, Touch]:
         """Lay a request on the desk. Sent again after a failure on the way: its id is its own."""
         try:
-            self._client.post(request)
+            return self._client.post(request).touched
         except Retryable as error:
             time.sleep(error.delay_s)
-            self._client.post(request)
+            return self._client.post(request).touched
 
     def look(self, name: str) -> Intervention | None:
         return self._client.intervention(name)
@@ -60,7 +60,8 @@ class RemoteControls:
         """Return what would be decided about a request now."""
         from .steer import plan_text
 
-        return plan_text(self._channel.plan(self._request_of(ask)))
+        request = self._request_of(ask)
+        return plan_text(request, self._channel.plan(request))
 
     def submit(self, ask: Ask) -> str:
         """Lay the request on the run's desk; return its id."""

@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import typer
 from msgspec.structs import replace
 
+from ...logbook.action_phrases import action_text
 from ...logbook.decisions import Decision, RejectIntervention
 from ...logbook.errors import ConfigError, MidwatchError, Retryable
 from ...logbook.events import InterventionRequested
+from ...logbook.phrases import request_text, touch_text
 from ...logbook.state import Intervention
 from .channel import Channel
 from .channel import plan_request as plan_request
@@ -75,12 +77,13 @@ def submit(
         request = replace(request, seen_seq=channel.seq())
     if dry_run:
         decisions = channel.plan(request)
-        _answer(decisions, plan_text(decisions), output)
+        _answer(decisions, plan_text(request, decisions), output)
         if any(isinstance(decision.action, RejectIntervention) for decision in decisions):
             raise SystemExit(CONFLICT)
         return
     waits = timeout_s > 0 and not channel.plan(request)
-    channel.post(request)
+    for topic, touch in channel.post(request).items():
+        print(f"just before, {touch_text(topic, touch)}", file=sys.stderr)
     if timeout_s <= 0:
         _answer({"id": request.id, "stage": "requested"}, f"requested as {request.id}", output)
         return
@@ -134,13 +137,13 @@ def _values(known: Intervention) -> str:
     return f" ({text}; read back from {len(known.acks)} ranks)" if text else ""
 
 
-def plan_text(decisions: list[Decision]) -> str:
-    """Return what a dry run found, for a person."""
+def plan_text(request: InterventionRequested, decisions: list[Decision]) -> str:
+    """Return what a dry run of a request found, for a person."""
     lines = []
     for decision in decisions:
-        lines.append(f"would decide {decision.action.__struct_config__.tag}: {decision.reason}")
+        lines.append(f"would {action_text(decision.action)}: {decision.reason}")
         lines += [f"    {what}: {value}" for what, value in decision.evidence]
-    return "\n".join(lines) or f"would wait: {WAITS}"
+    return "\n".join(lines) or f"would wait with {request_text(request)}: {WAITS}"
 
 
 def _answer(value: object, text: str, output: Output) -> None:

@@ -140,7 +140,7 @@ def revert(
     timeout_s: TimeoutOption = 60.0,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Take back a change that is scheduled or in force."""
+    """Take back a change that waits, is scheduled or in force."""
     _about("revert", change, run, reason, dry_run, timeout_s, output)
 
 

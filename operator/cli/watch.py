@@ -51,7 +51,8 @@ class FolderControls:
         from .steer import plan_request, plan_text
 
         try:
-            return plan_text(plan_request(state, _request_of(ask), self._clock()))
+            request = _request_of(ask)
+            return plan_text(request, plan_request(state, request, self._clock()))
         except ValueError as error:
             raise MidwatchError(
                 "spec-invalid",

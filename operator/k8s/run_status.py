@@ -290,11 +290,13 @@ def _judge_checkpoints(observed: Observed, conditions: Conditions) -> None:
         return
     state = observed.sight.state
     trouble = state.get("upload_trouble") or {}
+    saves = state.get("save_trouble") or {}
     if trouble:
         nodes = ", ".join(sorted(trouble))
         conditions.set("CheckpointFresh", FALSE, "UploadsFail", f"uploads of {nodes} fail")
-    elif state.get("failed_saves"):
-        message = f"{state['failed_saves']} saves in a row failed"
+    elif saves and saves.get("over_s") is None:
+        which = f"{saves['num']} in a row, the last of step {saves['step']}"
+        message = f"saves fail, {which}: {saves['error']}"[:1024]
         conditions.set("CheckpointFresh", FALSE, "SavesFail", message)
     elif state.get("checkpoints"):
         conditions.set("CheckpointFresh", TRUE, "Saved", "")

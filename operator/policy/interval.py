@@ -16,7 +16,7 @@ import msgspec
 
 from ...checkpoints.interval import optimal_interval_s
 from ...logbook.decisions import Decision, SendCommand
-from ...logbook.fold_decisions import OWN
+from ...logbook.fold_interventions import OWN
 from ...logbook.state import Intervention, RunState, SaveCost
 from ...logbook.wire import Command
 from ..spec import RunSpec

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ...logbook.clock import clock_text
 from ...logbook.events import InterventionRequested
-from ...logbook.fold_interventions import topics_of
+from ...logbook.fold_interventions import is_revocable, topics_of
 from ...logbook.hyper import ONCE
 from ...logbook.parameters import LASTING, PARAMETERS, parse_range, refuse_values, values_of
+from ...logbook.phrases import touch_text
 from ...logbook.state import RunState, Status
 from ..spec import RunSpec
 from . import checkpoint_requests, rollback_requests
@@ -40,8 +40,7 @@ def _conflict(state: RunState, request: InterventionRequested) -> str:
         touch = state.touched.get(topic)
         if touch is not None and seen is not None and touch.seq > seen:
             return (
-                f"conflict: {topic} was changed by {touch.by} at {clock_text(touch.time_s)[:19]} "
-                f"with {touch.what}, event {touch.seq}; this request knew of events up to {seen}. "
+                f"conflict: {touch_text(topic, touch)}; this request knew of events up to {seen}. "
                 "Look again, then ask again"
             )
     return ""
@@ -77,15 +76,20 @@ def _refuse_command(state: RunState, spec: RunSpec, request: InterventionRequest
     if action == "skip":
         return _refuse_skip(state, spec, target)
     if action == "revert":
-        known = state.interventions.get(target)
-        standing = known is not None and known.stage in ("scheduled", "applied")
-        if standing and state.hyper.stands(target, state.step + 1):
-            return ""
-        return f"no change called {target!r} is scheduled or in force"
+        return _refuse_revert(state, request)
     if action not in ONCE and state.hyper.num_changes >= MAX_CHANGES:
         return f"{state.hyper.num_changes} changes were made already, of at most {MAX_CHANGES}"
     limits = {"limits": spec.limits.model_dump()}
     return refuse_values(action, request.value, request.values, limits)
+
+
+def _refuse_revert(state: RunState, request: InterventionRequested) -> str:
+    known = state.interventions.get(request.target)
+    if known is None or request.target == request.id:
+        return f"no change called {request.target!r} was asked for"
+    if is_revocable(state, known):
+        return ""
+    return f"{request.target} is {known.stage}: nothing of it can be taken back any more"
 
 
 def _refuse_skip(state: RunState, spec: RunSpec, target: str) -> str:
@@ -150,6 +154,9 @@ def value_now(state: RunState, name: str) -> float | None:
         return state.last.lr if state.last is not None else None
     if name == "lr-factor":
         return state.hyper.factor_at(state.step + 1)
+    if name == "loss-scale" and state.last is not None:
+        # It moves by itself: what was read back once says nothing of now.
+        return state.last.loss_scale
     if state.attempt is None:
         return None
     return state.attempt.readback.get(PARAMETERS[name].readback)

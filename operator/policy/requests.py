@@ -21,16 +21,17 @@ from ...logbook.decisions import (
     SetDetector,
 )
 from ...logbook.events import InterventionRequested
-from ...logbook.fold_interventions import ENDINGS
+from ...logbook.fold_interventions import ENDINGS, is_unheard, recent_touches
 from ...logbook.hyper import Command
-from ...logbook.parameters import values_of
+from ...logbook.phrases import touch_text
 from ...logbook.state import Intervention, RunState
 from ..spec import RunSpec
 from . import checkpoint_requests, rollback_requests
 from .checkpoint_requests import CHECKPOINT_ACTIONS
-from .context import Pairs, is_for_a_while, is_training, make_decision, said_by
+from .context import is_for_a_while, is_training, make_decision, said_by
 from .detectors import switch_of
-from .refusals import refuse, value_now
+from .foretell import foretell
+from .refusals import refuse
 from .rungs import given_up
 
 EXPIRY_GRACE_STEPS = 20
@@ -59,19 +60,42 @@ def _answer(
     refusal = refuse(state, spec, request)
     if refusal:
         return make_decision(state, RejectIntervention(request.id), refusal)
+    decision = _carry_out(state, spec, request, now_s)
+    if decision is None:
+        return None
+    # Who asks may not know what somebody else did to the same thing a moment ago.
+    touches = recent_touches(state, request, now_s).items()
+    met = tuple(("just before", touch_text(topic, touch)) for topic, touch in touches)
+    return replace(decision, evidence=(*decision.evidence, *met))
+
+
+def _carry_out(
+    state: RunState, spec: RunSpec, request: InterventionRequested, now_s: float
+) -> Decision | None:
     if request.action in CHECKPOINT_ACTIONS:
         return checkpoint_requests.answer(state, spec, request, now_s)
     said = said_by(request)
+    if request.action == "revert" and is_unheard(state, state.interventions[request.target]):
+        return _forget(state, spec, request, said)
     action = _action_at_once(state, request)
     if action is not None:
-        return make_decision(state, action, said)
+        shown = foretell(state, spec, request) if request.action == "detector" else ()
+        return make_decision(state, action, said, evidence=shown)
     if not is_training(state):
         return None
     if request.action == rollback_requests.ROLLBACK:
         return rollback_requests.plan(state, spec, request, said, now_s)
     send = SendCommand(_command(state.next_command, request, spec), request.id)
-    evidence = (*_values_now(state, request), *given_up(state, request))
+    evidence = (*foretell(state, spec, request), *given_up(state, request))
     return make_decision(state, send, said, evidence=evidence)
+
+
+def _forget(state: RunState, spec: RunSpec, request: InterventionRequested, said: str) -> Decision:
+    """Take back what no rank has taken: none needs to be told."""
+    why = f"{said}: no rank had taken {request.target}"
+    shown = foretell(state, spec, request)
+    done = CompleteIntervention(request.id)
+    return make_decision(state, done, why, evidence=shown, reverts=(request.target,))
 
 
 def _action_at_once(state: RunState, request: InterventionRequested) -> Action | None:
@@ -111,18 +135,6 @@ def _command(seq: int, request: InterventionRequested, spec: RunSpec) -> Command
         request.at_step or 0,
         request.for_steps or 0,
     )
-
-
-def _values_now(state: RunState, request: InterventionRequested) -> Pairs:
-    names = values_of(request.action, request.value, request.values)
-    known = [(name, value_now(state, name)) for name in names]
-    evidence = [(f"{name} now", f"{now:.6g}") for name, now in known if now is not None]
-    rate = state.last.lr if state.last is not None else None
-    if "lr-factor" in names and rate is not None:
-        # A factor says little to whoever thinks in rates.
-        then = rate * names["lr-factor"]
-        evidence.append(("lr", f"{rate:.6g}, on the same schedule {then:.6g}"))
-    return tuple(evidence)
 
 
 def _follow_up(

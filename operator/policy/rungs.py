@@ -8,7 +8,7 @@ the ladder only counts what comes later.
 from __future__ import annotations
 
 from ...logbook.events import InterventionRequested
-from ...logbook.fold_decisions import OWN
+from ...logbook.fold_interventions import OWN
 from ...logbook.state import Intervention, RunState
 from .context import Pairs, is_for_a_while
 

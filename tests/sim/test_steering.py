@@ -7,12 +7,13 @@ from midwatch.logbook import decisions as d
 from midwatch.logbook.decisions import ON_REQUEST, StartAttempt
 from midwatch.logbook.state import RunState, Status
 from midwatch.operator.cli.channel import plan_request
+from midwatch.operator.policy.context import is_training
 from midwatch.trainer.schedule import lr_at
 
 from ..support.builders import make_spec
 from .checkers import rate_factor
 from .night import Night
-from .test_people import LONG, finished, stage
+from .test_people import LONG, finished, sends, stage
 
 
 def settled(night: Night, name: str, wanted: str) -> None:
@@ -200,6 +201,92 @@ def test_a_rate_asked_for_as_such_stands_whatever_was_set_for_a_while_before() -
     assert all(lr_of(night, s) == pytest.approx(factor) for s in range(at_step, 201))
 
 
+# --- what is taken back before it took effect -----------------------------------------------------
+
+
+def paused(night: Night) -> None:
+    night.ask("pause", id="rest")
+    night.run(lambda s: bool(s.paused))
+
+
+def test_what_waits_on_a_paused_run_is_forgotten_and_never_comes() -> None:
+    night = Night(LONG)
+    night.run_to_step(43)
+    paused(night)
+    night.ask("lr-factor", 0.1, id="slow")
+    night.ask("rollback", 20, id="back")
+    night.run_for(5.0)
+    assert (stage(night, "slow"), stage(night, "back")) == ("requested", "requested")
+    for name in ("slow", "back"):
+        undo = night.ask("revert", target=name, id=f"undo-{name}")
+        settled(night, undo, "applied")
+        assert stage(night, name) == "reverted"
+    assert "ann asked: test" in night.state.interventions["slow"].detail
+    held = night.state.step
+    night.ask("resume")
+    finished(night)
+    assert resumed_at(night)[-1] == held
+    assert not [s for s in sends(night) if s.command.cause in ("slow", "undo-slow")]
+    assert rate_factor(night.state.hyper, 200) == 1.0
+
+
+@pytest.mark.parametrize("action", ["lr-factor", "grad-clip"])
+def test_a_change_and_its_undoing_right_behind_it_leave_nothing(action: str) -> None:
+    night = Night(LONG)
+    night.run_to_step(43)
+    name = night.ask(action, 0.5, id="hasty")
+    night.ask("revert", target=name, id="undo")
+    settled(night, "undo", "applied")
+    finished(night)
+    assert stage(night, name) == "reverted"
+    assert rate_factor(night.state.hyper, 200) == 1.0
+    assert night.state.hyper.value_at("grad-clip", 200) is None
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6, 1.0])
+def test_a_change_lost_on_its_way_with_its_attempt_can_be_taken_back(after_s: float) -> None:
+    night = Night(LONG)
+    night.run_to_step(43)
+    name = night.ask("lr-factor", 0.5, id="hasty")
+    night.run_for(after_s)
+    night.world.kill_worker(2)
+    night.ask("revert", target=name, id="undo")
+    finished(night)
+    assert (stage(night, name), stage(night, "undo")) == ("reverted", "applied")
+    assert rate_factor(night.state.hyper, 200) == 1.0
+
+
+def test_a_scheduled_stop_is_taken_back_and_what_is_under_way_is_not() -> None:
+    night = Night(LONG)
+    night.run_to_step(43)
+    later = night.ask("stop", id="later", at_step=90)
+    night.ask("revert", target=later, id="undo")
+    settled(night, "undo", "applied")
+    assert stage(night, later) == "reverted"
+    night.run_to_step(95)
+    night.ask("pause", id="now")
+    night.run(lambda s: "now" in s.interventions and s.interventions["now"].stage == "sent")
+    night.ask("revert", target="now", id="too-late")
+    night.ask("revert", target="too-late-2", id="too-late-2")
+    settled(night, "too-late", "rejected")
+    settled(night, "too-late-2", "rejected")
+    assert "now is sent: nothing of it" in night.state.interventions["too-late"].detail
+    night.run(lambda s: bool(s.paused))
+
+
+def test_a_pause_that_waits_for_the_run_to_train_is_taken_back_and_the_run_goes_on() -> None:
+    night = Night(LONG)
+    night.run_to_step(43)
+    night.world.kill_worker(1)
+    night.run(lambda s: s.num_attempts == 2 and not is_training(s))
+    night.ask("pause", id="hold")
+    night.ask("revert", target="hold", id="undo")
+    settled(night, "undo", "applied")
+    assert (stage(night, "hold"), night.state.stopping) == ("reverted", "")
+    finished(night)
+    assert not night.state.paused
+
+
 # --- the life of a run ----------------------------------------------------------------------------
 
 
@@ -355,56 +442,7 @@ def test_an_incident_is_acknowledged_by_name() -> None:
     finished(night)
 
 
-# --- people who meet ------------------------------------------------------------------------------
-
-
-def test_of_two_people_at_once_the_later_sees_a_conflict() -> None:
-    night = Night(LONG)
-    night.run_to_step(43)
-    seen = night.state.seq
-    ann = night.ask("lr-factor", 0.5, id="ann", seen_seq=seen)
-    bob = night.ask("lr", 5e-4, id="bob", seen_seq=seen)
-    other = night.ask("grad-clip", 0.3, id="other", seen_seq=seen)
-    settled(night, "bob", "rejected")
-    said = night.state.interventions[bob].detail
-    assert said.startswith("conflict: lr was changed by ann at ")
-    assert "with ann (test), event" in said
-    night.run_for(5.0)
-    again = night.ask("lr", 5e-4, id="again", seen_seq=night.state.seq)
-    finished(night)
-    stages = [stage(night, name) for name in (ann, bob, other, again)]
-    assert stages == ["applied", "rejected", "applied", "applied"]
-
-
-def test_a_change_by_the_policy_itself_is_a_conflict_too() -> None:
-    night = Night(LONG)
-    night.run_to_step(43)
-    seen = night.state.seq
-    night.ask("quarantine", target="node-0", seen_seq=seen)
-    night.run_for(2.0)
-    name = night.ask("release", target="node-0", seen_seq=seen)
-    settled(night, name, "rejected")
-    assert "node node-0 was changed by" in night.state.interventions[name].detail
-
-
-@pytest.mark.parametrize(
-    ("action", "value", "expected", "wanted"),
-    [
-        ("grad-clip", 0.3, 1.0, "applied"),
-        ("grad-clip", 0.3, 0.5, "rejected"),
-        ("lr-factor", 0.5, 1.0, "applied"),
-        ("lr-factor", 0.5, 0.9, "rejected"),
-    ],
-)
-def test_a_value_that_is_not_what_its_author_expects_is_left_alone(
-    action: str, value: float, expected: float, wanted: str
-) -> None:
-    night = Night(LONG)
-    night.run_to_step(43)
-    name = night.ask(action, value, expect_value=expected)
-    settled(night, name, wanted)
-    if wanted == "rejected":
-        assert "conflict: " in night.state.interventions[name].detail
+# --- people and the policy ------------------------------------------------------------------------
 
 
 def climbs(night: Night) -> list[d.Decision]:

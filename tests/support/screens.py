@@ -36,7 +36,7 @@ class RecordingControls:
 
     def preview(self, state: RunState, ask: Ask) -> str:
         self.previewed.append(ask)
-        return f"would decide send-command: {ask.reason}"
+        return f"would send {ask.form.action}: {ask.reason}"
 
     def submit(self, ask: Ask) -> str:
         if self._refusal:

@@ -143,7 +143,7 @@ def test_a_change_is_tried_out_by_the_run(
     words = ("--reason", "it creeps", "--dry-run")
     status, out, err = cli("lr", "opt", "--factor", "0.5", *words)
     assert (status, err) == (0, "")
-    assert "would decide send-command" in out
+    assert "would send lr-factor 0.5" in out
     _, out, _ = cli("lr", "opt", "--to", "1e-4", "--expect", "0.7", *words)
     assert "lr was expected to be 0.7" in out
     assert _asked(served["folder"]) == before

@@ -258,3 +258,41 @@ def test_what_saves_cost_is_remembered_but_not_of_those_only_found_on_disk() -> 
     ]
     silent = ev.CheckpointCommitted(1, checkpoint_id(40, 1), 40, 1, 0.0, 0.0)
     assert fold([silent], state).recent_saves == state.recent_saves
+
+
+# --- saves that fail ------------------------------------------------------------------------------
+
+
+def failed(step: int, attempt: int = 1) -> ev.CheckpointFailed:
+    return ev.CheckpointFailed(attempt, checkpoint_id(step, attempt), step, "disk-full")
+
+
+def test_saves_that_fail_in_a_row_are_counted_until_one_is_committed() -> None:
+    state = fold([failed(35), failed(40), failed(40), failed(35)], trained())
+    trouble = state.save_trouble
+    assert trouble is not None
+    assert (trouble.num, trouble.step, trouble.error) == (2, 40, "disk-full")
+    assert trouble.since_s == state.time_s - 3.0
+    # What was saved before them, and is told late, ends nothing.
+    late = fold([commit(38)], state)
+    assert late.save_trouble == trouble
+    over = fold([commit(45)], late)
+    assert over.save_trouble is not None
+    assert (over.save_trouble.num, over.save_trouble.over_s) == (2, over.time_s)
+    again = fold([failed(50)], over)
+    assert again.save_trouble is not None
+    assert (again.save_trouble.num, again.save_trouble.over_s) == (1, None)
+    assert again.failed_saves == 5, "all that ever were told of"
+
+
+def test_the_trouble_outlives_its_attempt_and_only_the_current_one_adds_to_it() -> None:
+    state = fold([failed(40)], trained())
+    plan = AttemptPlan(2, Mesh(2, 2), (Placement("n0", 0, 2),), (A20,), 20, Hyper())
+    state = fold([decided(state, d.StartAttempt(plan)), failed(45)], state)
+    assert state.save_trouble is not None
+    assert (state.save_trouble.num, state.save_trouble.step) == (1, 40)
+    state = fold([ev.AttemptResumed(2, 20, A20, 0.1), failed(25, 2)], state)
+    assert (state.save_trouble.num, state.save_trouble.step) == (2, 25)
+    over = fold([commit(30, 2)], state).save_trouble
+    assert over is not None
+    assert over.over_s is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from midwatch.logbook.decisions import RejectIntervention
 from midwatch.logbook.events import InterventionRequested
 from midwatch.logbook.interventions import (
     FORMS,
@@ -10,6 +11,7 @@ from midwatch.logbook.interventions import (
     Field,
     FieldKind,
     answers_of,
+    choices_of,
     fault_of,
     fault_of_all,
     range_text,
@@ -17,7 +19,7 @@ from midwatch.logbook.interventions import (
 from midwatch.logbook.parameters import PARAMETERS
 from midwatch.operator.cli.steer import plan_request, plan_text
 from midwatch.operator.spec_file import spec_data
-from midwatch.tests.support.builders import make_spec, started
+from midwatch.tests.support.builders import decided, fold, make_spec, started
 from msgspec.structs import replace
 
 BY_ACTION = {form.action: form for form in FORMS}
@@ -31,7 +33,7 @@ def test_actions_and_keys_are_unique() -> None:
 def test_the_policy_knows_every_action(action: str) -> None:
     state = replace(started(), spec=spec_data(make_spec()))
     request = InterventionRequested("x-1", action, "ann", "why", value=0.5, target="n0")
-    assert "unknown action" not in plan_text(plan_request(state, request, state.time_s))
+    assert "unknown action" not in plan_text(request, plan_request(state, request, state.time_s))
 
 
 def test_limits_are_those_of_the_spec() -> None:
@@ -53,6 +55,14 @@ def test_a_name_must_be_one_of_the_choices() -> None:
     field = Field("node", FieldKind.NODE, "")
     assert fault_of(field, "n1", {}, ("n0",)) == "there is no node 'n1'"
     assert fault_of(field, " n0 ", {}, ("n0",)) == ""
+
+
+def test_a_change_can_be_chosen_for_undoing_as_soon_as_it_was_asked_for() -> None:
+    request = InterventionRequested("lr-1", "lr-factor", "ann", "why", value=0.5)
+    state = fold([request], started())
+    assert choices_of(BY_ACTION["revert"].fields[0], state, ()) == ("lr-1",)
+    refused = fold([decided(state, RejectIntervention("lr-1"))], state)
+    assert choices_of(BY_ACTION["revert"].fields[0], refused, ()) == ()
 
 
 def test_answers_go_where_the_request_wants_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from midwatch.logbook import decisions as d
 from midwatch.logbook.errors import MidwatchError
 from midwatch.logbook.events import InterventionRequested
+from midwatch.logbook.state import Touch
 from midwatch.operator.cli.channel import FolderChannel
 from midwatch.operator.cli.main import command_line
 from midwatch.operator.cli.output import Output, one_clear_error
@@ -118,8 +120,52 @@ def test_a_factor_is_shown_with_the_rate_that_it_makes(run: SyntheticRun) -> Non
     last = run.state.last
     assert last is not None
     evidence = dict(tried(run, "lr", "--factor", "0.5")["evidence"])
-    assert evidence["lr-factor now"] == "0.5"
+    assert evidence["lr-factor"] == "0.5 -> 0.25", "factors multiply"
     assert evidence["lr"] == f"{last.lr:.6g}, on the same schedule {last.lr / 2:.6g}"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["clip", "--to", "0.3", "--at-step", "500"],
+            ["would send grad-clip 0.3 at step 500 as command 2", "from step: 500 of 2000"],
+        ),
+        (
+            ["lr", "--factor", "0.1", "--at-step", "500", "--for-steps", "20"],
+            ["lr-factor: 0.5 -> 0.05", "for: 20 steps, up to step 519; then as before"],
+        ),
+        (
+            ["scaler", "--reset", "8", "--floor", "0.01"],
+            [
+                "would send scaler loss-scale 8 loss-scale-floor 0.01 as command 2",
+                "loss-scale: 16384 -> 8",
+                "loss-scale-floor: not read back -> 0.01",
+                "from step: 141 of 2000, or the first after it that all ranks agree on",
+            ],
+        ),
+        (
+            ["skip", "--data-steps", "500:510"],
+            ["would send skip 500:510", "left out: data steps 500 up to 509, 10 in all"],
+        ),
+        (["stop", "--at-step", "600"], ["would send stop at step 600", "600 of 2000 is completed"]),
+        (["pause"], ["would send pause as command 2", "from step: 141 of 2000"]),
+        (
+            ["revert", "earlier"],
+            ["taken back: lr-factor 0.5 of ann (to see), applied from step 131", "0.5 -> 1"],
+        ),
+    ],
+)
+def test_a_dry_run_says_what_would_be_changed_from_what_to_what_and_when(
+    run: SyntheticRun, words: list[str], expected: list[str]
+) -> None:
+    name, *more = words
+    subject = [more.pop(0)] if name == "revert" else []
+    status, text = call(name, *subject, str(run.folder), *more, *WHY, "--dry-run")
+    assert status == 0
+    assert text.count("asked: to see") == 1
+    missing = [each for each in expected if each not in text]
+    assert not missing, text
 
 
 def test_whoever_asks_a_run_that_does_not_train_is_told_that_it_waits(
@@ -225,8 +271,9 @@ class Elsewhere:
     def plan(self, request: InterventionRequested) -> list[d.Decision]:
         return self._near.plan(request)
 
-    def post(self, request: InterventionRequested) -> None:
+    def post(self, request: InterventionRequested) -> dict[str, Touch]:
         self.posted.append(request)
+        return {"grad-clip": Touch(40, 0.0, "bob", "clip-2 (spikes)")}
 
     def look(self, name: str) -> Any:
         return None
@@ -239,4 +286,25 @@ def test_a_command_reaches_a_run_by_any_channel(
     request = make_request("grad-clip", "to see", value=0.3)
     submit(far, request, dry_run=False, timeout_s=0.0, output=Output.TEXT)
     assert [(r.id, r.seen_seq) for r in far.posted] == [(request.id, 41)]
-    assert f"requested as {request.id}" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"requested as {request.id}" in told.out
+    met = "grad-clip was changed by bob at 1970-01-01 00:00:00 with clip-2 (spikes), event 40"
+    assert met in told.err
+
+
+@pytest.mark.parametrize(("minutes", "is_told"), [(10.0, True), (70.0, False)])
+def test_who_changes_what_was_just_changed_is_told_by_whom(
+    tmp_path: Path, minutes: float, is_told: bool
+) -> None:
+    run = SyntheticRun(tmp_path, nodes=2, spares=1, slots=2)
+    run.now_s = time.time() - 60 * minutes - 40.0 * 40
+    run.start("the first attempt")
+    run.train(40)
+    run.steer("ann-1", "lr-factor", 0.5)
+    run.close()
+    words = ["lr", str(tmp_path), "--factor", "0.5", *WHY]
+    status, text = call(*words, "--dry-run")
+    assert (status, "lr-factor: 0.5 -> 0.25" in text) == (0, True), text
+    assert ("just before: lr was changed by ann at " in text) is is_told, text
+    status, text = call(*words, "--timeout-s", "0")
+    assert ("just before, lr was changed by ann at " in text) is is_told, text

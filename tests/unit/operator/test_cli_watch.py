@@ -85,7 +85,7 @@ def test_a_request_is_tried_out_by_the_policy_and_laid_on_the_desk(run: Syntheti
     ask = Ask(form, Answers(0.5), "grad norm creeps", expect_attempt=1)
     controls = FolderControls(run.folder, clock=lambda: run.now_s + 1.0)
     preview = controls.preview(run.state, ask)
-    assert "would decide send-command" in preview
+    assert "would send lr-factor 0.5 as command 1" in preview
     assert "grad norm creeps" in preview
     late = msgspec.structs.replace(ask, expect_attempt=7)
     assert "conflict: attempt 7 was expected" in controls.preview(run.state, late)

@@ -97,7 +97,7 @@ def test_a_switch_lays_a_request_on_the_desk(
     request = json.loads(path.read_text())
     assert (request["action"], request["target"]) == ("detector", "spike=off")
     assert cli(monkeypatch, str(run_dir), "--set", "spike=off", "--reason", "x", "--dry-run") == 0
-    assert "would decide set-detector" in capfd.readouterr().out
+    assert "would switch spike to off" in capfd.readouterr().out
 
 
 def test_what_cannot_be_switched_is_a_usage_error(

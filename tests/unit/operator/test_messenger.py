@@ -91,6 +91,9 @@ def test_a_new_controller_tells_nothing_twice_and_misses_nothing(
     first = Messenger(notify(), tmp_path, run)
     run.hurt()
     wait_until(lambda: len(hook.bodies) == 1, "nobody was told of the incident")
+    # What was told is known to be so once the server's answer is in.
+    told = tmp_path / TOLD_FILE
+    wait_until(lambda: "inc-0001/opened" in told.read_text(), "it is not remembered")
     first.close(0.0)
     run.heal()
     second = Messenger(notify(), tmp_path, run)

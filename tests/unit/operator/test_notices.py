@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from midwatch.operator.notices import MAX_CHARS, Notice, notices_of, slack_text
+import pytest
+from midwatch.operator.notices import MAX_CHARS, Notice, is_news, notices_of, slack_text
 from midwatch.operator.simulation.training import Fragility, Physics
+from midwatch.operator.spec_outward import NotifySpec
 from midwatch.tests.sim.night import Night
 from midwatch.tests.support.builders import make_spec
 
@@ -63,6 +65,26 @@ def test_a_pause_asks_for_a_person_and_every_pause_is_news() -> None:
         paused.append(notice.key)
     assert len(set(paused)) == 2
     assert "resumed" in [n.topic for n in notices_of(night.state)]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_saves_that_fail_twice_in_a_row_wake_people_and_their_end_is_told(failing: int) -> None:
+    night = Night()
+    night.run_to_step(35)
+    night.world.storage.failing_saves = failing
+    told: list[Notice] = []
+    while not night.state.status.is_terminal:
+        before = night.state
+        night.run_for(0.5)
+        told += [n for n in notices_of(night.state) if n.key not in keys(told)]
+        is_same = keys(notices_of(night.state)) == keys(notices_of(before))
+        assert is_same or is_news(night.state, before)
+    about = [n for n in told if n.topic in ("unsaved", "saved")]
+    assert [n.topic for n in about] == (["unsaved", "saved"] if failing > 1 else [])
+    assert all(n.topic in NotifySpec().topics for n in about)
+    if failing > 1:
+        assert "2 saves in a row have FAILED, the last of step 50: disk-full" in about[0].text
+        assert "the newest checkpoint is of step 30" in about[0].text
 
 
 def test_a_message_can_call_nobody_and_is_cut() -> None:

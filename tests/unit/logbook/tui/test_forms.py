@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from midwatch.logbook import events as ev
 from midwatch.logbook.interventions import FORMS, WHOLE, Answers, FieldKind, Form
+from midwatch.logbook.state import RunState
 from midwatch.logbook.tui.confirm_screen import ConfirmScreen
+from midwatch.logbook.tui.controls import Ask
 from midwatch.logbook.tui.form_screen import FormScreen
+from midwatch.operator.cli.watch import FolderControls
 from midwatch.tests.support.screens import (
     RecordingControls,
     drive,
@@ -34,6 +37,43 @@ GOOD = {
     FieldKind.CHANGE: "lr-factor-1",
 }
 REASON = "because"
+FORETOLD = {
+    "lr": ("would send lr 0.5 at step 500 for 20 steps", "lr: 0.000105813 -> 0.5"),
+    "lr-factor": ("would send lr-factor 0.5 at step 500", "lr-factor: 0.45 -> 0.225"),
+    "grad-clip": ("would send grad-clip 0.5 at step 500", "from step: 500 of 2000"),
+    "scaler": ("would reject scaler", "cannot be for some steps only"),
+    "optimizer": ("would send optimizer beta1 0.5 beta2 0.5", "weight-decay: not read back -> 0.5"),
+    "skip": ("would send skip 500:510", "data steps 500 up to 509, 10 in all"),
+    "revert": ("would send revert lr-factor-1", "lr-factor: 0.45 -> 0.9"),
+    "checkpoint": ("would send checkpoint at step 500", "when: step 500 of 2000 is completed"),
+    "rollback": ("would start attempt 4", "355 steps given up"),
+    "pause": ("would send pause at step 500", "when: step 500 of 2000 is completed"),
+    "stop": ("would send stop at step 500", "when: step 500 of 2000 is completed"),
+    "resume": ("would reject resume", "only a paused or stopped run can be resumed"),
+    "ack": ("would acknowledge inc-0002", REASON),
+    "quarantine": ("would quarantine n002", REASON),
+    "release": ("would complete release", "release is in force"),
+    "detector": ("would switch creep to shadow", "creep: act -> shadow"),
+    "pin": ("would complete pin", "pin is in force"),
+    "unpin": ("would unpin step-00000050.a0001", REASON),
+    "verify": ("would verify step-00000050.a0001", REASON),
+    "quarantine-checkpoint": ("would quarantine step-00000050.a0001", REASON),
+    "release-checkpoint": ("would complete release", "is in force"),
+    "prune": ("would delete step-00000100.a0001", "step-00000050.a0001: pinned"),
+}
+"""What the policy foretells of each form as these tests fill it in."""
+
+
+class TryingControls(RecordingControls):
+    """Tries requests out on the run in a folder, as the screen does, and only notes them down."""
+
+    def __init__(self, run: SyntheticRun) -> None:
+        super().__init__()
+        self._near = FolderControls(run.folder, clock=lambda: run.now_s + 1.0)
+
+    def preview(self, state: RunState, ask: Ask) -> str:
+        self.previewed.append(ask)
+        return self._near.preview(state, ask)
 
 
 @pytest.fixture
@@ -56,7 +96,7 @@ def is_on(pilot: Any, screen: type) -> bool:
 
 @pytest.mark.parametrize("form", FORMS, ids=[form.action for form in FORMS])
 def test_a_form_is_filled_in_tried_out_and_sent(steered: SyntheticRun, form: Form) -> None:
-    controls = RecordingControls()
+    controls = TryingControls(steered)
 
     async def scenario() -> None:
         async with watching(steered, (80, 24), controls) as pilot:
@@ -71,7 +111,11 @@ def test_a_form_is_filled_in_tried_out_and_sent(steered: SyntheticRun, form: For
                     await pilot.press("down", *keys_of(GOOD[field.kind]))
             await pilot.press("enter")
             await until(pilot, lambda: is_on(pilot, ConfirmScreen))
-            assert f"would decide send-command: {REASON}" in text_on(pilot)
+            headline, figure = FORETOLD[form.action]
+            assert headline in text_on(pilot)
+            confirm = pilot.app.screen
+            assert isinstance(confirm, ConfirmScreen)
+            assert figure in confirm.preview
             assert not controls.submitted
             await pilot.press("n")
             await until(pilot, lambda: is_on(pilot, FormScreen))

@@ -129,6 +129,29 @@ def test_a_dry_run_tells_the_decision_of_the_policy_and_changes_nothing(tmp_path
     run.close()
 
 
+def test_who_asks_is_told_what_somebody_else_did_to_the_same_thing(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "run", nodes=2, spares=1, slots=2)
+    run.now_s = time.time() - 300.0
+    run.start("the first attempt")
+    run.train(3)
+    seen = run.state.seq
+    run.steer("ann-1", "lr-factor", 0.5)
+    with ApiServer(run.folder) as server:
+        params = {"dry_run": "true"}
+        dry = {"action": "lr-factor", "value": 0.5, "reason": "x"}
+        (told,) = post(server, "/v1/interventions", dry, params=params).json()
+        assert "lr was changed by ann" in dict(told["evidence"])["just before"]
+        # The number of what its author has seen is what protects.
+        stale = {**dry, "seen_seq": seen}
+        (refused,) = post(server, "/v1/interventions", stale, params=params).json()
+        assert refused["reason"].startswith("conflict: lr was changed by ann")
+        touched = ask(server).json()["touched"]
+        assert touched == {"lr": msgspec.to_builtins(run.state.touched["lr"])}
+        assert "touched" not in ask(server, id="ask-2", action="grad-clip").json()
+        assert server.client().post(ev.InterventionRequested("a-3", "lr", "x", "x", 1e-4)).touched
+    run.close()
+
+
 def test_a_misspelt_dry_run_changes_nothing(server: ApiServer) -> None:
     for params in ({"dryrun": "true"}, {"dry_run": "treu"}):
         answer = post(server, "/v1/interventions", {**ASKED, "id": "misspelt"}, params=params)

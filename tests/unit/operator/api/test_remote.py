@@ -221,7 +221,7 @@ def test_the_screen_shows_and_steers_a_served_run(clerk: SyntheticRun) -> None:
                 await pilot.press("F")
                 await until(pilot, lambda: "Scale the learning rate" in text_on(pilot))
                 await pilot.press(*"0.5", "tab", *"creeps", "enter")
-                await until(pilot, lambda: "would decide" in text_on(pilot))
+                await until(pilot, lambda: "would send lr-factor 0.5" in text_on(pilot))
                 await pilot.press("y")
                 await until(pilot, lambda: "rejected" in text_on(pilot))
                 (known,) = watch_app(pilot).book.state.interventions.values()

@@ -292,3 +292,19 @@ def test_without_kuberay_nothing_of_it_is_made() -> None:
     actions = reconcile(seen)
     assert not of_kind(actions, act.ApplyObject)
     assert condition(actions, "Admitted") == ("False", "KubeRayMissing")
+
+
+def test_checkpoints_are_fresh_again_once_one_is_committed_after_saves_that_failed() -> None:
+    def failed(step: int) -> ev.CheckpointFailed:
+        return ev.CheckpointFailed(1, f"step-{step}", step, "disk-full")
+
+    def fresh(state: RunState) -> tuple[str, str]:
+        return condition(reconcile(look(sight=seen_run(state))), "CheckpointFresh")
+
+    state = fold([failed(10), failed(20)], trained())
+    assert fresh(state) == ("False", "SavesFail")
+    (written,) = of_kind(reconcile(look(sight=seen_run(state))), act.SetRunStatus)
+    messages = [c["message"] for c in written.status["conditions"]]
+    assert "saves fail, 2 in a row, the last of step 20: disk-full" in messages
+    state = fold([ev.CheckpointCommitted(1, "step-30", 30, 1, 0.1, 0.5)], state)
+    assert fresh(state) == ("True", "Saved")
