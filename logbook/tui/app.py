@@ -55,7 +55,11 @@ class WatchApp(App[None]):
     COMMAND_PALETTE_BINDING = "colon"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(n), f"view('{view}')", view, show=False) for n, view in enumerate(VIEWS, 1)),
-        *(Binding(f.key, f"intervene('{f.action}')", f.title, show=False) for f in FORMS),
+        # With priority the form is there before the next of several keys that come at once.
+        *(
+            Binding(f.key, f"intervene('{f.action}')", f.title, show=False, priority=True)
+            for f in FORMS
+        ),
         Binding("question_mark", "keys", "Keys"),
         Binding("q", "leave", "Quit"),
     ]
@@ -168,7 +172,11 @@ class WatchApp(App[None]):
         self.pane.show()
         self.pane.take_focus()
 
-    def action_intervene(self, action: str) -> None:
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Whether an action may be taken: a form is opened from the views alone."""
+        return action != "intervene" or len(self.screen_stack) == 1
+
+    async def action_intervene(self, action: str) -> None:
         """Open the form of an intervention, filled in with what the cursor is on."""
         from .form_screen import FormScreen
 
@@ -180,7 +188,7 @@ class WatchApp(App[None]):
             self.notify("The journal is still being read.", severity="warning")
             return
         screen = FormScreen(form, self.book.state, self.controls, self.pane.chosen())
-        self.push_screen(screen, self._requested)
+        await self.push_screen(screen, self._requested)
 
     def action_keys(self) -> None:
         from .keys import keys_text
