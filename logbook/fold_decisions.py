@@ -237,6 +237,7 @@ def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: 
         paused="",
         pause_reason="",
         end=None,
+        end_reason="",
         ended_s=None,
         stopping="",
         restarts_s=(),
@@ -248,7 +249,8 @@ def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: 
 
 def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float) -> RunState:
     end = Status.STOPPED if action.stopped else Status.COMPLETED
-    state = replace(_without_attempt(state, time_s), end=end, ended_s=time_s, preflight=None)
+    state = _without_attempt(state, time_s)
+    state = replace(state, end=end, end_reason=decision.reason, ended_s=time_s, preflight=None)
     for name, known in state.interventions.items():
         if known.request.action in ENDINGS and known.stage in ("requested", "sent", "scheduled"):
             state = _settled_ending(state, name, decision.reason)

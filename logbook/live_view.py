@@ -159,8 +159,16 @@ def _places(nodes: Sequence[str]) -> str:
 
 
 def why_text(state: RunState) -> str:
-    """Return the reason of the latest decision about trouble, "" before there is one."""
-    made = (d for i in reversed(state.incidents.values()) for d in reversed(i.decisions))
+    """Return why the run is over, or else what was decided last about trouble that goes on.
+
+    Returns: "" for a run without an open incident, and for a paused one: doing_text tells why.
+    """
+    if state.end is not None:
+        return state.end_reason
+    if state.paused:
+        return ""
+    going_on = (state.incidents[name] for name in reversed(state.open_incidents))
+    made = (decision for each in going_on for decision in reversed(each.decisions))
     latest = next((d for d in made if not isinstance(d.action, CloseIncident)), None)
     return f"{latest.reason} [{latest.id}]" if latest is not None else ""
 
