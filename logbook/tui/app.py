@@ -11,7 +11,7 @@ import msgspec
 from rich.theme import Theme
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import ContentSwitcher, Footer
+from textual.widgets import ContentSwitcher
 
 from ..interventions import FORMS
 from .book import Book
@@ -19,6 +19,7 @@ from .colours import NOTE_STYLES
 from .controls import Controls
 from .head import head_of
 from .head_panel import HeadPanel
+from .key_line import KeyLine
 from .palette import Commands
 from .pane import Pane
 from .panes import make_pane
@@ -89,7 +90,7 @@ class WatchApp(App[None]):
         yield self._strip
         with ContentSwitcher(initial=VIEWS[0]):
             yield from self._panes.values()
-        yield Footer()
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self.console.push_theme(Theme(NOTE_STYLES))
