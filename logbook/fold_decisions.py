@@ -230,6 +230,7 @@ def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: 
         paused="",
         pause_reason="",
         end=None,
+        end_reason="",
         ended_s=None,
         stopping="",
         restarts_s=(),
@@ -242,7 +243,8 @@ def _resume(state: RunState, action: d.ResumeRun, decision: d.Decision, time_s: 
 def _end(state: RunState, action: d.EndRun, decision: d.Decision, time_s: float) -> RunState:
     end = Status.STOPPED if action.stopped else Status.COMPLETED
     state = _with_new_status(state, "stop" if action.stopped else "", decision, time_s)
-    state = replace(_without_attempt(state, time_s), end=end, ended_s=time_s, preflight=None)
+    state = _without_attempt(state, time_s)
+    state = replace(state, end=end, end_reason=decision.reason, ended_s=time_s, preflight=None)
     for name, known in state.interventions.items():
         if known.request.action in ENDINGS and known.stage in ("requested", "sent", "scheduled"):
             state = _settled_ending(state, name, decision.reason)

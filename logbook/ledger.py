@@ -9,6 +9,7 @@
     checkpoint   the loop stood still for a save
     validation   training stood still for a measurement on held-out text
     idle         paused, stopped or ending; and every GPU that the attempt has no rank on (spares)
+    unheard      nobody knows yet: since the run was heard of last, and a few steps beyond
 
 The record is cut at events into stretches that follow one another without a gap, so the causes sum
 to wall time times GPUs by construction. The GPUs of a run are those its spec asks for, spares
@@ -28,6 +29,7 @@ import msgspec
 from . import decisions as d
 from . import events as ev
 from .fold import evolve
+from .hearing import holds_until_s
 from .record import Record
 from .state import RunState
 from .wire import StepSample
@@ -49,6 +51,7 @@ class Cause(StrEnum):
     CHECKPOINT = "checkpoint"
     VALIDATION = "validation"
     IDLE = "idle"
+    UNHEARD = "unheard"
 
 
 CAUSES = tuple(Cause)
@@ -123,13 +126,14 @@ class Ledger:
 
     # --- reading it ------------------------------------------------------------------------------
 
-    def stretches(self, now_s: float) -> Iterator[Stretch]:
+    def stretches(self, now_s: float, alive_s: float = 0.0) -> Iterator[Stretch]:
         """Yield every stretch from submission to the end (now_s while the run goes on), in order.
 
-        Neighbours that differ in nothing but their times come as one.
+        Neighbours that differ in nothing but their times come as one. alive_s: the last pulse of
+        the controller, as in hearing.py.
         """
         held: Stretch | None = None
-        for stretch in self._pieces(now_s):
+        for stretch in self._pieces(now_s, alive_s):
             if held is not None and _is_alike(held, stretch):
                 held = msgspec.structs.replace(held, end_s=stretch.end_s)
                 continue
@@ -139,7 +143,7 @@ class Ledger:
         if held is not None:
             yield held
 
-    def _pieces(self, now_s: float) -> Iterator[Stretch]:
+    def _pieces(self, now_s: float, alive_s: float) -> Iterator[Stretch]:
         if self._begin_s is None:
             return
         start_s, blocked_s = self._begin_s, 0.0
@@ -156,15 +160,17 @@ class Ledger:
         last = self._last
         end_s = max(start_s, last.ended_s if last.ended_s is not None else now_s)
         about = last.num_attempts, *_size(last)
-        for until_s, cause in _waiting(last, start_s, end_s, Cause.PRODUCTIVE):
+        heard_s = max(start_s, holds_until_s(last, end_s, alive_s))
+        tail = [*_waiting(last, start_s, heard_s, Cause.PRODUCTIVE), (end_s, Cause.UNHEARD)]
+        for until_s, cause in tail:
             if until_s > start_s:
                 yield Stretch(start_s, until_s, cause, *about)
                 start_s = until_s
 
-    def totals(self, now_s: float) -> dict[Cause, float]:
-        """Return GPU-seconds by cause; they sum to wall time times GPUs."""
+    def totals(self, now_s: float, alive_s: float = 0.0) -> dict[Cause, float]:
+        """Return GPU-seconds by cause; they sum to wall time times GPUs. As stretches."""
         found = dict.fromkeys(CAUSES, 0.0)
-        for stretch in self.stretches(now_s):
+        for stretch in self.stretches(now_s, alive_s):
             found[stretch.cause] += stretch.span_s * stretch.ranks
             found[Cause.IDLE] += stretch.span_s * (stretch.gpus - stretch.ranks)
         return found

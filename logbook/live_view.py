@@ -13,6 +13,7 @@ from rich.text import Text
 from .clock import span_text
 from .decisions import CloseIncident
 from .energy import energy_text
+from .hearing import silence_text
 from .state import Incident, RunState, Status
 from .summary import RunSummary, summarize
 from .wire import StepSample
@@ -28,10 +29,17 @@ _COLOUR = {
 }
 
 
-def render_live(state: RunState, total_steps: int, now_s: float) -> RenderableType:
-    """Return the picture of a run in progress: figures, what is done and why, what happened."""
+def render_live(
+    state: RunState, total_steps: int, now_s: float, alive_s: float = 0.0
+) -> RenderableType:
+    """Return the picture of a run in progress: figures, what is done and why, what happened.
+
+    alive_s: the last pulse of its controller, 0.0 where there is none.
+    """
     title = f"midwatch  {state.run or '(starting)'}"
     parts = [_figures(state, total_steps, now_s), Text(""), _doing(state)]
+    if silence := silence_text(state, now_s, alive_s):
+        parts.append(Text(silence, style="bold red"))
     if state.incidents:
         parts += [Text(""), _incidents(state)]
     colour = _COLOUR.get(state.status, "cyan")
@@ -151,8 +159,16 @@ def _places(nodes: Sequence[str]) -> str:
 
 
 def why_text(state: RunState) -> str:
-    """Return the reason of the latest decision about trouble, "" before there is one."""
-    made = (d for i in reversed(state.incidents.values()) for d in reversed(i.decisions))
+    """Return why the run is over, or else what was decided last about trouble that goes on.
+
+    Returns: "" for a run without an open incident, and for a paused one: doing_text tells why.
+    """
+    if state.end is not None:
+        return state.end_reason
+    if state.paused:
+        return ""
+    going_on = (state.incidents[name] for name in reversed(state.open_incidents))
+    made = (decision for each in going_on for decision in reversed(each.decisions))
     latest = next((d for d in made if not isinstance(d.action, CloseIncident)), None)
     return f"{latest.reason} [{latest.id}]" if latest is not None else ""
 

@@ -39,6 +39,7 @@ COLOURS = {
     Cause.CHECKPOINT: "#d4a72c",
     Cause.VALIDATION: "#1b7c83",
     Cause.IDLE: "#d0d7de",
+    Cause.UNHEARD: "#57606a",
 }
 ATTEMPTS_SHOWN = 120
 WIDE_RATIO = 12.0

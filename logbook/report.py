@@ -12,7 +12,8 @@ from .clock import clock_text, span_text
 from .costs import HOUR_S, Bill, bill_of, measured_bill, money_text, tariff_of
 from .document import Block, Figure, Heading, Table, Text
 from .failures import FaultRow, failures_by_fault
-from .ledger import CAUSES, Cause
+from .hearing import silent_s
+from .ledger import CAUSES, Cause, Stretch
 from .plots import plot_ledger, plot_loss, plot_lr, plot_time_line
 from .report_tables import attempts, checkpoints, incidents, interventions, nodes, remarks
 from .summary import RunSummary, summarize
@@ -27,21 +28,29 @@ MEANINGS = {
     Cause.CHECKPOINT: "the loop standing still for a save",
     Cause.VALIDATION: "training standing still for a measurement on held-out text",
     Cause.IDLE: "paused or ending; spares and GPUs without a rank",
+    Cause.UNHEARD: "not known yet: nothing was heard of the run",
 }
 
 
-def render_report(chronicle: Chronicle, now_s: float) -> tuple[str, list[Block]]:
-    """Return (title, blocks) of the report of a run as of now_s (its end, once it has ended)."""
+def render_report(
+    chronicle: Chronicle, now_s: float, alive_s: float = 0.0
+) -> tuple[str, list[Block]]:
+    """Return (title, blocks) of the report of a run as of now_s (its end, once it has ended).
+
+    alive_s: the last pulse of its controller, as in hearing.py.
+    """
     state = chronicle.state
     end_s = state.ended_s if state.ended_s is not None else now_s
     summary = summarize(state, now_s)
-    totals = chronicle.ledger.totals(end_s)
+    stretches = list(chronicle.ledger.stretches(end_s, alive_s))
+    totals = chronicle.ledger.totals(end_s, alive_s)
+    heard_s = max(state.time_s, alive_s) if silent_s(state, now_s, alive_s) else None
     blocks: list[Block] = [
-        Text(_opening(chronicle, summary, end_s)),
+        Text(_opening(chronicle, summary, end_s, heard_s)),
         _figures(summary, totals),
         *_account(totals),
         *_training(chronicle),
-        *_attempts(chronicle, end_s),
+        *_attempts(chronicle, stretches, end_s, heard_s),
         *_failures(chronicle, summary, end_s),
         *interventions(state),
         *checkpoints(chronicle),
@@ -52,12 +61,15 @@ def render_report(chronicle: Chronicle, now_s: float) -> tuple[str, list[Block]]
     return f"Run {state.run}", blocks
 
 
-def _opening(chronicle: Chronicle, summary: RunSummary, end_s: float) -> str:
+def _opening(chronicle: Chronicle, summary: RunSummary, end_s: float, heard_s: float | None) -> str:
     state = chronicle.state
     if not state.submitted_s:
         return "The journal is empty: nothing was submitted."
     span = span_text(summary.wall_s)
     until = f"to {clock_text(end_s)[:19]}" if state.ended_s is not None else "and is not over"
+    if heard_s is not None:
+        ago = span_text(end_s - heard_s)
+        until += f"; it was last heard of at {clock_text(heard_s)[:19]}, {ago} ago"
     went = f"It ran {span} from {clock_text(state.submitted_s)[:19]} UTC {until}."
     ettr = f" ETTR {summary.ettr_frac:.1%}." if summary.ettr_frac is not None else ""
     loss = f" at a loss of {summary.loss:.4f} nats/token" if summary.loss is not None else ""
@@ -142,15 +154,16 @@ def _validation_text(chronicle: Chronicle) -> str:
     )
 
 
-def _attempts(chronicle: Chronicle, end_s: float) -> list[Block]:
-    stretches = list(chronicle.ledger.stretches(end_s))
+def _attempts(
+    chronicle: Chronicle, stretches: list[Stretch], end_s: float, heard_s: float | None
+) -> list[Block]:
     if not stretches:
         return []
     line = plot_time_line(stretches, stretches[0].start_s)
     return [
         Heading("Attempts"),
         Figure("attempts", "Attempts on a time line, by cause", line),
-        *attempts(chronicle, end_s),
+        *attempts(chronicle, end_s, heard_s),
     ]
 
 

@@ -14,23 +14,28 @@ from .words import bytes_text
 ROWS_MAX = 200
 
 
-def attempts(chronicle: Chronicle, end_s: float) -> list[Block]:
-    """Return every attempt: from what, how far, for how long, how it ended."""
+def attempts(chronicle: Chronicle, end_s: float, heard_s: float | None) -> list[Block]:
+    """Return every attempt: from what, how far, for how long, how it ended.
+
+    heard_s: when a run that is silent was last heard of, None for any other.
+    """
     rows = chronicle.attempts[-ROWS_MAX:]
     heads = ("attempt", "started (UTC)", "from step", "to step", "steps", "lasted", "ended by")
-    table = Table(heads, [_attempt(row, end_s) for row in rows], (0, 2, 3, 4, 5))
+    table = Table(heads, [_attempt(row, end_s, heard_s) for row in rows], (0, 2, 3, 4, 5))
     return [table, *_cut(len(chronicle.attempts), "attempts")]
 
 
-def _attempt(row: AttemptRow, end_s: float) -> tuple[str, ...]:
+def _attempt(row: AttemptRow, end_s: float, heard_s: float | None) -> tuple[str, ...]:
+    until_s = heard_s if heard_s is not None else end_s
+    going_on = "still running" if heard_s is None else "not heard of any more"
     return (
         str(row.number),
         clock_text(row.started_s)[:19],
         str(row.resumed_step) if row.resumed_s is not None else "-",
         str(row.last_step) if row.last_step is not None else "-",
         f"{row.steps:,}",
-        span_text((row.ended_s if row.ended_s is not None else end_s) - row.started_s),
-        row.end or "still running",
+        span_text((row.ended_s if row.ended_s is not None else until_s) - row.started_s),
+        row.end or going_on,
     )
 
 

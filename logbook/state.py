@@ -285,6 +285,7 @@ class RunState(msgspec.Struct, frozen=True):
     end: Status | None = None
     paused: str = ""
     pause_reason: str = ""
+    end_reason: str = ""
     resumed_s: float = 0.0
     idle_s: float = 0.0
     num_attempts: int = 0

@@ -11,7 +11,7 @@ import msgspec
 from rich.theme import Theme
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import ContentSwitcher, Footer
+from textual.widgets import ContentSwitcher
 
 from ..interventions import FORMS
 from .book import Book
@@ -19,6 +19,7 @@ from .colours import NOTE_STYLES
 from .controls import Controls
 from .head import head_of
 from .head_panel import HeadPanel
+from .key_line import KeyLine
 from .palette import Commands
 from .pane import Pane
 from .panes import make_pane
@@ -55,7 +56,11 @@ class WatchApp(App[None]):
     COMMAND_PALETTE_BINDING = "colon"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(n), f"view('{view}')", view, show=False) for n, view in enumerate(VIEWS, 1)),
-        *(Binding(f.key, f"intervene('{f.action}')", f.title, show=False) for f in FORMS),
+        # With priority the form is there before the next of several keys that come at once.
+        *(
+            Binding(f.key, f"intervene('{f.action}')", f.title, show=False, priority=True)
+            for f in FORMS
+        ),
         Binding("question_mark", "keys", "Keys"),
         Binding("q", "leave", "Quit"),
     ]
@@ -85,7 +90,7 @@ class WatchApp(App[None]):
         yield self._strip
         with ContentSwitcher(initial=VIEWS[0]):
             yield from self._panes.values()
-        yield Footer()
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self.console.push_theme(Theme(NOTE_STYLES))
@@ -168,7 +173,11 @@ class WatchApp(App[None]):
         self.pane.show()
         self.pane.take_focus()
 
-    def action_intervene(self, action: str) -> None:
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Whether an action may be taken: a form is opened from the views alone."""
+        return action != "intervene" or len(self.screen_stack) == 1
+
+    async def action_intervene(self, action: str) -> None:
         """Open the form of an intervention, filled in with what the cursor is on."""
         from .form_screen import FormScreen
 
@@ -180,7 +189,7 @@ class WatchApp(App[None]):
             self.notify("The journal is still being read.", severity="warning")
             return
         screen = FormScreen(form, self.book.state, self.controls, self.pane.chosen())
-        self.push_screen(screen, self._requested)
+        await self.push_screen(screen, self._requested)
 
     def action_keys(self) -> None:
         from .keys import keys_text

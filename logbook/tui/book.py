@@ -49,6 +49,7 @@ class Book:
         self.is_whole = False
         self.read_frac = 0.0
         self.trouble = ""
+        self.alive_s = 0.0
 
     @property
     def total_steps(self) -> int:
@@ -58,7 +59,10 @@ class Book:
         return steps if isinstance(steps, int) else 0
 
     def take(self, update: Update) -> bool:
-        """Add what an update tells; return whether anything has changed."""
+        """Add what an update tells; return whether anything has changed.
+
+        The pulse of the controller alone is no change: it only tells that there is none to tell.
+        """
         if update.trouble:
             changed = update.trouble != self.trouble
             self.trouble = update.trouble
@@ -66,6 +70,7 @@ class Book:
             return changed
         if update.is_anew:
             self._forget()
+        self.alive_s = update.alive_s
         before = (self.state, self.is_whole, self.read_frac, self.trouble, self.generation)
         self.state, self.is_whole = update.state, update.is_whole
         self.read_frac, self.trouble = update.read_frac, ""

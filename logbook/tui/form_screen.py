@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.suggester import SuggestFromList
@@ -39,10 +39,12 @@ class FormScreen(ModalScreen[str | None]):
     a guarded one the attempt.
     """
 
+    # With priority they act before the next key is handed to a field: a slow connection brings
+    # several at once, and what is typed behind one of these belongs to where it leads.
     BINDINGS: ClassVar[list[BindingType]] = [
         ("escape", "leave", "Leave"),
-        ("down", "app.focus_next", ""),
-        ("up", "app.focus_previous", ""),
+        Binding("down,tab", "app.focus_next", show=False, priority=True),
+        Binding("up,shift+tab", "app.focus_previous", show=False, priority=True),
     ]
     DEFAULT_CSS = """
     FormScreen { align: center middle; }
@@ -91,11 +93,19 @@ class FormScreen(ModalScreen[str | None]):
 
     async def on_input_submitted(self, message: Input.Submitted) -> None:
         message.stop()
+        await self._take_in()
         if (ask := self._ask()) is not None:
             self.run_worker(self._try_out(ask), exclusive=True)
 
     def action_leave(self) -> None:
         self.dismiss(None)
+
+    async def _take_in(self) -> None:
+        """Return once every field has taken in the keys that were handed to it."""
+        for field in self.query(Input):
+            is_idle = asyncio.Event()
+            field.call_later(is_idle.set)
+            await is_idle.wait()
 
     def _row(self, number: int, field: Field) -> ComposeResult:
         yield Static(self._label(number, field))

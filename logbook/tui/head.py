@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from ..clock import span_text
+from ..hearing import patience_s, silence_text
 from ..live_view import doing_text, lr_multiplier, why_text
 from ..state import RunState
 from ..summary import RunSummary, summarize
 from .book import Book
 
-QUIET_S = 30.0
-"""A run at work that has said nothing for so long may have lost its controller."""
+COARSE_S = 60.0
+"""How often the figures of a run change of which nothing new is heard."""
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -45,7 +46,8 @@ def head_of(book: Book, now_s: float) -> Head:
     else:
         now, why = doing_text(state), why_text(state)
         status, tone = str(state.status), _tone(state)
-    heard = _heard(state, now_s)
+    # How long its steps are, and so how long it may be quiet, is known once all has been read.
+    heard = silence_text(state, now_s, book.alive_s) if book.is_whole else ""
     if book.trouble:
         now, tone = f"cannot read the journal: {book.trouble}", "bad"
     return Head(
@@ -79,17 +81,16 @@ def _tone(state: RunState) -> str:
     }.get(str(state.status), "")
 
 
-def _heard(state: RunState, now_s: float) -> str:
-    if not state.time_s or state.is_at_rest:
-        return ""
-    quiet_s = max(now_s - state.time_s, 0.0)
-    if quiet_s < QUIET_S:
-        return ""
-    # Whole units only: a text that changed with every look would be painted with every look.
-    about = f"{int(quiet_s // 10 * 10)} s" if quiet_s < 120 else f"{int(quiet_s // 60)} min"
-    if quiet_s >= 7200:
-        about = f"{int(quiet_s // 3600)} h"
-    return f"silent for {about}: is the controller away?"
+def _figured_at_s(state: RunState, now_s: float) -> float:
+    """Return the time of which the figures are: now, but that between events the clock stands.
+
+    A clock that ticked would repaint the screen for nothing.
+    """
+    if state.is_at_rest or not state.time_s:
+        return now_s
+    if now_s - state.time_s < patience_s(state):
+        return state.time_s
+    return max(now_s // COARSE_S * COARSE_S, state.time_s)
 
 
 def _measured(state: RunState) -> tuple[Figure, ...]:
@@ -102,9 +103,7 @@ def _figures(book: Book, now_s: float) -> tuple[Figure, ...]:
     total = book.total_steps
     if last is None:
         return (Figure("step", f"{state.step}/{total}" if total else str(state.step)),)
-    # A clock that ticks between events would repaint the screen for nothing.
-    at_s = now_s if state.is_at_rest or not state.time_s else state.time_s
-    summary = summarize(state, at_s) if book.is_whole else None
+    summary = summarize(state, _figured_at_s(state, now_s)) if book.is_whole else None
     factor = lr_multiplier(state)
     scale = "-" if last.loss_scale is None else f"{last.loss_scale:g}"
     left_s = time_to_finish_s(state, summary, total) if summary is not None else None

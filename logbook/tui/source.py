@@ -19,6 +19,7 @@ from .. import events as ev
 from ..chapter import Chapter, read_chapter
 from ..errors import MidwatchError
 from ..fold import evolve
+from ..pulse import pulse_s
 from ..reader import Follower, Rewound, last_seq, read
 from ..record import Record
 from ..state import RECENT_STEPS, Incident, RunState
@@ -42,6 +43,7 @@ class Update(msgspec.Struct, frozen=True):
     is_anew:  everything told before is to be forgotten.
     has_more: whether another call would find more at once.
     trouble:  why the journal cannot be read now, "" while it can.
+    alive_s:  the last pulse of the controller, 0.0 where it is not known.
     """
 
     state: RunState
@@ -54,6 +56,7 @@ class Update(msgspec.Struct, frozen=True):
     is_anew: bool = False
     has_more: bool = False
     trouble: str = ""
+    alive_s: float = 0.0
 
 
 class Source(Protocol):
@@ -99,7 +102,7 @@ class JournalSource:
         except (MidwatchError, OSError) as error:
             self._close()
             return Update(self._state, trouble=str(error))
-        return replace(update, is_anew=is_anew)
+        return replace(update, is_anew=is_anew, alive_s=pulse_s(self._directory))
 
     def chapter(self, incident: Incident) -> Chapter:
         """Return an incident's part of the journal, an empty one while that cannot be read."""

@@ -6,6 +6,7 @@ if nothing had been. What was read stays read; nothing is read twice.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,6 +21,7 @@ from ...logbook.tui.source import DENSE_KINDS, TAIL_RECORDS, Update, steps_of
 from .client import ApiClient
 
 PAGE_RECORDS = 5000
+PULSE_EVERY_S = 5.0
 Records = list[Record[ev.Event]]
 
 
@@ -101,6 +103,7 @@ class RemoteSource:
         self._clock = clock
         self._is_open = False
         self._state = RunState()
+        self._alive_s, self._asked_s = 0.0, -PULSE_EVERY_S
 
     def advance(self, budget_s: float) -> Update:
         """Return what is new; a server that does not answer is told of as trouble."""
@@ -125,6 +128,7 @@ class RemoteSource:
             read_frac=(self._next_past - 1) / (self._first - 1) if self._first > 1 else 1.0,
             is_anew=is_anew,
             has_more=self._next_past < self._first,
+            alive_s=self._alive_s if records else self._pulse_s(),
         )
 
     def chapter(self, incident: Incident) -> Chapter:
@@ -143,6 +147,16 @@ class RemoteSource:
         while left > 0 and (page := journal.poll()):
             yield from page[:left]
             left -= len(page)
+
+    def _pulse_s(self) -> float:
+        """Return when the server last saw the controller turn, asked for now and then."""
+        now_s = self._clock()
+        if now_s - self._asked_s >= PULSE_EVERY_S and not self._state.is_at_rest:
+            self._asked_s = now_s
+            # A server that is gone is told of by the next look for records.
+            with contextlib.suppress(MidwatchError):
+                self._alive_s = self._client.status().heard_s
+        return self._alive_s
 
     def _open(self) -> None:
         state = self._client.state()

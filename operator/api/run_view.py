@@ -15,6 +15,7 @@ from pathlib import Path
 from ...logbook import events as ev
 from ...logbook.live_status import RunStatus, status_now
 from ...logbook.metrics import exposition
+from ...logbook.pulse import pulse_s
 from ...logbook.reader import Rewound, read
 from ...logbook.record import to_json
 from ...logbook.state import Incident, Intervention, RunState
@@ -62,7 +63,7 @@ class RunView:
         return blob
 
     def status(self) -> RunStatus:
-        return status_now(self.state(), self._clock())
+        return status_now(self.state(), self._clock(), pulse_s(self.run_dir / "journal"))
 
     def metrics(self) -> str:
         return exposition(self.state(), self._clock())

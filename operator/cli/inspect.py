@@ -39,6 +39,8 @@ def status(
         print_json(found)
         return
     console.print(found.doing)
+    if found.silent:
+        console.print(found.silent, style="bold red")
     console.print(render_summary(found.summary, place.where()))
 
 

@@ -14,6 +14,7 @@ import typer
 from ...logbook import events as ev
 from ...logbook.errors import ConfigError, Retryable
 from ...logbook.live_status import RunStatus, status_now
+from ...logbook.pulse import pulse_s
 from ...logbook.reader import Follower, Rewound
 from ...logbook.record import Record
 from ...logbook.state import RunState
@@ -67,6 +68,10 @@ class Place(Protocol):
 
     def status(self) -> RunStatus: ...
 
+    def alive_s(self) -> float:
+        """Return when its controller last gave a sign of life, 0.0 where that is not known."""
+        ...
+
     def state(self) -> RunState: ...
 
     def following(self) -> Following: ...
@@ -102,7 +107,10 @@ class FolderPlace:
         return [("folder", str(self.folder)), *served]
 
     def status(self) -> RunStatus:
-        return status_now(self.state(), time.time())
+        return status_now(self.state(), time.time(), self.alive_s())
+
+    def alive_s(self) -> float:
+        return pulse_s(self.folder / "journal")
 
     def state(self) -> RunState:
         return load_state(self.folder)
@@ -142,6 +150,9 @@ class ServedPlace:
 
     def status(self) -> RunStatus:
         return self.client.status()
+
+    def alive_s(self) -> float:
+        return self.client.status().heard_s
 
     def state(self) -> RunState:
         return self.client.state()

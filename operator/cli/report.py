@@ -29,8 +29,8 @@ def report(
     place = place_of(run, None, None)
     target = _target(place, out)
     chronicle = read_chronicle(all_records(place))
-    now_s = time.time()
-    title, blocks = render_report(chronicle, now_s)
+    now_s, alive_s = time.time(), place.alive_s()
+    title, blocks = render_report(chronicle, now_s, alive_s)
     files = {target / "report.html": to_html(title, blocks)}
     files[target / "report.md"] = to_markdown(title, blocks, "figures")
     for block in blocks:
@@ -47,7 +47,8 @@ def report(
             remedy="Name a folder that can be written with --out.",
         ) from error
     if output is Output.JSON:
-        print_json(_data(chronicle, now_s, target))
+        files_at = {"html": str(target / "report.html"), "markdown": str(target / "report.md")}
+        print_json({**files_at, **_data(chronicle, now_s, alive_s)})
         return
     for name in ("report.html", "report.md"):
         print(target / name)
@@ -61,15 +62,14 @@ def _target(place: Place, out: Path | None) -> Path:
     raise ConfigError("usage", "say with --out where the report of a served run goes.")
 
 
-def _data(chronicle: Chronicle, now_s: float, target: Path) -> dict[str, object]:
+def _data(chronicle: Chronicle, now_s: float, alive_s: float) -> dict[str, object]:
     state = chronicle.state
     end_s = state.ended_s if state.ended_s is not None else now_s
     summary = summarize(state, now_s)
     return {
-        "html": str(target / "report.html"),
-        "markdown": str(target / "report.md"),
         "summary": summary,
-        "gpu_seconds": {c.value: s for c, s in chronicle.ledger.totals(end_s).items()},
+        "gpu_seconds": {c.value: s for c, s in chronicle.ledger.totals(end_s, alive_s).items()},
+        "heard_s": max(state.time_s, alive_s),
         "faults": failures_by_fault(chronicle, summary, end_s),
         "attempts": chronicle.attempts,
     }

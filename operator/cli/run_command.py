@@ -172,7 +172,7 @@ def _refuse_finished(run_dir: Path) -> None:
 
 def _watch_live(follower: StateFollower, total: int, injector: Injector | None) -> None:
     def picture() -> RenderableType:
-        view = render_live(follower.state, total, time.time())
+        view = render_live(follower.state, total, time.time(), follower.alive_s)
         return view if injector is None else Group(view, Text(injector.next_text, style="dim"))
 
     screen = Live(

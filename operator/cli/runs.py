@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ...logbook import events as ev
 from ...logbook.errors import MidwatchError
 from ...logbook.fold import evolve
+from ...logbook.pulse import pulse_s
 from ...logbook.reader import Follower, Rewound, last_seq
 from ...logbook.record import Record
 from ...logbook.state import RunState
@@ -68,6 +69,11 @@ class StateFollower:
         self._follower: Follower[ev.Event] = Follower(
             self._directory, ev.Event, from_seq=self.state.seq + 1
         )
+
+    @property
+    def alive_s(self) -> float:
+        """The last pulse of the controller, 0.0 where there is none."""
+        return pulse_s(self._directory)
 
     def poll(self) -> list[Record[ev.Event]]:
         """Fold everything new and return it."""

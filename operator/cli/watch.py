@@ -147,7 +147,7 @@ def _watch_plain(place: Place, once: bool) -> None:
     state = follower.state
     trainer = state.spec.get("trainer", {})
     total = int(trainer.get("steps") or 0)
-    wide_console().print(render_live(state, total, time.time()))
+    wide_console().print(render_live(state, total, time.time(), place.alive_s()))
     patient = Patient(follower)
     while not once and not follower.state.is_at_rest:
         time.sleep(PLAIN_POLL_S)

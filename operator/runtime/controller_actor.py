@@ -18,6 +18,7 @@ from ... import __version__
 from ...logbook import events as ev
 from ...logbook.errors import Fatal, MidwatchError, Retryable
 from ...logbook.journal import Journal, JournalOptions
+from ...logbook.pulse import Pulse
 from ...logbook.state import RunState, Status
 from ...logbook.state_file import EVERY_EVENTS, save_state
 from ..controller import Controller
@@ -72,6 +73,7 @@ class ControllerActor:
         )
         self._controller = Controller(self._spec, ports)
         self._saved_seq = 0
+        self._pulse = Pulse(self._journal.directory)
         self._thread = threading.Thread(target=self._turn, name="controller", daemon=True)
         self._open(is_restart)
         self._turned_s = time.monotonic()
@@ -140,6 +142,7 @@ class ControllerActor:
                 self._controller.tick()
                 self._controller.record(*self._lookouts.news())
                 self._turned_s = time.monotonic()
+                self._pulse.beat()
                 state = self._controller.state
                 self._save_state(state)
                 self._turn_over.set()

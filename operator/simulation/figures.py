@@ -79,7 +79,8 @@ def figures_of(
     """Return the figures of a run as it stands; People and ticks are filled in by the caller."""
     now_s = world.timeline.now_s()
     summary = summarize(state, now_s)
-    totals = ledger.totals(now_s)
+    # A simulated controller turns to the very end, whether or not it has anything to record.
+    totals = ledger.totals(now_s, now_s)
     size = world.setting.sizes.checkpoint_bytes
     detected = detection_times_s(strikes, list(state.incidents.values()))
     failures = sum(strike.hurts for strike in strikes)

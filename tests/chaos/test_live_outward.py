@@ -11,6 +11,7 @@ import pytest
 from midwatch.logbook import events as ev
 from midwatch.logbook.chronicle import read_chronicle
 from midwatch.logbook.ledger import Cause
+from midwatch.logbook.pulse import pulse_s
 from midwatch.logbook.reader import read
 from midwatch.logbook.state import RunState, Status
 from midwatch.operator.desk import note_path, post_request
@@ -120,6 +121,7 @@ def _check_note(run: LiveRun) -> None:
 def _check_ledger(run: LiveRun, state: RunState) -> None:
     chronicle = read_chronicle(read(run.run_dir / "journal", ev.Event))
     assert state.ended_s is not None
+    assert pulse_s(run.run_dir / "journal") > state.submitted_s
     totals = chronicle.ledger.totals(state.ended_s)
     wall_s = state.ended_s - state.submitted_s
     assert sum(totals.values()) == pytest.approx(wall_s * 4)

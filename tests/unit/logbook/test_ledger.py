@@ -169,6 +169,37 @@ def test_a_spare_is_idle_all_the_time() -> None:
     assert totals[Cause.IDLE] == pytest.approx(25.0 * (GPUS - RANKS))
 
 
+def test_time_in_which_nothing_was_heard_is_not_productive() -> None:
+    ledger = ledger_of(*begun(), *steps(1, 10, 15.0))
+    found = rank_seconds(ledger, 25.0 + 3600.0)
+    assert found[Cause.PRODUCTIVE] == pytest.approx(10.0 + 30.0)
+    assert found[Cause.UNHEARD] == pytest.approx(3570.0)
+
+
+def test_a_run_of_long_steps_is_waited_for_as_long_as_three_of_them() -> None:
+    story = [
+        (15.0 + 40.0 * step, ev.StepDone(1, make_sample(step, step_s=40.0))) for step in range(1, 6)
+    ]
+    ledger = ledger_of(*begun(), *story)
+    assert Cause.UNHEARD not in rank_seconds(ledger, 215.0 + 120.0)
+    assert rank_seconds(ledger, 215.0 + 121.0)[Cause.UNHEARD] == pytest.approx(1.0)
+
+
+def test_a_controller_that_turns_while_it_waits_is_heard_of() -> None:
+    ledger = ledger_of((0.0, ev.RunSubmitted("night", SPEC, "", 1, "", "ann")))
+    now_s, alive_s = START_S + 3600.0, START_S + 3000.0
+    totals = ledger.totals(now_s, alive_s)
+    assert totals[Cause.PROVISION] == pytest.approx(3030.0 * RANKS)
+    assert totals[Cause.UNHEARD] == pytest.approx(570.0 * RANKS)
+    assert ledger.totals(now_s)[Cause.PROVISION] == pytest.approx(30.0 * RANKS)
+
+
+def test_a_paused_run_has_nothing_to_say() -> None:
+    story = [*begun(), *steps(1, 2, 15.0), (17.0, resolved(2, d.PauseRun("budget")))]
+    found = rank_seconds(ledger_of(*story), 1e6)
+    assert found[Cause.IDLE] == pytest.approx(1e6 - 17.0)
+
+
 def test_stretches_follow_one_another_without_a_gap() -> None:
     story = [*begun(), *steps(1, 10, 15.0), (20.5, commit(5, 0.25))]
     story = sorted(story, key=lambda entry: entry[0])

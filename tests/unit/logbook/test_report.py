@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from midwatch.logbook import events as ev
 from midwatch.logbook.chronicle import Chronicle, read_chronicle
+from midwatch.logbook.clock import clock_text
 from midwatch.logbook.document import Block, Figure, Heading, Table, Text, to_html, to_markdown
 from midwatch.logbook.failures import failures_by_fault
 from midwatch.logbook.ledger import Cause
@@ -25,6 +26,7 @@ from midwatch.operator.cli.main import main
 from midwatch.operator.simulation.training import Fragility, Physics
 from midwatch.tests.sim.night import DiskJournal, Night
 from midwatch.tests.support.builders import make_spec
+from midwatch.tests.support.synthetic_run import SyntheticRun
 from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -123,6 +125,24 @@ def test_interventions_energy_and_nodes_are_told(blocks: Sequence[Block]) -> Non
     assert any(row[0] == "node-1" for row in nodes)
     texts = [block.text for block in blocks if isinstance(block, Text)]
     assert any("completed at step 300" in text for text in texts)
+
+
+def test_a_run_that_fell_silent_says_since_when_and_books_nothing_as_trained(
+    small_run: SyntheticRun,
+) -> None:
+    chronicle = read_chronicle(read(small_run.folder / "journal", ev.Event))
+    now_s = small_run.now_s + 3 * 86400.0
+    title, blocks = render_report(chronicle, now_s)
+    text = to_markdown(title, blocks, "figures")
+    assert f"it was last heard of at {clock_text(small_run.now_s)[:19]}, 72 h 0 min ago" in text
+    assert table_under(blocks, "Attempts").rows[-1][-1] == "not heard of any more"
+    shares = {row[0]: float(row[2].rstrip("%")) for row in
+              table_under(blocks, "Where the GPU time went").rows}  # fmt: skip
+    # The spare is idle all the time.
+    assert shares["unheard"] == pytest.approx(80.0 * (1 - (2460 + 120) / (3 * 86400)), abs=1.0)
+    assert shares["productive"] < 2.0
+    alive = to_markdown(*render_report(chronicle, now_s, now_s), "figures")
+    assert "last heard of" not in alive
 
 
 def test_perplexity_is_drawn_where_it_was_measured() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -16,7 +18,9 @@ import pytest
 from midwatch.logbook import decisions as d
 from midwatch.logbook.events import InterventionRequested
 from midwatch.logbook.interventions import FORMS, Answers
+from midwatch.logbook.pulse import Pulse, pulse_s
 from midwatch.logbook.tui.controls import Ask
+from midwatch.operator.cli.main import main
 from midwatch.operator.cli.watch import FolderControls
 from midwatch.tests.support.synthetic_run import SyntheticRun
 
@@ -72,6 +76,29 @@ def test_once_prints_the_picture_and_leaves(run: SyntheticRun) -> None:
         [*WATCH, str(run.folder), "--once"], capture_output=True, text=True, check=True
     )
     assert "60 / 2000" in done.stdout
+    # What the journal tells of was in 2023.
+    assert re.search(r"silent for \d+ h: is the controller away\?", done.stdout)
+
+
+def test_status_tells_a_run_that_fell_silent_from_one_that_goes_on(
+    run: SyntheticRun, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def status(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["midwatch", "status", str(run.folder), *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        return capfd.readouterr().out
+
+    assert "silent for " in status()
+    told = json.loads(status("-o", "json"))
+    assert told["heard_s"] == run.state.time_s
+    assert told["silent"].endswith("is the controller away?")
+    Pulse(run.folder / "journal").beat()
+    assert "silent" not in status()
+    told = json.loads(status("-o", "json"))
+    assert told["heard_s"] == pulse_s(run.folder / "journal")
+    assert told["silent"] == ""
 
 
 def test_a_run_that_does_not_exist_is_one_clear_error(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from midwatch.logbook import events as ev
 from midwatch.logbook.record import Record
 from midwatch.logbook.state import RunState
+from midwatch.logbook.summary import summarize
 from midwatch.logbook.tui import book as book_module
 from midwatch.logbook.tui.book import Book, Sieve, Sifted
 from midwatch.logbook.tui.head import head_of
 from midwatch.logbook.tui.source import Update
 from midwatch.tests.support.builders import START_S, make_sample
-from midwatch.tests.support.synthetic_run import SyntheticRun
+from midwatch.tests.support.synthetic_run import STEP_S, SyntheticRun
 
 
 def record(seq: int, event: ev.Event) -> Record[ev.Event]:
@@ -82,8 +85,36 @@ def test_the_head_does_not_change_while_nothing_happens(small_run: SyntheticRun)
     book.take(Update(small_run.state))
     at_s = small_run.now_s
     assert head_of(book, at_s + 1.0) == head_of(book, at_s + 25.0)
-    assert head_of(book, at_s + 65.0).heard == "silent for 60 s: is the controller away?"
+
+
+def test_a_run_is_silent_once_it_has_been_quiet_for_three_steps(small_run: SyntheticRun) -> None:
+    book = Book()
+    book.take(Update(small_run.state))
+    at_s = small_run.now_s
+    assert small_run.state.step_median.value == STEP_S
+    assert head_of(book, at_s + 119.0).heard == ""
+    assert head_of(book, at_s + 125.0).heard == "silent for 2 min: is the controller away?"
     assert head_of(book, at_s + 8000.0).heard == "silent for 2 h: is the controller away?"
+
+
+def test_a_run_that_waits_is_not_silent_while_its_controller_turns(tmp_path: Path) -> None:
+    run, book = SyntheticRun(tmp_path / "run", nodes=4, slots=2), Book()
+    at_s = run.now_s
+    assert book.take(Update(run.state))
+    assert head_of(book, at_s + 65.0).heard == "silent for 60 s: is the controller away?"
+    assert not book.take(Update(run.state, alive_s=at_s + 60.0))
+    assert head_of(book, at_s + 65.0).heard == ""
+    assert head_of(book, at_s + 100.0).heard == "silent for 40 s: is the controller away?"
+    run.close()
+
+
+def test_the_figures_of_a_run_that_fell_silent_are_of_now(small_run: SyntheticRun) -> None:
+    book = Book()
+    book.take(Update(small_run.state))
+    now_s = (small_run.now_s + 3 * 86400.0) // 60.0 * 60.0
+    figures = {figure.name: figure.value for figure in head_of(book, now_s).figures}
+    assert figures["ettr"] == f"{summarize(small_run.state, now_s).ettr_frac:.1%}"
+    assert head_of(book, now_s).figures == head_of(book, now_s + 59.0).figures
 
 
 def test_a_run_of_which_nothing_is_known_has_a_head(small_run: SyntheticRun) -> None:

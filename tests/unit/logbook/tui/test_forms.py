@@ -23,6 +23,7 @@ from midwatch.tests.support.screens import (
     watching,
 )
 from midwatch.tests.support.synthetic_run import SyntheticRun, write_night
+from textual.events import Key
 from textual.widgets import Input
 
 GOOD = {
@@ -175,6 +176,44 @@ def test_what_is_wrong_is_said_and_nothing_is_sent(
 
     drive(scenario())
     assert not controls.previewed
+
+
+def type_ahead(pilot: Any, *keys: str) -> None:
+    """Hand over keys all at once, as one packet of a slow connection brings them."""
+    for key in keys:
+        (name,) = keys_of(key) if len(key) == 1 else [key]
+        pilot.app.post_message(Key(name, key if len(key) == 1 else None))
+
+
+@pytest.mark.parametrize("moves", [("tab", "tab"), ("down", "down")])
+@pytest.mark.parametrize("clip", ["0.3", "0.3" + 60 * "0"])
+def test_keys_that_come_at_once_land_where_they_were_meant(
+    night: SyntheticRun, moves: tuple[str, str], clip: str
+) -> None:
+    controls = RecordingControls()
+
+    async def scenario() -> None:
+        async with watching(night, (80, 24), controls) as pilot:
+            first, second = moves
+            type_ahead(pilot, "C", *clip, first, *"Cool down", second, *"500", "enter")
+            await until(pilot, lambda: is_on(pilot, ConfirmScreen))
+
+    drive(scenario())
+    (ask,) = controls.previewed
+    assert ask.reason == "Cool down"
+    assert ask.answers == Answers(value=0.3, at_step=500)
+
+
+def test_keys_that_come_at_once_go_back_as_well(night: SyntheticRun) -> None:
+    async def scenario() -> None:
+        async with watching(night, (80, 24), RecordingControls()) as pilot:
+            await pilot.press("C")
+            type_ahead(pilot, "tab", *"why", "shift+tab", *"0.3", "down", "up", "5")
+            field = pilot.app.screen.query_one("#field-0", Input)
+            await until(pilot, lambda: field.value == "0.35")
+            assert pilot.app.screen.query_one("#reason", Input).value == "why"
+
+    drive(scenario())
 
 
 def test_the_node_under_the_cursor_is_filled_in(night: SyntheticRun) -> None:

@@ -37,6 +37,21 @@ def test_numbers_change_the_view_and_q_leaves(night: SyntheticRun) -> None:
     drive(scenario())
 
 
+@pytest.mark.parametrize("size", [(120, 40), (80, 24)])
+@pytest.mark.parametrize("view", range(1, len(VIEWS) + 1))
+def test_how_to_see_all_keys_and_how_to_leave_is_on_every_view(
+    night: SyntheticRun, size: tuple[int, int], view: int
+) -> None:
+    async def scenario() -> None:
+        async with watching(night, size) as pilot:
+            await pilot.press(str(view))
+            await until(
+                pilot, lambda: text_on(pilot).splitlines()[-1].startswith(" ? Keys  q Quit")
+            )
+
+    drive(scenario())
+
+
 def test_the_head_says_what_is_done_and_why(night: SyntheticRun) -> None:
     async def scenario() -> None:
         async with watching(night, (80, 24)) as pilot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -11,12 +12,15 @@ import jsonschema
 import msgspec
 import pytest
 from midwatch.logbook import events as ev
+from midwatch.logbook.pulse import Pulse, pulse_s
 from midwatch.logbook.reader import read
 from midwatch.logbook.record import Record, to_json
 from midwatch.logbook.state import RunState
+from midwatch.operator.api.remote_run import RemoteSource
 from midwatch.operator.api.tokens import Role
 from midwatch.tests.support.api_server import ApiServer
 from midwatch.tests.support.builders import make_sample
+from midwatch.tests.support.live_run import wait_until
 from midwatch.tests.support.synthetic_run import SyntheticRun
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -49,6 +53,22 @@ def test_status_says_what_is_done_and_its_figures(server: ApiServer, night: Synt
     assert "watching inc-0002 (divergence)" in told["doing"]
     assert told["seq"] == night.state.seq
     assert told["summary"]["step"] == night.state.step
+
+
+def test_status_says_when_the_run_was_heard_of_last(small_run: SyntheticRun) -> None:
+    with ApiServer(small_run.folder) as server:
+        told = server.client(Role.VIEWER).status()
+        assert told.heard_s == small_run.state.time_s
+        assert told.silent.startswith("silent for ")
+        # One source that is asked anew, and one that has been told already.
+        clock = itertools.count(0.0, 3.0)
+        source = RemoteSource(server.client(Role.VIEWER), clock=lambda: next(clock))
+        source.advance(0.0)
+        Pulse(small_run.folder / "journal").beat()
+        told = server.client(Role.VIEWER).status()
+        assert told.heard_s == pulse_s(small_run.folder / "journal") > small_run.state.time_s
+        assert told.silent == ""
+        wait_until(lambda: source.advance(0.0).alive_s == told.heard_s, "the pulse is not told")
 
 
 def test_events_are_the_journal_in_pages(server: ApiServer, night: SyntheticRun) -> None:
