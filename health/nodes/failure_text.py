@@ -27,7 +27,7 @@ from .failure_kinds import (
     Rule,
 )
 from .failure_rules import RULES
-from .failure_voice import Voice, is_denied, read_voices, without_guesses
+from .failure_voice import Voice, is_cited, is_denied, read_voices, without_guesses
 from .kernel_log import KernelEvent, parse_line, parse_quoted_xid
 from .labels import (
     CUDA_ILLEGAL_ACCESS,
@@ -133,10 +133,11 @@ def _line_matches(lines: Sequence[str]) -> Iterable[_Match]:
         if voice is Voice.QUOTED:
             continue
         for match, end in _readings(line, index):
-            if not _costs_a_node(match):
+            if voice is Voice.KERNEL or not _costs_a_node(match):
                 yield match
-            elif voice is Voice.KERNEL or not is_denied(line, match.column, end):
-                yield from _weighed(match, voice)
+            elif not is_denied(line, match.column, end):
+                cited = voice is Voice.SYSTEM and is_cited(line, match.column)
+                yield from _weighed(match, Voice.PLAIN if cited else voice)
 
 
 def _readings(line: str, index: int) -> Iterable[tuple[_Match, int]]:
@@ -157,7 +158,7 @@ def _readings(line: str, index: int) -> Iterable[tuple[_Match, int]]:
 
 def _weighed(match: _Match, voice: Voice) -> Iterable[_Match]:
     """Yield what would cost a node its place, as far as the one who says it can know."""
-    if voice is Voice.KERNEL or (voice is Voice.SYSTEM and not match.is_kernel):
+    if voice is Voice.SYSTEM and not match.is_kernel:
         yield match
     elif voice not in (Voice.REMARK, Voice.PROGRAM):
         yield msgspec.structs.replace(

@@ -113,7 +113,10 @@ def _voice(line: str, is_raised_by_program: bool) -> Voice:
     return Voice.PROGRAM if _EXCEPTION.match(line) else Voice.PLAIN
 
 
-_SUPPOSED = re.compile(r"\b(?:potential|possible) (?:root )?(?:cause|reason)s?\b", re.IGNORECASE)
+_SUPPOSED = re.compile(
+    r"\b(?:potential|possible) (?:root )?(?:cause|reason)s?\b|\bThis can happen (?:if|when)\b",
+    re.IGNORECASE,
+)
 
 
 def without_guesses(line: str) -> str:
@@ -128,11 +131,18 @@ _DENIED = re.compile(
     r"(?:[ -]+\w+){0,4}?[ -]+['\"`(]*$|\b(?:on|upon|for|against) +['\"`(]*$",
     re.IGNORECASE,
 )
+# Between quotes of prose; a field of a structured log and NCCL's own quotes say what they hold.
+_IN_QUOTES = re.compile(r"""(?:^|(?<!":)(?<!Cuda failure)(?<!failure \d)[\s(\[{,])["'`][^"'`]*$""")
 _COUNTED_NONE = re.compile(
-    r"^[^.;,/|\d]{0,40}?[:=]\s*(?:0|no|none|false|ok|pass(?:ed)?)\b(?![.x]?\d)", re.IGNORECASE
+    r"^[^.;,/|\d]{0,40}?[:=]\s*(?:0|no|none|false|ok|pass(?:ed)?)(?=[\s,;)/]|\.?$)", re.IGNORECASE
 )
 
 
 def is_denied(line: str, start: int, end: int) -> bool:
     """Whether line[start:end] is not said to be so: negated, supposed, or counted as none."""
     return bool(_DENIED.search(line[:start]) or _COUNTED_NONE.search(line[end:]))
+
+
+def is_cited(line: str, start: int) -> bool:
+    """Whether what stands at start is between quotes, so that somebody cites it."""
+    return _IN_QUOTES.search(line[:start]) is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
 from midwatch.logbook import events as ev
 from midwatch.operator.exit_reading import ExitReader
@@ -10,6 +13,12 @@ KEY_ERROR = (
     'Traceback (most recent call last):\n  File "/home/me/train.py", line 40, in main\n'
     '    out = model(batch)\nKeyError: "input_ids"\n'
 )
+TEXTS = Path(__file__).parents[1] / "health" / "nodes"
+FRESH = [
+    excerpt["text"]
+    for path in sorted(TEXTS.glob("fresh_excerpts*.toml"))
+    for excerpt in tomllib.loads(path.read_text())["excerpt"]
+]
 ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
 ECC_TRACE = (
     'Traceback (most recent call last):\n  File "/home/me/train.py", line 41, in main\n'
@@ -37,6 +46,11 @@ def blamed(
     ],
 )
 def test_an_exception_of_the_program_costs_no_node_whatever_its_log_shows(log: str) -> None:
+    assert blamed(log, KEY_ERROR, "KeyError: 'input_ids'") == ""
+
+
+@pytest.mark.parametrize("log", FRESH)
+def test_nor_does_any_fresh_text_before_it(log: str) -> None:
     assert blamed(log, KEY_ERROR, "KeyError: 'input_ids'") == ""
 
 
