@@ -132,23 +132,27 @@ def _line_matches(lines: Sequence[str]) -> Iterable[_Match]:
     for index, (line, voice) in enumerate(zip(lines, read_voices(lines), strict=True)):
         if voice is Voice.QUOTED:
             continue
-        for match, end in _readings(line, index):
-            if voice is Voice.KERNEL or not _costs_a_node(match):
+        event = parse_line(line)
+        is_of_kernel = event is not None and voice is Voice.KERNEL
+        if event is not None:
+            yield from _weighed(_from_event(event, index), voice, is_of_kernel)
+        for match, end in _phrases(line, index, is_read=event is not None):
+            if is_of_kernel or not _costs_a_node(match):
                 yield match
             elif not is_denied(line, match.column, end):
-                cited = voice is Voice.SYSTEM and is_cited(line, match.column)
-                yield from _weighed(match, Voice.PLAIN if cited else voice)
+                knows = voice is Voice.SYSTEM and not match.is_kernel
+                yield from _weighed(match, voice, knows and not is_cited(line, match.column))
 
 
-def _readings(line: str, index: int) -> Iterable[tuple[_Match, int]]:
-    """Yield each reading of a line, and where the words end that it rests on."""
-    event = parse_line(line)
-    if event is not None:
-        yield _from_event(event, index), len(line)
-    else:
-        quoted, words = parse_quoted_xid(line), _XID_WORDS.search(line)
-        if quoted is not None and words is not None:
-            yield _from_event(quoted, index, words.start()), words.end()
+def _phrases(line: str, index: int, is_read: bool) -> Iterable[tuple[_Match, int]]:
+    """Yield what is read from words wherever they stand, and the column where these end.
+
+    is_read: the kernel log parser has read the line, and any XID on it.
+    """
+    quoted = None if is_read else parse_quoted_xid(line)
+    words = _XID_WORDS.search(line)
+    if quoted is not None and words is not None:
+        yield _from_event(quoted, index, words.start()), words.end()
     said = without_guesses(line)
     for pattern, rule in _COMPILED:
         found = pattern.search(said)
@@ -156,9 +160,9 @@ def _readings(line: str, index: int) -> Iterable[tuple[_Match, int]]:
             yield _from_rule(rule, index, found.start()), found.end()
 
 
-def _weighed(match: _Match, voice: Voice) -> Iterable[_Match]:
-    """Yield what would cost a node its place, as far as the one who says it can know."""
-    if voice is Voice.SYSTEM and not match.is_kernel:
+def _weighed(match: _Match, voice: Voice, is_witnessed: bool) -> Iterable[_Match]:
+    """Yield what may cost a node its place, as far as the one who says it can know."""
+    if is_witnessed or not _costs_a_node(match):
         yield match
     elif voice not in (Voice.REMARK, Voice.PROGRAM):
         yield msgspec.structs.replace(

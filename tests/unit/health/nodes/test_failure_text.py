@@ -215,6 +215,14 @@ def test_what_somebody_cites_costs_no_node(words: str) -> None:
     assert classify(words).action is Action.RESTART
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["[12.345678] graph: node failure", "watchdog: node 3 is dead", "[12.345678] saw Xid 79"],
+)
+def test_a_stamp_alone_makes_no_kernel_line(words: str) -> None:
+    assert classify(words).action not in (Action.DRAIN, Action.EVICT)
+
+
 def test_the_quotes_of_nccl_and_of_structured_logs_say_what_they_hold() -> None:
     nccl = "n1:22:91 [0] enqueue.cc:1 NCCL WARN Cuda failure 'uncorrectable ECC error encountered'"
     assert (classify(nccl).label, classify(nccl).action) == ("gpu_ecc", Action.EVICT)
