@@ -208,7 +208,7 @@ RULES: tuple[Rule, ...] = (
          r"NET/IB ?:.*(?:completion|async|error|fail|Unable|vendor)|\bibv_\w+.*(?:fail|error)|"
          r"IBV_WC_\w+_ERR|transport retry (?:count|counter) exceeded|RETRY_EXC_ERR|"
          r"NET/OFI.*(?:fail|error|RC:)|(?:libfabric|efa\b).*(?:error|fail|unresponsive)|UCX +ERROR|"
-         r"\b(?:mlx|hca|InfiniBand|RoCE|RDMA)\S*.{0,60}(?:\bdown\b|fail|error|flap|unreachable)|"
+         r"\b(?:mlx\w*|hca|InfiniBand|RoCE|RDMA)\b(?!-)\S*.{0,60}(?:\bdown\b|fail|error|flap|unreachable)|"
          r"link flap"),
     Rule(lb.NETWORK_IB, PRECISE, 0.8,
          r"\bibv_\w+.*Cannot allocate memory"),
@@ -271,7 +271,8 @@ RULES: tuple[Rule, ...] = (
          r"uninterruptible sleep|Timeout \(\d+:\d\d:\d\d\)!"),
     # Stacks taken by hand from live processes: somebody looked for a hang.
     Rule(lb.HOST_HANG, NOISE, 0.4,
-         r"^\s*Thread (?:0x[0-9a-fA-F]+|\d+) \((?:idle|active)(?:\+gil)?\)"),
+         r"^\s*Thread (?:0x[0-9a-fA-F]+|\d+) \((?:idle|active)(?:\+gil)?\)|"
+         r"^\W*\d+ +Thread 0x[0-9a-f]+ \(LWP \d+\)"),
     # --- the program ------------------------------------------------------------------------------
     Rule(lb.USER_CODE, PROGRAM, 0.5,
          r"Assertion [`'].*['`] failed"),

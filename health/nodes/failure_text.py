@@ -103,8 +103,10 @@ def classify(text: str, *, of_worker: bool = False) -> Classification:
     numbers, lines = _read_lines(text)
     voices = read_voices(lines)
     witnesses = (Voice.RUNTIME,) if of_worker else (Voice.RUNTIME, Voice.AUTHORITY, Voice.KERNEL)
+    said = list(_line_matches(lines, voices, witnesses))
     matches = [
-        *_line_matches(lines, voices, witnesses),
+        *said,
+        *_raised_matches(voices, {match.index for match in said}),
         *_numeric_matches(lines),
         *_phase_matches(lines),
     ]
@@ -153,6 +155,13 @@ def _line_matches(
             elif not is_denied(line, match.column, end):
                 is_cited_here = match.is_kernel or is_cited(line, match.column)
                 yield from _weighed(match, voice, knows and not is_cited_here)
+
+
+def _raised_matches(voices: Sequence[Voice], known: set[int]) -> Iterable[_Match]:
+    """What stands behind a traceback is an exception by any name: the program's, by guess."""
+    for index, voice in enumerate(voices):
+        if voice is Voice.PROGRAM and index not in known:
+            yield _Match(USER_CODE, NOISE, 0.35, index, 0, Blame.UNKNOWN, Action.RESTART)
 
 
 def _phrases(line: str, index: int, is_read: bool) -> Iterable[tuple[_Match, int]]:

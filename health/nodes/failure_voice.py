@@ -36,7 +36,8 @@ class Voice(enum.Enum):
 
 # What launchers and Ray put before each line of a rank, and exception groups before theirs.
 _RANK = re.compile(r"^(?:\s*(?:\[(?:rank|default)?\d+\]:?|\(\w[^()]*pid=[^()]*\)|\d+:|[|+]) ?)+")
-_FRAME = re.compile(r'^\s*File "(?P<path>[^"]*)", line \d+')
+# With a comma, which faulthandler leaves out in the stacks of a process that has raised nothing.
+_FRAME = re.compile(r'^\s*File "(?P<path>[^"]*)", line \d+(?:, in |\s*$)')
 _CODE_INDENT = re.compile(r"^(?: {4}|\t)")
 _RAISE = re.compile(r"^\s*raise\b")
 _LIBRARY = re.compile(r"/(?:site|dist)-packages/|/lib/python\d|^<")
