@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 from msgspec.structs import replace
 
 from ..health.nodes.failure_text import Classification, classify
-from ..health.nodes.labels import NODE_LOST, UNKNOWN, USER_CODE
+from ..health.nodes.labels import UNKNOWN
 from ..health.nodes.verdicts import Action, Blame
 from ..logbook import events as ev
 from ..logbook.findings import Finding, Severity
@@ -34,31 +36,33 @@ class ExitReader:
         if self._left <= 0:
             return event, []
         self._left -= 1
-        found = classify("\n".join((event.log_tail, traceback, event.message)))
+        words = f"{traceback}\n{event.message}"
+        found = classify(f"{event.log_tail}\n{words}", of_worker=True)
         if found.label == UNKNOWN:
             return event, []
         label = f"{found.label} ({found.blame}, {found.confidence:.2f})"
         known = replace(event, label=label)
-        if self._has_blamed or not blames_node(found) or _is_of_program(traceback, event.message):
+        if self._has_blamed or not (blames_node(found) and _is_ended_by(event, words)):
             return known, []
         self._has_blamed = True
         return known, [ev.FindingSeen("", event.attempt, _finding(event, found, step))]
 
 
 def blames_node(found: Classification) -> bool:
-    """Whether a text is sure enough that the node it comes from must go.
-
-    Never for the program or its data, nor for a lost node: that one writes no last words, so those
-    that tell of it come from another.
-    """
-    takes_node = found.action in (Action.DRAIN, Action.EVICT) and found.label != NODE_LOST
+    """Whether a text is sure enough that its node must go; never for the program or its data."""
+    takes_node = found.action in (Action.DRAIN, Action.EVICT)
     return takes_node and found.blame is Blame.NODE and found.confidence >= CONFIDENCE_MIN
 
 
-def _is_of_program(traceback: str, message: str) -> bool:
-    """Whether the program's own exception ended the worker: its log may show anything, samples of
-    the training data included, and costs no node then."""
-    return classify(f"{traceback}\n{message}").label == USER_CODE
+def _is_ended_by(event: ev.WorkerExited, words: str) -> bool:
+    """Whether it is a fault of the node that ended this worker, and not only stands in its log.
+
+    A log may show anything, samples of the training data included. So an exception must blame the
+    node by itself; without one the process must have aborted, as torch does on a broken GPU.
+    """
+    if event.code:
+        return blames_node(classify(words, of_worker=True))
+    return event.signal == signal.SIGABRT
 
 
 def _finding(event: ev.WorkerExited, found: Classification, step: int) -> Finding:

@@ -43,7 +43,7 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.GPU_DRIVER_INIT, CAUSE, 0.9,
          r"couldn't communicate with the NVIDIA driver|Failed to initialize NVML|"
          r"Driver/library version mismatch|RmInitAdapter failed|"
-         r"nvidia-container-cli: (?:initialization|device) error|"
+         r"nvidia-container-cli: initialization error|"
          r"fabric ?manager.{0,60}(?:fail|not running|not initiali[sz]ed|aborted)"),
     Rule(lb.GPU_DRIVER_INIT, PRECISE, 0.85,
          r"system not yet initialized|Error 80[2-4]:|CUDA_ERROR_SYSTEM_\w+"),
@@ -53,7 +53,8 @@ RULES: tuple[Rule, ...] = (
          r"CUDA driver version is insufficient|"
          r"CUDA driver initialization failed|CUDA unknown error - this may be|"
          r"no CUDA-capable device is detected|CUDA-capable device\(s\) is/are busy or unavailable|"
-         r"cudaErrorDevicesUnavailable|CUDA_ERROR_(?:NO_DEVICE|NOT_INITIALIZED)|cuInit.{0,20}fail",
+         r"cudaErrorDevicesUnavailable|CUDA_ERROR_(?:NO_DEVICE|NOT_INITIALIZED)|cuInit.{0,20}fail|"
+         r"nvidia-container-cli: device error",
          action=RESTART),
     Rule(lb.GPU_DRIVER_INIT, DETAIL, 0.6,
          r"Unexpected error from cudaGetDeviceCount|CUDA_ERROR_UNKNOWN|cudaErrorUnknown|"
@@ -207,7 +208,7 @@ RULES: tuple[Rule, ...] = (
          r"NET/IB ?:.*(?:completion|async|error|fail|Unable|vendor)|\bibv_\w+.*(?:fail|error)|"
          r"IBV_WC_\w+_ERR|transport retry (?:count|counter) exceeded|RETRY_EXC_ERR|"
          r"NET/OFI.*(?:fail|error|RC:)|(?:libfabric|efa\b).*(?:error|fail|unresponsive)|UCX +ERROR|"
-         r"\b(?:mlx|hca|InfiniBand|RoCE|RDMA)\S*.{0,60}(?:\bdown\b|fail|error|flap|unreachable)|"
+         r"\b(?:mlx\w*|hca|InfiniBand|RoCE|RDMA)\b(?!-)\S*.{0,60}(?:\bdown\b|fail|error|flap|unreachable)|"
          r"link flap"),
     Rule(lb.NETWORK_IB, PRECISE, 0.8,
          r"\bibv_\w+.*Cannot allocate memory"),
@@ -222,11 +223,14 @@ RULES: tuple[Rule, ...] = (
     Rule(lb.NETWORK_IB, PEER, 0.55,
          r"No route to host|Network is (?:unreachable|down)|Temporary failure in name resolution|"
          r"Name or service not known"),
+    Rule(lb.NETWORK_IB, PEER, 0.5,
+         r"ConnectTimeoutError|Max retries exceeded with url|couldn't connect to 'https?:"),
     Rule(lb.REMOTE_PEER_EXIT, PEER, 0.9,
          r"Connection (?:closed|reset) by (?:remote )?peer|(?:socketProgress|"
          r"Net ?:).*Connection closed|Did the remote server shut ?down or crash|"
          r"failed to recv, got 0 bytes|(?:recvValue|sendBytes|recvBytes)\w* failed|Broken pipe|"
-         r"NCCL WARN.*Connection refused|HorovodInternalError|peer (?:process )?(?:exited|died)"),
+         r"NCCL WARN.*Connection refused|HorovodInternalError|Horovod has been shut down|"
+         r"peer (?:process )?(?:exited|died)"),
     Rule(lb.REMOTE_PEER_EXIT, PEER, 0.6,
          r"ncclRemoteError|remote process exited or there was a network error"),
     Rule(lb.REMOTE_PEER_EXIT, ECHO, 0.5,
@@ -267,7 +271,8 @@ RULES: tuple[Rule, ...] = (
          r"uninterruptible sleep|Timeout \(\d+:\d\d:\d\d\)!"),
     # Stacks taken by hand from live processes: somebody looked for a hang.
     Rule(lb.HOST_HANG, NOISE, 0.4,
-         r"^\s*Thread (?:0x[0-9a-fA-F]+|\d+) \((?:idle|active)(?:\+gil)?\)"),
+         r"^\s*Thread (?:0x[0-9a-fA-F]+|\d+) \((?:idle|active)(?:\+gil)?\)|"
+         r"^\W*\d+ +Thread 0x[0-9a-f]+ \(LWP \d+\)"),
     # --- the program ------------------------------------------------------------------------------
     Rule(lb.USER_CODE, PROGRAM, 0.5,
          r"Assertion [`'].*['`] failed"),

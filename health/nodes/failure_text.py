@@ -27,7 +27,7 @@ from .failure_kinds import (
     Rule,
 )
 from .failure_rules import RULES
-from .failure_voice import Voice, is_denied, read_voices, without_guesses
+from .failure_voice import Voice, is_cited, is_denied, read_voices, without_guesses
 from .kernel_log import KernelEvent, parse_line, parse_quoted_xid
 from .labels import (
     CUDA_ILLEGAL_ACCESS,
@@ -92,17 +92,27 @@ _PROGRESS = re.compile(
 _NUMERIC_TIER = {HEALTHY_STARTUP_OVERFLOWS: NOISE, LOSS_SCALE_NORMAL_DRIFT: NOISE}
 
 
-def classify(text: str) -> Classification:
+def classify(text: str, *, of_worker: bool = False) -> Classification:
     """Return the failure a text is about; "unknown" with confidence 0 when it shows none.
 
+    of_worker: the text is what one worker printed: lines of the kernel log or of a scheduler in it
+    are cited, since both speak elsewhere.
     Never raises on any text. The action is never "drain" or "evict" when the blame is the code's
-    or the data's.
+    or the data's, nor where the program went on to end in an exception of its own.
     """
     numbers, lines = _read_lines(text)
-    matches = [*_line_matches(lines), *_numeric_matches(lines), *_phase_matches(lines)]
+    voices = read_voices(lines)
+    witnesses = (Voice.RUNTIME,) if of_worker else (Voice.RUNTIME, Voice.AUTHORITY, Voice.KERNEL)
+    said = list(_line_matches(lines, voices, witnesses))
+    matches = [
+        *said,
+        *_raised_matches(voices, {match.index for match in said}),
+        *_numeric_matches(lines),
+        *_phase_matches(lines),
+    ]
     if not matches:
         return Classification(UNKNOWN, 0.0, (), Blame.UNKNOWN, Action.WATCH)
-    return _conclude(matches, numbers, lines)
+    return _conclude(matches, numbers, lines, _program_ends(voices, matches))
 
 
 def _read_lines(text: str) -> tuple[Sequence[int], list[str]]:
@@ -128,26 +138,41 @@ def _fitting(lines: Iterable[str], chars: int) -> int:
     return count
 
 
-def _line_matches(lines: Sequence[str]) -> Iterable[_Match]:
-    for index, (line, voice) in enumerate(zip(lines, read_voices(lines), strict=True)):
+def _line_matches(
+    lines: Sequence[str], voices: Sequence[Voice], witnesses: Sequence[Voice]
+) -> Iterable[_Match]:
+    for index, (line, voice) in enumerate(zip(lines, voices, strict=True)):
         if voice is Voice.QUOTED:
             continue
-        for match, end in _readings(line, index):
-            if not _costs_a_node(match):
+        event = parse_line(line)
+        is_of_kernel = event is not None and voice is Voice.KERNEL and voice in witnesses
+        if event is not None:
+            yield from _weighed(_from_event(event, index), voice, is_of_kernel)
+        knows = voice in witnesses and voice is not Voice.KERNEL
+        for match, end in _phrases(line, index, is_read=event is not None):
+            if is_of_kernel or not _costs_a_node(match):
                 yield match
-            elif voice is Voice.KERNEL or not is_denied(line, match.column, end):
-                yield from _weighed(match, voice)
+            elif not is_denied(line, match.column, end):
+                is_cited_here = match.is_kernel or is_cited(line, match.column)
+                yield from _weighed(match, voice, knows and not is_cited_here)
 
 
-def _readings(line: str, index: int) -> Iterable[tuple[_Match, int]]:
-    """Yield each reading of a line, and where the words end that it rests on."""
-    event = parse_line(line)
-    if event is not None:
-        yield _from_event(event, index), len(line)
-    else:
-        quoted, words = parse_quoted_xid(line), _XID_WORDS.search(line)
-        if quoted is not None and words is not None:
-            yield _from_event(quoted, index, words.start()), words.end()
+def _raised_matches(voices: Sequence[Voice], known: set[int]) -> Iterable[_Match]:
+    """What stands behind a traceback is an exception by any name: the program's, by guess."""
+    for index, voice in enumerate(voices):
+        if voice is Voice.PROGRAM and index not in known:
+            yield _Match(USER_CODE, NOISE, 0.35, index, 0, Blame.UNKNOWN, Action.RESTART)
+
+
+def _phrases(line: str, index: int, is_read: bool) -> Iterable[tuple[_Match, int]]:
+    """Yield what is read from words wherever they stand, and the column where these end.
+
+    is_read: the kernel log parser has read the line, and any XID on it.
+    """
+    quoted = None if is_read else parse_quoted_xid(line)
+    words = _XID_WORDS.search(line)
+    if quoted is not None and words is not None:
+        yield _from_event(quoted, index, words.start()), words.end()
     said = without_guesses(line)
     for pattern, rule in _COMPILED:
         found = pattern.search(said)
@@ -155,9 +180,9 @@ def _readings(line: str, index: int) -> Iterable[tuple[_Match, int]]:
             yield _from_rule(rule, index, found.start()), found.end()
 
 
-def _weighed(match: _Match, voice: Voice) -> Iterable[_Match]:
-    """Yield what would cost a node its place, as far as the one who says it can know."""
-    if voice is Voice.KERNEL or (voice is Voice.SYSTEM and not match.is_kernel):
+def _weighed(match: _Match, voice: Voice, is_witnessed: bool) -> Iterable[_Match]:
+    """Yield what may cost a node its place, as far as the one who says it can know."""
+    if is_witnessed or not _costs_a_node(match):
         yield match
     elif voice not in (Voice.REMARK, Voice.PROGRAM):
         yield msgspec.structs.replace(
@@ -233,7 +258,7 @@ def _phase_matches(lines: Sequence[str]) -> Iterable[_Match]:
 
 
 def _conclude(
-    matches: Sequence[_Match], numbers: Sequence[int], lines: Sequence[str]
+    matches: Sequence[_Match], numbers: Sequence[int], lines: Sequence[str], program_ends: int
 ) -> Classification:
     best = min(
         matches, key=lambda match: (-match.tier, match.index, match.column, -match.confidence)
@@ -241,6 +266,7 @@ def _conclude(
     same = [match for match in matches if match.label == best.label]
     rivals = {m.label for m in matches if m.tier == best.tier} - {best.label}
     support = len({match.index for match in same})
+    last_index = len(lines) if best.is_kernel else max(match.index for match in same)
     confidence = best.confidence + 0.01 * min(support - 1, 3) - 0.1 * min(len(rivals), 3)
     confidence = round(min(max(confidence, 0.05), 0.99), 3)
     return Classification(
@@ -248,7 +274,7 @@ def _conclude(
         confidence=confidence,
         lines=_quote(same, numbers, lines),
         blame=best.blame,
-        action=_safe_action(best, confidence, matches),
+        action=_safe_action(best, confidence, last_index, program_ends),
     )
 
 
@@ -259,27 +285,25 @@ def _quote(
     return tuple(MatchedLine(numbers[index], lines[index]) for index in indices)
 
 
-def _safe_action(best: _Match, confidence: float, matches: Sequence[_Match]) -> Action:
-    """Hold back what the evidence does not carry."""
+def _safe_action(best: _Match, confidence: float, last_index: int, program_ends: int) -> Action:
+    """Hold back what the evidence does not carry. last_index: the last line that supports best."""
     is_guess = confidence < GUESS_CONFIDENCE
     if _costs_a_node(best) and (
-        is_guess or best.blame in (Blame.CODE, Blame.DATA) or _ends_in_program(best, matches)
+        is_guess or best.blame in (Blame.CODE, Blame.DATA) or program_ends > last_index
     ):
+        # The program printed those words itself, or lived on after them.
         return Action.RESTART
     if best.action is Action.STOP and is_guess:
         return Action.RESTART
     return best.action
 
 
-def _ends_in_program(best: _Match, matches: Sequence[_Match]) -> bool:
-    """Whether the program went on after what best reads, to end in an exception of its own.
-
-    Then it has printed those words itself, or lived on after them. The kernel's words stand.
-    """
-    if best.is_kernel:
-        return False
-    last = max(match.index for match in matches if match.label == best.label)
-    return any(
-        match.label == USER_CODE and match.tier >= PROGRAM and match.index > last
-        for match in matches
+def _program_ends(voices: Sequence[Voice], matches: Sequence[_Match]) -> int:
+    """Return the last line that is an exception of the program and nothing else, -1 for none."""
+    others = {match.index for match in matches if match.label != USER_CODE}
+    ends = (
+        index
+        for index, voice in enumerate(voices)
+        if voice is Voice.PROGRAM and index not in others
     )
+    return max(ends, default=-1)

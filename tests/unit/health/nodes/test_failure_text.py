@@ -192,6 +192,43 @@ def test_words_of_broken_hardware_before_an_exception_of_the_program_cost_no_nod
     assert found.action not in (Action.DRAIN, Action.EVICT)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "0 uncorrectable ECC errors on this node",
+        "checking for a node failure",
+        "// node failure: not handled yet",
+    ],
+)
+def test_what_is_denied_or_a_comment_is_no_failure_at_all(words: str) -> None:
+    assert classify(words).label == "unknown"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sample 17: 'RuntimeError: CUDA error: uncorrectable ECC error encountered'",
+        'prompt: Why do I see "GPU has fallen off the bus" in my log?',
+    ],
+)
+def test_what_somebody_cites_costs_no_node(words: str) -> None:
+    assert classify(words).action is Action.RESTART
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["[12.345678] graph: node failure", "watchdog: node 3 is dead", "[12.345678] saw Xid 79"],
+)
+def test_a_stamp_alone_makes_no_kernel_line(words: str) -> None:
+    assert classify(words).action not in (Action.DRAIN, Action.EVICT)
+
+
+def test_the_quotes_of_nccl_and_of_structured_logs_say_what_they_hold() -> None:
+    nccl = "n1:22:91 [0] enqueue.cc:1 NCCL WARN Cuda failure 'uncorrectable ECC error encountered'"
+    assert (classify(nccl).label, classify(nccl).action) == ("gpu_ecc", Action.EVICT)
+    assert classify('{"level": "error", "msg": "GPU 3: GPU is lost"}').label == "gpu_fell_off_bus"
+
+
 def test_source_code_in_a_traceback_says_nothing() -> None:
     text = KEY_ERROR.replace("out = model(batch)", 'raise Lost("GPU is lost, node failure")')
     assert classify(text).label == "user_code"
