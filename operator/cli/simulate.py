@@ -7,39 +7,56 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from msgspec.structs import replace
 
 from ...logbook.errors import ConfigError
+from ..runtime.names import node_names
 from ..simulation.conditions import Times
-from ..simulation.failure_models import MODELS, FailureModel, exponential_model, model_named
+from ..simulation.failure_models import (
+    MODELS,
+    FailureModel,
+    exponential_model,
+    model_named,
+    read_model,
+)
 from ..simulation.from_journal import model_of, times_of
+from ..simulation.opt_run import OPT_DAYS, OPT_LIVED_FRAC, opt_scenario
 from ..simulation.people import Crew
 from ..simulation.scenario import DAY_S, LARGE, Scenario, Size, sized_scenario, spec_scenario
 from ..simulation.simulate import Outcome, simulate
 from ..simulation.sweep import Axis, Ranking, parse_axes, plot_sweep, rank, sweep
 from ..simulation.tables import figures_table, mean_text, sweep_table
-from ..simulation.trace import compare_opt
-from ..spec import RunSpec
+from ..simulation.traces import read_trace
 from ..spec_file import load_spec
 from .output import Output, OutputOption, print_json, wide_console
 from .runs import find_run, load_state
 
 TRACE = "opt-trace"
-"""In the place of a model: OPT-175B's own restart times and counts, 56 days on 992 GPUs."""
+"""In the place of a model: OPT-175B's recorded failures, as far as they are; 56 days, 992 GPUs."""
+_FIXED = ("spec", "gpus", "interval", "step_s", "mtbf_hours", "from_journal", "trace")
+"""What OPT-175B's run says itself."""
+_INSTEAD = ("mtbf_hours", "from_journal")
 SpecArgument = Annotated[
     Path | None, typer.Argument(help="A run spec; without one, a run of --gpus is made up.")
 ]
 
 
 def simulate_command(
+    context: typer.Context,
     spec: SpecArgument = None,
     gpus: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="GPUs that train, without a spec.")
     ] = 992,
     days: Annotated[float, typer.Option(min=0.01, max=3650, help="How long to watch.")] = 60.0,
     spares: Annotated[int, typer.Option(min=0, max=64, help="Spare nodes, without a spec.")] = 8,
-    model: Annotated[str, typer.Option(help=f"What fails: {', '.join((*MODELS, TRACE))}.")] = "opt",
+    model: Annotated[
+        str, typer.Option(help=f"What fails: {', '.join((*MODELS, TRACE))}, or a JSON file.")
+    ] = "opt",
+    trace: Annotated[
+        Path | None, typer.Option(help="Instead: a CSV of failures: hours, effect, node, ...")
+    ] = None,
     mtbf_hours: Annotated[
         float | None,
         typer.Option(min=0.001, help="Instead: one kind of failure, this often in the whole run."),
@@ -75,22 +92,18 @@ def simulate_command(
 ) -> None:
     """Simulate a run in virtual time: the real controller decides, and the journal is ordinary."""
     _check_finite(days, mtbf_hours, step_s, stall_s, save_s, load_s, replace_hours, respond_minutes)
-    times = replace(
-        LARGE,
-        step_s=step_s,
-        blocked_s=stall_s,
-        save_s=save_s,
-        load_s=load_s,
-        memory_copy_s=LARGE.memory_copy_s if memory else None,
-    )
-    if model == TRACE:
-        _trace(seed, output)
-        return
-    found = load_spec(spec) if spec is not None else None
-    size = Size(found.world_size if found is not None else gpus, days, spares, interval)
-    failing, times = _failing(model, mtbf_hours, from_journal, size.gpus, times)
+    times = replace(LARGE, step_s=step_s, blocked_s=stall_s, save_s=save_s, load_s=load_s)
+    times = times if memory else replace(times, memory_copy_s=None)
     crew = Crew(replace_s=replace_hours * 3600.0, respond_s=respond_minutes * 60.0)
-    scenario = _scenario(found, size, failing, times, crew)
+    given = _given(context)
+    if model == TRACE:
+        _refuse(given, _FIXED, f"--model {TRACE}")
+        scenario = opt_scenario(times, spares, crew, days if "days" in given else OPT_DAYS)
+    else:
+        _refuse(given, ("model", *_INSTEAD), "--trace" if trace is not None else "")
+        size = Size(gpus, days, spares, interval)
+        failing = _Failing("none" if trace is not None else model, mtbf_hours, from_journal, trace)
+        scenario = _scenario(spec, size, failing, times, crew)
     _check_paths(plot, out, is_sweep=bool(sweep_over))
     if sweep_over:
         _sweep(scenario, parse_axes(sweep_over), (runs, seed), plot, output)
@@ -98,45 +111,68 @@ def simulate_command(
         _simulate(scenario, runs, seed, out, output)
 
 
-def _trace(seed: int, output: Output) -> None:
-    """OPT-175B's own failures, as they were lived and under Midwatch."""
-    compared = compare_opt(seed)
-    figures = compared.outcome.figures
-    if output is Output.JSON:
-        print_json({"lived_ettr_frac": compared.lived_ettr_frac, "run": figures})
-        return
-    console = wide_console()
-    console.print(figures_table([figures]))
-    console.print(
-        f"OPT-175B lived through these failures with an ETTR of {compared.lived_ettr_frac:.1%}; "
-        f"under Midwatch it is {figures.ettr_frac:.1%}, {compared.gpu_hours_saved:,.0f} GPU-hours "
-        "less lost"
-    )
+def _given(context: typer.Context) -> set[str]:
+    """Return the options that were written down, not taken from their defaults."""
+    return {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    }
 
 
-def _failing(
-    model: str, mtbf_hours: float | None, from_journal: str | None, gpus: int, times: Times
-) -> tuple[FailureModel, Times]:
-    if from_journal is not None:
-        state = load_state(find_run(from_journal))
-        return model_of(state, state.time_s), times_of(state, times)
-    if mtbf_hours is not None:
-        return exponential_model(mtbf_hours, gpus), times
-    return model_named(model), times
+def _refuse(given: set[str], names: tuple[str, ...], by: str) -> None:
+    """Refuse options that would be ignored beside another."""
+    ignored = [f"--{name.replace('_', '-')}" for name in names if name in given]
+    if by and ignored:
+        raise ConfigError(
+            "option-ignored",
+            f"{by} says itself what {', '.join(ignored)} would.",
+            remedy="Drop one of them.",
+        )
+
+
+class _Failing(msgspec.Struct, frozen=True):
+    """What fails, as it was asked for: the last that is given counts."""
+
+    model: str
+    mtbf_hours: float | None
+    from_journal: str | None
+    trace: Path | None
+
+    def model_for(self, gpus: int, times: Times) -> tuple[FailureModel, Times]:
+        """Return the failure model, and the times with what a journal has shown."""
+        if self.from_journal is not None:
+            state = load_state(find_run(self.from_journal))
+            return model_of(state, state.time_s), times_of(state, times)
+        if self.mtbf_hours is not None:
+            return exponential_model(self.mtbf_hours, gpus), times
+        if self.model not in MODELS and Path(self.model).suffix == ".json":
+            return read_model(Path(self.model)), times
+        return model_named(self.model), times
 
 
 def _scenario(
-    spec: RunSpec | None, size: Size, model: FailureModel, times: Times, crew: Crew
+    path: Path | None, size: Size, failing: _Failing, times: Times, crew: Crew
 ) -> Scenario:
+    spec = load_spec(path) if path is not None else None
+    gpus = spec.world_size if spec is not None else size.gpus
+    model, times = failing.model_for(gpus, times)
     if spec is not None:
-        return spec_scenario(spec, model, size.days * DAY_S, times, crew=crew)
-    if size.gpus > 8 and size.gpus % 8:
+        scenario = spec_scenario(spec, model, size.days * DAY_S, times, crew=crew)
+    elif gpus > 8 and gpus % 8:
         raise ConfigError(
             "gpus-not-whole-nodes",
-            f"--gpus {size.gpus} does not fill nodes of 8.",
-            remedy=f"Take {size.gpus // 8 * 8}, or give a run spec.",
+            f"--gpus {gpus} does not fill nodes of 8.",
+            remedy=f"Take {gpus // 8 * 8}, or give a run spec.",
         )
-    return sized_scenario(size, model, times, crew)
+    else:
+        scenario = sized_scenario(size, model, times, crew)
+    if failing.trace is None:
+        return scenario
+    nodes = scenario.spec.nodes
+    trace = read_trace(failing.trace, node_names(scenario.spec.num_nodes, nodes.spares))
+    named = replace(model, name=trace.name, source=trace.source)
+    return replace(scenario, trace=trace, model=named)
 
 
 def _check_finite(*values: float | None) -> None:
@@ -190,6 +226,11 @@ def _simulate(scenario: Scenario, runs: int, seed: int, out: Path | None, output
         f"{runs} seeds; {scenario.model.name}: {scenario.model.source}"
     )
     console.print(figures_table(found))
+    if scenario.model.name == TRACE:
+        console.print(
+            f"OPT-175B's own count over {OPT_DAYS:g} days is an ETTR of {OPT_LIVED_FRAC:.1%}: "
+            "its ideal days over those it took, not a simulation of its crew"
+        )
 
 
 def _sweep(

@@ -45,7 +45,12 @@ class Turning(msgspec.Struct, frozen=True):
 
 
 class Drive:
-    """One run in a world of its own. controller: None while none is alive."""
+    """One run in a world of its own. controller: None while none is alive.
+
+    deadly: what ends a controller; another one begins after it.
+    """
+
+    deadly: tuple[type[BaseException], ...] = (ControllerCrash,)
 
     def __init__(
         self,
@@ -106,7 +111,7 @@ class Drive:
         controller = Controller(self.spec, self._ports(journal, cluster))
         try:
             self._open(controller, journal)
-        except ControllerCrash:
+        except self.deadly:
             self.controller = controller
             self._died()
             return
@@ -159,7 +164,7 @@ class Drive:
         self.ticks_total += 1
         try:
             self.controller.tick()
-        except ControllerCrash:
+        except self.deadly:
             self._died()
             return
         self._ticked(self.controller)

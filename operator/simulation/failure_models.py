@@ -6,6 +6,9 @@ total is split by the causes of Llama 3's Table 5, which is the one full table t
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import msgspec
 
 from ...logbook.errors import ConfigError
@@ -15,9 +18,10 @@ HOUR_S = 3600.0
 GPU, SOFTWARE, HOST, NETWORK, HANG = "gpu", "software", "host", "network", "hang"
 CORRUPTION, SSD = "corruption", "ssd"
 KILL = "kill"
+EFFECT_NAMES = (KILL, GPU, SOFTWARE, HOST, NETWORK, HANG, CORRUPTION, SSD)
 
 
-class Cause(msgspec.Struct, frozen=True):
+class Cause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One cause. effect: what it does to the world, a name in strikes.EFFECTS."""
 
     name: str
@@ -25,7 +29,7 @@ class Cause(msgspec.Struct, frozen=True):
     per_gpu_hour: float
 
 
-class FailureModel(msgspec.Struct, frozen=True):
+class FailureModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What fails in a cluster, and how.
 
     causes: rates as they were observed, with everything that fails one machine in them.
@@ -185,6 +189,44 @@ def model_named(name: str) -> FailureModel:
             remedy=f"Known: {', '.join(MODELS)}.",
         )
     return MODELS[name]
+
+
+def read_model(path: Path) -> FailureModel:
+    """Return the failure model of a JSON file with the fields of FailureModel.
+
+    Raises: ConfigError[bad-failure-model].
+    """
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=FailureModel, strict=True)
+        _check(found)
+    except (OSError, msgspec.MsgspecError, ValueError) as error:
+        raise ConfigError(
+            "bad-failure-model",
+            f"{path} holds no failure model: {error}.",
+            remedy="Give a JSON object with name, source and causes, each with name, effect "
+            f"({', '.join(EFFECT_NAMES)}) and per_gpu_hour; docs/simulation.md has one.",
+        ) from error
+    return found
+
+
+def _check(model: FailureModel) -> None:
+    for cause in model.causes:
+        if cause.effect not in EFFECT_NAMES:
+            raise ValueError(f"effect {cause.effect!r} is unknown")
+        if not 0.0 <= cause.per_gpu_hour < math.inf:
+            raise ValueError(f"{cause.name!r} strikes {cause.per_gpu_hour} times a GPU-hour")
+    for name in ("own_frac", "infant_frac", "lemon_frac"):
+        if not 0.0 <= getattr(model, name) <= 1.0:
+            raise ValueError(f"{name} is {getattr(model, name)}, no share")
+    if model.infant_frac and not model.causes:
+        raise ValueError("infant_frac without a cause")
+    if model.lemon_multiple < 1.0 or model.slow_factor < 1.0:
+        raise ValueError("lemon_multiple and slow_factor are 1 or more")
+    rates = ("per_hour_groups", "per_hour_outages", "per_hour_store", "per_gpu_hour_slow")
+    lengths = ("outage_hours", "store_minutes", "divergences_per_1000_steps")
+    for name in (*rates, *lengths):
+        if not 0.0 <= getattr(model, name) < math.inf:
+            raise ValueError(f"{name} is {getattr(model, name)}")
 
 
 def exponential_model(mtbf_hours: float, num_gpus: int) -> FailureModel:

@@ -19,9 +19,9 @@ import msgspec
 from ...logbook.decisions import StartAttempt
 from ...logbook.errors import ConfigError
 from ...logbook.state import Incident, RunState
+from .opt_run import OPT_GAP_HOURS, OPT_GPUS, OPT_STEP_S
 from .recorded_curves import Call, Curve, calls_on, first_near
 from .staging import HOUR_S, ONSET_STEP, Recorded, Stage, Staged, stage_of
-from .trace import OPT_GAP_HOURS, OPT_STEP_S
 
 NOT_CALLED = "not called"
 
@@ -34,7 +34,7 @@ class KnownRun(msgspec.Struct, frozen=True):
     gap_hours: float
 
 
-RUNS = {"OPT-175B": KnownRun(992, OPT_STEP_S, OPT_GAP_HOURS)}
+RUNS = {"OPT-175B": KnownRun(OPT_GPUS, OPT_STEP_S, OPT_GAP_HOURS)}
 """By family. A table of incidents may say it of others in columns gpus, step_s and gap_hours."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -11,6 +12,7 @@ from ..runtime.names import node_names
 from .failure_models import CORRUPTION, HOUR_S, Cause, FailureModel
 from .pace import LEAD_STEPS
 from .strikes import BREAKS, Chance, Strikes
+from .traces import CLUSTER, Trace, TraceEntry, lay_out
 from .training import Fragility
 from .world import World
 
@@ -59,6 +61,17 @@ class Nature:
         self._every(model.per_hour_outages, self._take_cluster)
         self._every(model.per_hour_store, self._take_store)
         self._every(model.per_gpu_hour_slow * self._gpus, self._slow_down)
+
+    def follow(self, trace: Trace, seed: int) -> None:
+        """Arm every failure of a record."""
+        for entry in lay_out(trace, self._names, seed):
+            self._world.timeline.later(entry.at_s, partial(self._repeat, entry))
+
+    def _repeat(self, entry: TraceEntry) -> None:
+        if entry.effect == CLUSTER:
+            self.take_cluster(entry.for_s)
+        else:
+            self.strike(entry.effect, entry.effect, entry.node)
 
     @property
     def _heaviest(self) -> float:

@@ -15,6 +15,7 @@ from .nature import fragile_stretches
 from .people import Crew
 from .rules import TrainConfig
 from .strikes import Chance
+from .traces import Trace
 from .training import Physics
 from .world import Setting
 
@@ -44,7 +45,8 @@ CALM = Turning(tick_s=1.0, calm_s=60.0, turn_s=0.1, restart_s=10.0)
 class Scenario(msgspec.Struct, frozen=True):
     """Everything that a simulated run follows from, but for its seed.
 
-    horizon_s: how long it is watched, if it does not end before.
+    horizon_s: how long it is watched, if it does not end before. trace: recorded failures, struck
+    besides what the model draws.
     """
 
     spec: RunSpec
@@ -56,11 +58,13 @@ class Scenario(msgspec.Struct, frozen=True):
     chance: Chance = Chance()
     crew: Crew = Crew()
     turning: Turning = CALM
+    trace: Trace | None = None
 
     def setting(self, seed: int) -> Setting:
         """Return the world of one seed."""
         fragile = fragile_stretches(self.model, self.config.steps, seed)
-        physics = Physics(seed=seed, fragile=fragile)
+        recorded = self.trace.fragile if self.trace is not None else ()
+        physics = Physics(seed=seed, fragile=(*fragile, *recorded))
         return Setting(
             self.spec, self.config, seed, physics, self.times, self.sizes, keeps_samples=False
         )

@@ -52,6 +52,8 @@ class Simulation(Drive):
         """Let the run go on until it ends or the horizon is reached."""
         began_s = time.perf_counter()
         self.nature.let_loose()
+        if self.scenario.trace is not None:
+            self.nature.follow(self.scenario.trace, self.seed)
         self.run_until(lambda state: state.end is not None, self.scenario.horizon_s)
         self.booked.settle()
         figures = figures_of(

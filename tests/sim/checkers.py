@@ -106,7 +106,8 @@ class Checker:
         self.num_looks += 1
         state = self.shadow
         assert live.seq == state.seq, "the controller has folded something else than it wrote"
-        assert live.num_decisions == len(self._seen_ids)
+        seen = len(self._seen_ids)
+        assert live.num_decisions == seen, f"{live.num_decisions} decisions, {seen} journaled"
         if self.num_looks % FULL_LOOK_EVERY == 0 or state.status.is_terminal:
             assert canonical(live) == canonical(state), "fold(journal) differs from the live state"
         missing = [name for name in state.incidents if name not in self._world.notes]
@@ -140,13 +141,8 @@ class Checker:
         if isinstance(event, _OF_ATTEMPTS) and attempt != before.num_attempts:
             now = self.shadow
             course = (now.step, now.last, now.attempt, now.hyper, now.lineage)
-            assert course == (
-                before.step,
-                before.last,
-                before.attempt,
-                before.hyper,
-                before.lineage,
-            )
+            was = (before.step, before.last, before.attempt, before.hyper, before.lineage)
+            assert course == was, f"{type(event).__name__} of attempt {attempt} changed the run"
 
     # --- decisions -------------------------------------------------------------------------------
 
@@ -165,7 +161,7 @@ class Checker:
         elif isinstance(action, d.ResumeRun):
             self._restarts_s.clear()
         elif isinstance(action, d.QuarantineNode):
-            assert action.node in state.nodes
+            assert action.node in state.nodes, f"{action.node} is no node"
         elif isinstance(action, d.QuarantineCheckpoint):
             assert newest_checkpoint(state).ranked != (action.checkpoint,), "nothing would be left"
 
@@ -175,12 +171,13 @@ class Checker:
         plan = action.plan
         assert not state.paused, "a paused run was started"
         assert state.end is None, "an ended run was started"
-        assert plan.attempt == state.num_attempts + 1
+        wanted = state.num_attempts + 1
+        assert plan.attempt == wanted, f"attempt {plan.attempt} in the place of {wanted}"
         assert len(set(plan.nodes)) == len(plan.nodes), "a node carries two blocks of ranks"
         for node in plan.nodes:
             assert state.nodes[node].is_usable, f"{node} is not usable"
         ranks = [p.first_rank + i for p in plan.placements for i in range(p.num_ranks)]
-        assert ranks == list(range(plan.mesh.world_size))
+        assert ranks == list(range(plan.mesh.world_size)), f"ranks {ranks} fill no mesh"
         for name in plan.checkpoints:
             known = state.checkpoints[name]
             assert known.verified is not False, f"{name} is known to be unsound"
@@ -188,12 +185,14 @@ class Checker:
             assert not known.quarantined, f"{name} is quarantined"
         if state.num_attempts:
             self._restarts_s = [t for t in self._restarts_s if now_s - t < HOUR_S] + [now_s]
-            assert len(self._restarts_s) <= self._spec.restart.max_restarts_per_hour
+            budget, num = self._spec.restart.max_restarts_per_hour, len(self._restarts_s)
+            assert num <= budget, f"{num} restarts within an hour, allowed are {budget}"
         if action.rollback_onset is not None:
             self._check_rollback(action)
             # Unless a person has accepted that nothing better is left.
             accepted = ("chosen by rule", "newest-usable") in decision.evidence
-            assert plan.resume_step <= action.rollback_onset or accepted
+            onset = action.rollback_onset
+            assert plan.resume_step <= onset or accepted, f"back to after the onset at {onset}"
         self._last_plan = plan
 
     def _check_rollback(self, action: d.StartAttempt) -> None:

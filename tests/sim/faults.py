@@ -11,44 +11,28 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from midwatch.logbook.decisions import ON_REQUEST
 from midwatch.logbook.state import Status
 from midwatch.logbook.wire import Hyper
 from midwatch.operator.simulation.conditions import Times
 from midwatch.operator.simulation.training import NO_RETURN, Fragility, Physics, Weights, train_one
-from midwatch.operator.spec import RunSpec
 from msgspec.structs import replace
 
 from ..support.builders import make_spec
 from .night import Night
+from .plans import Fault, Plan
 
 STORM_S = 120.0
 CALM_S = 3000.0
 MAX_HELP = 12
 
 
-class Fault(msgspec.Struct, frozen=True):
-    """Something that goes wrong at a virtual second. index names a rank or a node."""
+def plan_of(seed: int, *, with_disk: bool = True) -> Plan:
+    """Return the night of a seed.
 
-    at_s: float
-    kind: str
-    index: int = 0
-    amount: float = 0.0
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """Everything that a seed decides."""
-
-    seed: int
-    spec: RunSpec
-    physics: Physics
-    times: Times
-    faults: tuple[Fault, ...]
-
-
-def plan_of(seed: int) -> Plan:
-    """Return the night of a seed."""
+    with_disk: draw failing writes of journal and notes, too. They are drawn from a seed of their
+    own and last, so that without them every older seed is the night that it was.
+    """
     rng = random.Random(seed)
     per_node = rng.choice([1, 2])
     nodes = rng.choice([1, 2, 2, 3])
@@ -77,7 +61,15 @@ def plan_of(seed: int) -> Plan:
     physics = _physics(rng, seed)
     memory = rng.random() < 0.5
     times = Times(memory_copy_s=0.02 if memory else None, blocked_s=rng.choice([0.0, 0.1]))
+    if with_disk:
+        faults = sorted([*faults, *_disk_faults(seed)], key=lambda f: f.at_s)
     return Plan(seed, spec, physics, times, tuple(faults))
+
+
+def _disk_faults(seed: int) -> list[Fault]:
+    rng = random.Random(f"{seed}/disk")
+    kinds = [rng.choice(_DISK) for _ in range(rng.choice([0, 0, 1, 2]))]
+    return [Fault(rng.uniform(1.0, STORM_S), kind, amount=rng.random()) for kind in kinds]
 
 
 def _physics(rng: random.Random, seed: int) -> Physics:
@@ -95,12 +87,12 @@ def _physics(rng: random.Random, seed: int) -> Physics:
 
 
 def _draw(rng: random.Random) -> Fault:
-    return Fault(
-        at_s=rng.uniform(1.0, STORM_S),
-        kind=rng.choice(list(_STRIKES)),
-        index=rng.randrange(6),
-        amount=rng.random(),
-    )
+    at_s, kind = rng.uniform(1.0, STORM_S), rng.choice(DRAWN)
+    index, amount = rng.randrange(6), rng.random()
+    # Named here, so that a night that is kept means the same whatever can be asked for later.
+    asks = {"person": tuple(ASKS), "people": tuple(ASKS), "checkpoint-request": CHECKPOINT_ASKS}
+    named = asks.get(kind)
+    return Fault(at_s, kind, index, amount, named[int(amount * len(named))] if named else "")
 
 
 def play(plan: Plan, night: Night | None = None) -> Night:
@@ -126,19 +118,21 @@ def _check_training(plan: Plan, night: Night) -> None:
     world, state, fragile = night.world, night.state, plan.physics.fragile
     if any(fault.kind in ("person", "people") for fault in plan.faults):
         return
-    assert state.end is Status.COMPLETED
-    assert state.step == plan.spec.trainer["steps"]
+    assert state.end is Status.COMPLETED, f"the run ended as {state.end}: {state.pause_reason}"
+    steps = plan.spec.trainer["steps"]
+    assert state.step == steps, f"it completed at step {state.step} of {steps}"
     # What sickens the last steps of a run ends with it before it can show.
     unseen = range(state.step - 40, state.step + 1)
     troubled = any(f.first_step <= unseen[-1] and f.last_step > unseen[0] for f in fragile)
     if not troubled and not any(step in unseen for step in plan.physics.poison):
-        assert world.gangs[max(world.gangs)].weights.sickness < NO_RETURN
+        sickness = world.gangs[max(world.gangs)].weights.sickness
+        assert sickness < NO_RETURN, f"the weights ended sick ({sickness:.3g})"
     if replace(state.hyper, save_interval_steps=None) == Hyper():
         weights = Weights()
         while weights.step < state.step:
             weights, sample = train_one(weights, state.hyper, world.setting)
             made = replace(world.samples[sample.step], time_s=0.0, memory_step=None)
-            assert made == sample, "the curve is not the undisturbed one"
+            assert made == sample, f"step {sample.step} is not that of the undisturbed curve"
 
 
 def _striking(night: Night, fault: Fault) -> Callable[[], None]:
@@ -154,6 +148,7 @@ def _calm(night: Night) -> None:
     world.trouble.slow_starts.clear()
     world.storage.failing_saves = 0
     night.fuse.blows_at = None
+    night.disk.failing_appends = night.disk.failing_notes = 0
     for saved in world.disk.saved.values():
         saved.is_unfit = False
     for agent in world.agents.values():
@@ -165,7 +160,7 @@ def _rests(night: Night) -> bool:
     """Whether the run has ended, or rests until a person helps, and says why."""
     state = night.state
     if state.status is Status.PAUSED:
-        assert state.pause_reason
+        assert state.pause_reason, "paused without a reason"
         asked = state.paused == ON_REQUEST
         assert asked or state.open_incidents, "paused without an incident"
         return True
@@ -301,8 +296,7 @@ def _misread(night: Night, fault: Fault) -> None:
 
 
 def _checkpoint_request(night: Night, fault: Fault) -> None:
-    actions = ("pin", "unpin", "verify", "prune", "quarantine-checkpoint", "release-checkpoint")
-    action = actions[int(fault.amount * len(actions))]
+    action = fault.ask
     if action == "verify" and night.state.status.is_terminal:
         return  # Its nodes are gone; whoever asks then reads it where it lies.
     known = sorted(night.state.checkpoints) or ["step-00000000.a0001"]
@@ -311,34 +305,66 @@ def _checkpoint_request(night: Night, fault: Fault) -> None:
 
 
 def _person(night: Night, fault: Fault) -> None:
-    step = night.state.step
-    later: dict[str, int] = {"at_step": step + 5}
-    while_it_lasts: dict[str, int] = {"for_steps": 15}
-    asks: list[tuple[str, float, str, dict[str, Any]]] = [
-        ("lr-factor", 0.7, "", {}),
-        ("lr-factor", 1.5, "", {}),
-        ("lr-factor", 20.0, "", {}),
-        ("grad-clip", 0.3, "", {}),
-        ("checkpoint", 0.0, "", {}),
-        ("quarantine", 0.0, _node(night, fault), {}),
-        ("release", 0.0, _node(night, fault), {}),
-        ("resume", 0.0, "", {}),
-        ("lr", 5e-4, "", {}),
-        ("lr-factor", 0.8, "", {**later, **while_it_lasts}),
-        ("lr", 4e-4, "", while_it_lasts),
-        ("grad-clip", 0.5, "", later),
-        ("optimizer", 0.0, "", {"values": {"beta2": 0.98}, **while_it_lasts}),
-        ("scaler", 0.0, "", {"values": {"loss-scale": 32.0}, **later}),
-        ("pause", 0.0, "", {}),
-        ("pause", 0.0, "", later),
-        ("rollback", max(step - 15.0, 0.0), "", {}),
-        ("revert", 0.0, next(reversed(night.state.interventions), ""), {}),
-        ("stop", 0.0, "", {}),
-    ]
-    action, value, target, more = asks[int(fault.amount * len(asks))]
+    action, value, target, more = ASKS[fault.ask](night, fault)
     night.ask(action, value, target, id=f"{action}-{fault.at_s:.3f}", **more)
 
 
+def _journal_fails(night: Night, fault: Fault) -> None:
+    night.disk.failing_appends = 1 + int(3 * fault.amount)
+
+
+def _notes_fail(night: Night, fault: Fault) -> None:
+    night.disk.failing_notes = 1 + int(3 * fault.amount)
+
+
+Ask = tuple[str, float, str, dict[str, Any]]
+
+
+def _fixed(action: str, value: float = 0.0, **more: Any) -> Callable[[Night, Fault], Ask]:
+    return lambda night, fault: (action, value, "", more)
+
+
+def _later(action: str, value: float = 0.0, **more: Any) -> Callable[[Night, Fault], Ask]:
+    return lambda night, fault: (action, value, "", {"at_step": night.state.step + 5, **more})
+
+
+def _of_node(action: str) -> Callable[[Night, Fault], Ask]:
+    return lambda night, fault: (action, 0.0, _node(night, fault), {})
+
+
+def _go_back(night: Night, fault: Fault) -> Ask:
+    return "rollback", max(night.state.step - 15.0, 0.0), "", {}
+
+
+def _take_back(night: Night, fault: Fault) -> Ask:
+    return "revert", 0.0, next(reversed(night.state.interventions), ""), {}
+
+
+# What a person may ask for, in the order in which seeds count them: add at the end of a copy of
+# its own, never here, or older seeds become other nights.
+ASKS: dict[str, Callable[[Night, Fault], Ask]] = {
+    "lower": _fixed("lr-factor", 0.7),
+    "raise": _fixed("lr-factor", 1.5),
+    "raise-much": _fixed("lr-factor", 20.0),
+    "clip": _fixed("grad-clip", 0.3),
+    "checkpoint": _fixed("checkpoint"),
+    "quarantine": _of_node("quarantine"),
+    "release": _of_node("release"),
+    "resume": _fixed("resume"),
+    "rate": _fixed("lr", 5e-4),
+    "lower-for-a-while": _later("lr-factor", 0.8, for_steps=15),
+    "rate-for-a-while": _fixed("lr", 4e-4, for_steps=15),
+    "clip-later": _later("grad-clip", 0.5),
+    "optimizer": _fixed("optimizer", values={"beta2": 0.98}, for_steps=15),
+    "scaler-later": _later("scaler", values={"loss-scale": 32.0}),
+    "pause": _fixed("pause"),
+    "pause-later": _later("pause"),
+    "rollback": _go_back,
+    "revert": _take_back,
+    "stop": _fixed("stop"),
+}
+CHECKPOINT_ASKS = ("pin", "unpin", "verify", "prune", "quarantine-checkpoint", "release-checkpoint")
+_DISK = ("journal-fails", "notes-fail")
 _STRIKES: dict[str, Callable[[Night, Fault], None]] = {
     "kill-worker": _kill_worker,
     "kill-agent": _kill_agent,
@@ -365,4 +391,8 @@ _STRIKES: dict[str, Callable[[Night, Fault], None]] = {
     "checkpoint-request": _checkpoint_request,
     "person": _person,
     "people": _person,
+    "journal-fails": _journal_fails,
+    "notes-fail": _notes_fail,
 }
+DRAWN = tuple(kind for kind in _STRIKES if kind not in _DISK)
+"""In the order in which seeds count them."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.logbook import events as ev
-from midwatch.logbook.errors import Fatal
+from midwatch.logbook.errors import Fatal, Retryable
 from midwatch.logbook.journal import Journal, JournalOptions
 from midwatch.logbook.record import Record
-from midwatch.logbook.state import RunState
+from midwatch.logbook.state import Incident, RunState
 from midwatch.operator.controller import Controller
 from midwatch.operator.ports import Ports
 from midwatch.operator.simulation.conditions import Times
@@ -22,7 +22,7 @@ from midwatch.operator.simulation.drive import ControllerCrash, Drive
 from midwatch.operator.simulation.edges import MemoryJournal, SimCluster, SimDesk
 from midwatch.operator.simulation.timeline import Timeline
 from midwatch.operator.simulation.training import Physics, train_config
-from midwatch.operator.simulation.world import Setting
+from midwatch.operator.simulation.world import Setting, World
 from midwatch.operator.spec import RunSpec
 from midwatch.tests.support.builders import make_spec
 
@@ -64,6 +64,47 @@ class Fused:
         return call
 
 
+class DiskFull(Retryable):
+    """A write of the journal that the disk refused; nothing of it is there."""
+
+
+class NoteLost(OSError):
+    """A note that could not be written."""
+
+
+class Disk:
+    """How many writes of the controller fail next. num_failed: so far."""
+
+    def __init__(self) -> None:
+        self.failing_appends = 0
+        self.failing_notes = 0
+        self.num_failed = 0
+
+    def append(self) -> None:
+        if self.failing_appends > 0:
+            self.failing_appends -= 1
+            self.num_failed += 1
+            raise DiskFull("disk-full", "no space left for the journal", delay_s=1.0)
+
+    def note(self) -> None:
+        if self.failing_notes > 0:
+            self.failing_notes -= 1
+            self.num_failed += 1
+            raise NoteLost("no space left for a note")
+
+
+class FailingDesk(SimDesk):
+    """A desk whose notes may find no space."""
+
+    def __init__(self, world: World, disk: Disk) -> None:
+        super().__init__(world)
+        self._disk = disk
+
+    def write_note(self, state: RunState, incident: Incident) -> None:
+        self._disk.note()
+        super().write_note(state, incident)
+
+
 class JumpingClock:
     """The controller's clock, which somebody may set forward or back while it runs."""
 
@@ -78,14 +119,16 @@ class JumpingClock:
 class Watched:
     """A journal that shows the checker every record it takes."""
 
-    def __init__(self, journal: Any, checker: Checker) -> None:
+    def __init__(self, journal: Any, checker: Checker, disk: Disk) -> None:
         self.epoch: int = journal.epoch
         self._journal = journal
         self._checker = checker
+        self._disk = disk
 
     def append(
         self, events: Sequence[tuple[float, int, ev.Event]], sync: bool = False
     ) -> list[Record[ev.Event]]:
+        self._disk.append()
         records: list[Record[ev.Event]] = self._journal.append(events, sync=sync)
         self._checker.appended(records)
         return records
@@ -114,6 +157,9 @@ class DiskJournal:
 class Night(Drive):
     """Drives one run. Times are virtual; limits end a night that gets nowhere."""
 
+    # As in life, where a controller that cannot write ends, and a new one begins.
+    deadly = (ControllerCrash, DiskFull, NoteLost)
+
     def __init__(
         self,
         spec: RunSpec | None = None,
@@ -129,6 +175,7 @@ class Night(Drive):
         super().__init__(setting, journal or MemoryJournal())
         self.journal: Any
         self.fuse = Fuse()
+        self.disk = Disk()
         self.num_fenced = 0
         self.clock = JumpingClock(self.timeline)
         self.checker = Checker(self.spec, self.world)
@@ -189,7 +236,7 @@ class Night(Drive):
                     raise
                 self.num_fenced += 1
                 return
-            except ControllerCrash:
+            except self.deadly:
                 return
             if self.timeline.elapsed_s < end_s:
                 self.timeline.later(self._turning.tick_s, turn)
@@ -203,10 +250,10 @@ class Night(Drive):
         self.checker.reopened(journal.records())
         return Ports(
             clock=self.clock,
-            journal=Fused(Watched(journal, self.checker), self.fuse),
+            journal=Fused(Watched(journal, self.checker, self.disk), self.fuse),
             cluster=Fused(cluster, self.fuse),
             checkpoints=Fused(cluster, self.fuse),
-            desk=Fused(SimDesk(self.world), self.fuse),
+            desk=Fused(FailingDesk(self.world, self.disk), self.fuse),
             lemons=Fused(self.lemons, self.fuse),
         )
 

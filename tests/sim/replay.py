@@ -3,9 +3,10 @@
     python -m midwatch.tests.sim.replay SEED             one seed, decision by decision
     python -m midwatch.tests.sim.replay SEED COUNT       so many seeds; those that fail are named
     python -m midwatch.tests.sim.replay --seconds 60     seeds nobody has tried, for so long
+    python -m midwatch.tests.sim.replay SEED --keep      lay its night down in nights/, as data
 
 `make fuzz SECONDS=60` is the last of them. A failing seed is printed with the command that plays it
-again; once its cause is mended it goes into FOUND of test_random.py.
+again; once its cause is mended its night is kept in nights/, which test_random.py plays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 
 from .faults import plan_of, play
 from .night import Night
+from .plans import KEPT, encode
 
 
 def command(seed: int) -> str:
@@ -49,6 +51,15 @@ def tell(seed: int) -> int:
     return status
 
 
+def keep(seed: int, *, with_disk: bool = True) -> int:
+    """Lay the night of a seed down in nights/."""
+    KEPT.mkdir(exist_ok=True)
+    path = KEPT / f"{seed}.json"
+    path.write_bytes(encode(plan_of(seed, with_disk=with_disk)))
+    print(path)
+    return 0
+
+
 def explore(seeds: Iterable[int], seconds: float = math.inf) -> int:
     """Play many seeds; print those that fail, each with the command that replays it."""
     failed = played = 0
@@ -58,7 +69,8 @@ def explore(seeds: Iterable[int], seconds: float = math.inf) -> int:
             play(plan_of(seed))
         except Exception as error:
             failed += 1
-            print(f"seed {seed}: {error!s:.300}\n    {command(seed)}", flush=True)
+            what = f"{type(error).__name__}: {error}"
+            print(f"seed {seed}: {what:.300}\n    {command(seed)}", flush=True)
         played += 1
         if time.monotonic() > end_s:
             break
@@ -71,8 +83,14 @@ def main() -> int:
     parser.add_argument("seed", type=int, nargs="?", help="where to begin")
     parser.add_argument("count", type=int, nargs="?", help="so many seeds")
     parser.add_argument("--seconds", type=float, help="go on for so long")
+    parser.add_argument("--keep", action="store_true", help="lay the night down as data")
+    parser.add_argument("--no-disk", action="store_true", help="as kept: no failing writes")
     options = parser.parse_args()
     first = options.seed
+    if options.keep:
+        if first is None:
+            parser.error("--keep takes a seed")
+        return keep(first, with_disk=not options.no_disk)
     if options.seconds is not None:
         # Elsewhere every time: what was tried once passes again.
         first = secrets.randbelow(1 << 40) if first is None else first

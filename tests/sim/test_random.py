@@ -6,16 +6,53 @@ A failing seed is named with the command that plays it again, decision by decisi
 from __future__ import annotations
 
 import pytest
+from midwatch.logbook.state import Status
+from msgspec.structs import replace
 
 from .checkers import canonical
-from .faults import plan_of, play
+from .faults import ASKS, CHECKPOINT_ASKS, DRAWN, plan_of, play
+from .plans import Fault, decode, encode, kept_nights
 from .replay import command
 
-FOUND = (68, 294138915545, 294138915598, 453769450865, 148156011149, 148156011451)
-"""Seeds beyond the fixed ones that once failed."""
+KEPT = kept_nights()
 
 
-@pytest.mark.parametrize("seed", [*range(60), *FOUND])
+@pytest.mark.parametrize("name", sorted(KEPT))
+def test_a_night_that_once_failed(name: str) -> None:
+    play(KEPT[name])
+
+
+def test_a_kept_night_is_the_night_that_it_was() -> None:
+    assert KEPT
+    plan = plan_of(12)
+    kept = decode(encode(plan))
+    assert kept == plan
+    assert play(kept).journal.lines == play(plan).journal.lines  # type: ignore[union-attr]
+
+
+def test_older_seeds_draw_what_they_drew() -> None:
+    # Whoever adds a kind of fault or a request to these turns every older seed into another night.
+    assert (len(DRAWN), len(ASKS), len(CHECKPOINT_ASKS)) == (25, 19, 6)
+    first = plan_of(7, with_disk=False).faults[0]
+    assert (first.kind, first.index) == ("failing-start", 0)
+    assert first.at_s == pytest.approx(11.22772080901143)
+
+
+def test_a_controller_that_cannot_write_ends_and_the_next_one_goes_on() -> None:
+    plan = plan_of(3, with_disk=False)
+    faults = (Fault(20.0, "journal-fails", amount=0.9), Fault(30.0, "kill-worker"))
+    night = play(replace(plan, faults=(*faults, Fault(30.0, "notes-fail", amount=0.9))))
+    assert night.disk.num_failed > 2
+    assert night.num_crashes == night.disk.num_failed
+    assert night.state.end is Status.COMPLETED
+
+
+def test_disk_faults_are_drawn_beside_the_others() -> None:
+    drawn = {fault.kind for seed in range(30) for fault in plan_of(seed).faults}
+    assert {"journal-fails", "notes-fail"} <= drawn
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_a_night(seed: int) -> None:
     try:
         play(plan_of(seed))

@@ -6,8 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from midwatch.operator.cli.main import main
+from midwatch.operator.simulation.failure_models import exponential_model
 
 SMALL = ("--gpus", "16", "--days", "0.1", "--spares", "1")
 
@@ -74,6 +76,11 @@ def test_one_seed_or_equal_points_have_no_best(
         (("--plot", "x.svg"), "nothing-to-plot"),
         (("--respond-minutes", "inf"), "not-finite"),
         (("--gpus", "12"), "gpus-not-whole-nodes"),
+        (("--model", "opt-trace", "--gpus", "64"), "option-ignored"),
+        (("--model", "opt-trace", "--mtbf-hours", "3"), "option-ignored"),
+        (("--trace", "x.csv", "--model", "rsc1"), "option-ignored"),
+        (("--trace", "nowhere.csv"), "trace-unreadable"),
+        (("--model", "nowhere.json"), "bad-failure-model"),
         (("--from-journal", "nowhere"), "no-such-run"),
     ],
 )
@@ -85,3 +92,35 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     assert call(monkeypatch, "simulate", *words) in (2, 3)
     assert code in capfd.readouterr().err
+
+
+def test_opts_two_months_take_seeds_days_spares_and_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("simulate", "--model", "opt-trace", "--days", "0.2", "--spares", "2", "--runs", "2")
+    assert call(monkeypatch, *words, "--out", str(tmp_path / "run")) == 0
+    out = capfd.readouterr().out
+    assert "992 GPUs and 2 spares, 0.2 days, 2 seeds" in out
+    assert "recorded are the times of 23 restarts" in out
+    assert "drawn are the times of 62 more" in out
+    assert "±" in out
+    assert (tmp_path / "run" / "journal").is_dir()
+
+
+def test_a_trace_and_a_model_of_ones_own_are_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "mine.csv"
+    trace.write_text("hours,effect,node\n0.5,kill,node-1\n1.5,kill,node-0\n")
+    words = ("--spares", "0", "--trace", str(trace), "-o", "json")
+    assert call(monkeypatch, "simulate", *SMALL, *words) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["model"]["source"] == "2 failures of mine.csv"
+    assert told["runs"][0]["restarts"] == 2
+    model = tmp_path / "mine.json"
+    model.write_bytes(msgspec.json.encode(exponential_model(0.5, 16)))
+    found = []
+    for words in (("--model", str(model)), ("--mtbf-hours", "0.5")):
+        assert call(monkeypatch, "simulate", *SMALL, *words, "-o", "json") == 0
+        found.append(json.loads(capfd.readouterr().out))
+    assert found[0] == found[1]
