@@ -99,14 +99,32 @@ class S3Store:
     def _put(
         self, key: str, data: bytes, expected: frozenset[str] = frozenset(), **options: Any
     ) -> None:
+        """Put an object with a checksum that the endpoint knows; raise _Said for what is expected.
+
+        Of an endpoint that knows no SHA-256, which is tried first, one is asked no more; where it
+        refuses MD5 alike, it was something else that it does not know.
+        """
+        if self._has_sha256:
+            try:
+                self._put_with(self._sha256, key, data, expected | UNSUPPORTED, options)
+                return
+            except _Said as answer:
+                if answer.code not in UNSUPPORTED:
+                    raise
+        self._put_with(self._md5, key, data, expected, options)
+        self._has_sha256 = False
+
+    def _put_with(
+        self,
+        checksum: Callable[[bytes], dict[str, str]],
+        key: str,
+        data: bytes,
+        expected: frozenset[str],
+        options: dict[str, Any],
+    ) -> None:
+        target = {"Bucket": self._bucket, "Key": self._folder + key}
         with self._asking(f"put {key}", expected) as s3:
-            s3.put_object(
-                Bucket=self._bucket,
-                Key=self._folder + key,
-                Body=data,
-                **options,
-                **self.checksum(data),
-            )
+            s3.put_object(**target, Body=data, **options, **checksum(data))
 
     def read(self, key: str) -> bytes | None:
         try:
@@ -253,8 +271,14 @@ class S3Store:
 
     def checksum(self, data: bytes) -> dict[str, str]:
         """Return the header by which the endpoint checks what it received."""
-        if self._has_sha256:
-            return {"ChecksumSHA256": sha256_base64(data)}
+        return self._sha256(data) if self._has_sha256 else self._md5(data)
+
+    @staticmethod
+    def _sha256(data: bytes) -> dict[str, str]:
+        return {"ChecksumSHA256": sha256_base64(data)}
+
+    @staticmethod
+    def _md5(data: bytes) -> dict[str, str]:
         return {"ContentMD5": base64.b64encode(md5(data).digest()).decode()}
 
     # --- the client ------------------------------------------------------------------------------
