@@ -7,7 +7,6 @@ writes the manifest, which is the commit. Local parts go only once the store has
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -70,6 +69,7 @@ class _Part:
         self.manifest = manifest
         self.found_s = time.monotonic()
         self.known: set[str] = set()
+        self.read_back: set[str] = set()
         self.is_sent = False
         self.is_stored = False
         self.is_spoiled = False
@@ -211,12 +211,9 @@ class Uploader:
         try:
             wait_s = self._bring(part)
         except (MidwatchError, OSError) as error:
-            code = _code_of(error)
-            if code in OUTAGES:
+            if _code_of(error) in OUTAGES:
                 raise
-            part.trouble = code
-            self._tell(code, str(error))
-            return part.wait(part.retries, _delay_s(error))
+            return self._put_off(part, error)
         part.trouble = ""
         part.retries.reset()
         return wait_s
@@ -299,14 +296,63 @@ class Uploader:
     # --- what may go -----------------------------------------------------------------------------
 
     def _let_go(self) -> None:
-        """Delete the oldest uploaded parts beyond those that are kept on the disk."""
-        stored = [part for part in self._newest_first() if part.is_stored]
-        for part in stored[self._keep_local :]:
-            with contextlib.suppress(OSError):
-                LocalStore(self._root).delete(part.manifest.id)
-                del self._parts[part.manifest.id]
+        """Delete the oldest uploaded parts beyond those that are kept on the disk.
+
+        Only once what the store has of them was read back: here may be the last sound copy.
+        """
+        stored = [p for p in self._newest_first() if p.is_stored and not p.is_spoiled]
+        for part in reversed(stored[self._keep_local :]):
+            if time.monotonic() < part.look_s:
+                continue
+            try:
+                if self._is_safe(part):
+                    LocalStore(self._root).delete(part.manifest.id)
+                    del self._parts[part.manifest.id]
+            except (MidwatchError, OSError) as error:
+                self._put_off(part, error)
+
+    def _is_safe(self, part: _Part) -> bool:
+        """Whether the store is known to have, sound, what lies here of a part.
+
+        False as well when a newer checkpoint came meanwhile, which goes first.
+        """
+        manifest = part.manifest
+        for entry in manifest.files:
+            if entry.name in part.read_back or not self._path(manifest, entry).exists():
+                continue
+            if self.is_cut_off or self._is_outdated(manifest):
+                return False
+            try:
+                self._remote.read_back(manifest.id, entry)
+                part.read_back.add(entry.name)
+            except IntegrityError as error:
+                if self._remote.is_deleted(manifest.id):
+                    return True
+                self._tell(error.code, f"the store's copy is sent again: {error}")
+                if not self._mend(part, entry):
+                    return False
+        return True
+
+    def _mend(self, part: _Part, entry: FileEntry) -> bool:
+        """Put a file in the store once more; True when it can be read back from there."""
+        path, key = self._path(part.manifest, entry), self._remote.key(part.manifest.id, entry.name)
+        try:
+            self._remote.store.put_file(key, path, entry)
+        except IntegrityError as error:
+            part.is_spoiled, part.trouble = True, ""
+            self._tell(error.code, f"{path} cannot be uploaded: {error}")
+            return False
+        self._remote.read_back(part.manifest.id, entry)
+        part.read_back.add(entry.name)
+        return True
 
     # --- when it does not go well ----------------------------------------------------------------
+
+    def _put_off(self, part: _Part, error: MidwatchError | OSError) -> float:
+        """Have one part wait for a failure of its own; return for how long."""
+        part.trouble = _code_of(error)
+        self._tell(part.trouble, str(error))
+        return part.wait(part.retries, _delay_s(error))
 
     def _cut_off(self, error: MidwatchError | OSError) -> float:
         self._outage = _code_of(error)

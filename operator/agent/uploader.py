@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from ...checkpoints.manifest import Manifest, checkpoint_dir, read_manifest
-from ...checkpoints.objects import open_store
+from ...checkpoints.objects import bandwidth_of, open_store
 from ...checkpoints.part_check import check_part, check_stored
 from ...checkpoints.remote import RunObjects
 from ...checkpoints.retrying import Backoff, persist
@@ -84,7 +84,8 @@ class Site:
     def __init__(self, config: UploadConfig) -> None:
         storage = config.storage
         self._root = Path(storage.local_root)
-        self._remote = RunObjects(open_store(storage), config.run, storage.run_id)
+        reads = bandwidth_of(storage)
+        self._remote = RunObjects(open_store(storage), config.run, storage.run_id, reads)
         self._uploader = Uploader(
             self._root,
             self._remote,
