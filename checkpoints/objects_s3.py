@@ -23,6 +23,7 @@ from .manifest import FileEntry
 from .objects import MIB, StoredObject, Unfinished, verified_pieces
 from .objects_s3_errors import (
     EXISTS,
+    NO_UPLOAD,
     NOT_FOUND,
     PAST_END,
     UNSUPPORTED,
@@ -187,25 +188,32 @@ class S3Store:
                 )
 
     def unfinished(self, prefix: str) -> Sequence[Unfinished]:
-        found: list[Unfinished] = []
-        with self._asking(f"list uploads of {prefix}") as s3:
-            pages = s3.get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._folder + prefix):
-                found += [
-                    Unfinished(
-                        item["Key"].removeprefix(self._folder),
-                        item["UploadId"],
-                        item["Initiated"].timestamp(),
-                    )
-                    for item in page.get("Uploads", ())
-                ]
-        return found
+        found: list[Any] = []
+        target = {"Bucket": self._bucket, "Prefix": self._folder + prefix}
+        # What does not know uploads in parts holds none of them.
+        with (
+            contextlib.suppress(_Said),
+            self._asking(f"list uploads of {prefix}", UNSUPPORTED) as s3,
+        ):
+            for page in s3.get_paginator("list_multipart_uploads").paginate(**target):
+                found += page.get("Uploads", ())
+        return [
+            Unfinished(
+                item["Key"].removeprefix(self._folder),
+                item["UploadId"],
+                item["Initiated"].timestamp(),
+            )
+            for item in found
+        ]
 
     def abort(self, upload: Unfinished) -> None:
-        with contextlib.suppress(Retryable), self._asking(f"abort {upload.key}") as s3:
-            s3.abort_multipart_upload(
-                Bucket=self._bucket, Key=self._folder + upload.key, UploadId=upload.id
-            )
+        target = {"Bucket": self._bucket, "Key": self._folder + upload.key}
+        try:
+            with self._asking(f"abort {upload.key}", NO_UPLOAD) as s3:
+                s3.abort_multipart_upload(**target, UploadId=upload.id)
+        except _Said:
+            # It was finished or given up meanwhile.
+            return
 
     # --- for uploads in parts --------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ name never takes one for its own.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Collection, Sequence
 
@@ -155,6 +156,16 @@ class RunObjects:
         keys = [found.key for found in self.store.listing(self.key(checkpoint, ""))]
         if keys:
             self.store.delete(keys)
+        with contextlib.suppress(Fatal):
+            # Without the right to it time sweeps them up, or the bucket's own rule.
+            self.abort_uploads(checkpoint, ("",))
+
+    def abort_uploads(self, checkpoint: str, names: Collection[str]) -> None:
+        """Give up what was begun of files of a checkpoint that have no use for it any more."""
+        wanted = tuple(self.key(checkpoint, name) for name in names)
+        for upload in self.store.unfinished(self.key(checkpoint, "")):
+            if upload.key.startswith(wanted):
+                self.store.abort(upload)
 
     def _mark(self, checkpoint: str) -> str:
         return f"{self._run}/{_DELETED}/{checkpoint}.{self._run_id}"

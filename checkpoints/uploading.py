@@ -72,6 +72,7 @@ class _Part:
         self.read_back: set[str] = set()
         self.is_sent = False
         self.is_stored = False
+        self.is_clean = False
         self.is_spoiled = False
         self.trouble = ""
         self.look_s = 0.0
@@ -140,6 +141,8 @@ class Uploader:
             self._backoff.reset()
         except (MidwatchError, OSError) as error:
             wait_s = self._cut_off(error)
+        for part in self._newest_first():
+            self._clean(part)
         self._let_go()
         troubles = {part.trouble for part in self._parts.values()} | {self._outage}
         self._told = {code: told for code, told in self._told.items() if code in troubles}
@@ -232,6 +235,7 @@ class Uploader:
     def _stored(self, part: _Part) -> float:
         # Told by each node: whoever wrote the manifest may have died before it could say so.
         part.is_stored = True
+        self._clean(part)
         self._witness.uploaded(part.manifest, time.monotonic() - part.found_s)
         return 0.0
 
@@ -292,6 +296,20 @@ class Uploader:
                 raise
             # It is only cleaning: without the right to it, or with uploads that end meanwhile.
         self._orphans_s = time.monotonic() + ORPHANS_EVERY_S
+
+    def _clean(self, part: _Part) -> None:
+        """Give up uploads of this node's own files that a lost answer or a kill has left behind."""
+        is_due = part.is_stored and not part.is_clean and time.monotonic() >= part.look_s
+        if not is_due or self.is_cut_off:
+            return
+        # What describes a checkpoint may be on its way from every node.
+        own = set(self._files(part.manifest)).difference(DESCRIPTION_NAMES)
+        try:
+            self._remote.abort_uploads(part.manifest.id, own)
+            part.is_clean = True
+        except MidwatchError as error:
+            # Nothing is lost by it: it is tried again, and told by nobody.
+            part.wait(part.retries, _delay_s(error))
 
     # --- what may go -----------------------------------------------------------------------------
 

@@ -84,11 +84,12 @@ class Site:
     def __init__(self, config: UploadConfig) -> None:
         storage = config.storage
         self._root = Path(storage.local_root)
-        reads = bandwidth_of(storage)
-        self._remote = RunObjects(open_store(storage), config.run, storage.run_id, reads)
+        store = open_store(storage)
+        self._remote = RunObjects(store, config.run, storage.run_id)
+        paced = RunObjects(store, config.run, storage.run_id, bandwidth_of(storage))
         self._uploader = Uploader(
             self._root,
-            self._remote,
+            paced,
             Teller(),
             run_id=storage.run_id,
             keep_local=config.keep_local,

@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 from midwatch.checkpoints import objects_s3
-from midwatch.checkpoints.manifest import FileEntry
+from midwatch.checkpoints.manifest import FileEntry, checkpoint_id
 from midwatch.checkpoints.objects import ObjectStore, check_url, open_store, prepare_store
 from midwatch.checkpoints.objects_s3 import S3Store
+from midwatch.checkpoints.remote import RunObjects, Swept
 from midwatch.checkpoints.shardfile import entry_of
 from midwatch.logbook.errors import ConfigError, Fatal, IntegrityError, Retryable
 from midwatch.logbook.tiers import Storage
@@ -237,6 +238,19 @@ def test_an_upload_that_another_run_began_is_not_taken_for_ours(
     assert moto_like.has("a/theirs", entry)
     assert read_all(moto_like, "a/theirs", entry.bytes) == data
     assert list(moto_like.unfinished("a/")) == []
+
+
+def test_a_deletion_takes_begun_uploads_along(moto_like: S3Store, tmp_path: Path) -> None:
+    remote = RunObjects(moto_like, "r", "id")
+    _, entry, data = written(tmp_path, 6 * MIB)
+    gone, other = checkpoint_id(10, 1), checkpoint_id(20, 1)
+    for name in (gone, other):
+        key = remote.key(name, "__0_0.distcp")
+        moto_like.put_part(key, moto_like.begin(key, entry), 1, data[: 5 * MIB])
+    remote.delete(gone)
+    assert [u.key for u in moto_like.unfinished("r/")] == [remote.key(other, "__0_0.distcp")]
+    assert remote.sweep(2, 0.0) == Swept(deleted=(), unfinished=(), uploads=())
+    assert len(moto_like.unfinished("r/")) == 1, "its node may still finish it"
 
 
 @pytest.fixture(params=["moto", "seaweed"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir, encode
-from midwatch.checkpoints.objects_folder import FolderStore, prepare_folder
+from midwatch.checkpoints.objects_folder import TEMPORARY, FolderStore, prepare_folder
 from midwatch.checkpoints.remote import ORPHAN_S, RunObjects
 from midwatch.checkpoints.store import LocalStore
 from midwatch.checkpoints.uploading import Uploader
@@ -346,6 +346,19 @@ def test_a_commit_whose_answer_was_lost_is_told(tmp_path: Path, store: CountingS
     assert node.heard.stored == []
     wait_until(lambda: node.uploader.turn() > 0 and node.uploader.is_idle, "it looks again")
     assert node.heard.stored == [manifest.id]
+
+
+def test_a_commit_leaves_no_begun_upload_behind(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    other = f"r/step-00000077.a0001/__0_0.distcp.22{TEMPORARY}"
+    for key in (node.remote.key(manifest.id, f"__0_0.distcp.11{TEMPORARY}"), other):
+        path = Path(store._root, key)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half")
+    node.turns()
+    assert node.heard.stored == [manifest.id]
+    assert [upload.key for upload in store.unfinished("r/")] == [other]
 
 
 def test_a_commit_that_a_deletion_overtook_is_not_told(
