@@ -103,8 +103,7 @@ def open_store(storage: Storage) -> ObjectStore:
     Raises: ConfigError[store-url].
     """
     check_url(storage.url)
-    limit = storage.bandwidth_mib_s
-    bandwidth = Bandwidth(None if limit is None else limit * MIB)
+    bandwidth = bandwidth_of(storage)
     if storage.url.startswith(S3_SCHEME):
         from .objects_s3 import S3Store
 
@@ -112,6 +111,12 @@ def open_store(storage: Storage) -> ObjectStore:
     from .objects_folder import FolderStore
 
     return FolderStore(storage.url, bandwidth)
+
+
+def bandwidth_of(storage: Storage) -> Bandwidth:
+    """Return what one node may send, or read back, of its checkpoints in a second."""
+    limit = storage.bandwidth_mib_s
+    return Bandwidth(None if limit is None else limit * MIB)
 
 
 def prepare_store(url: str) -> None:

@@ -21,7 +21,7 @@ from .retrying import Bandwidth
 from .shardfile import BLOCK_BYTES, RETRY_DELAY_S, sync_directory
 
 MARK = ".midwatch-store"
-_TEMPORARY = ".unfinished"
+TEMPORARY = ".unfinished"
 _NOTE = ".sha256"
 
 
@@ -124,7 +124,7 @@ class FolderStore:
         return [
             StoredObject(key, size, modified_s)
             for key, size, modified_s in self._walk(prefix)
-            if key != MARK and not key.endswith((_TEMPORARY, _NOTE))
+            if key != MARK and not key.endswith((TEMPORARY, _NOTE))
         ]
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -146,7 +146,7 @@ class FolderStore:
         return [
             Unfinished(key, key, modified_s)
             for key, _, modified_s in self._walk(prefix)
-            if key.endswith(_TEMPORARY)
+            if key.endswith(TEMPORARY)
         ]
 
     def abort(self, upload: Unfinished) -> None:
@@ -156,7 +156,7 @@ class FolderStore:
     def _temporary(self, target: Path) -> Iterator[tuple[Path, int]]:
         self._require_mark()
         self._make_folder(target.parent)
-        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             yield temporary, fd

@@ -23,6 +23,7 @@ from .manifest import FileEntry
 from .objects import MIB, StoredObject, Unfinished, verified_pieces
 from .objects_s3_errors import (
     EXISTS,
+    NO_UPLOAD,
     NOT_FOUND,
     PAST_END,
     UNSUPPORTED,
@@ -99,14 +100,32 @@ class S3Store:
     def _put(
         self, key: str, data: bytes, expected: frozenset[str] = frozenset(), **options: Any
     ) -> None:
+        """Put an object with a checksum that the endpoint knows; raise _Said for what is expected.
+
+        Of an endpoint that knows no SHA-256, which is tried first, one is asked no more; where it
+        refuses MD5 alike, it was something else that it does not know.
+        """
+        if self._has_sha256:
+            try:
+                self._put_with(self._sha256, key, data, expected | UNSUPPORTED, options)
+                return
+            except _Said as answer:
+                if answer.code not in UNSUPPORTED:
+                    raise
+        self._put_with(self._md5, key, data, expected, options)
+        self._has_sha256 = False
+
+    def _put_with(
+        self,
+        checksum: Callable[[bytes], dict[str, str]],
+        key: str,
+        data: bytes,
+        expected: frozenset[str],
+        options: dict[str, Any],
+    ) -> None:
+        target = {"Bucket": self._bucket, "Key": self._folder + key}
         with self._asking(f"put {key}", expected) as s3:
-            s3.put_object(
-                Bucket=self._bucket,
-                Key=self._folder + key,
-                Body=data,
-                **options,
-                **self.checksum(data),
-            )
+            s3.put_object(**target, Body=data, **options, **checksum(data))
 
     def read(self, key: str) -> bytes | None:
         try:
@@ -169,25 +188,32 @@ class S3Store:
                 )
 
     def unfinished(self, prefix: str) -> Sequence[Unfinished]:
-        found: list[Unfinished] = []
-        with self._asking(f"list uploads of {prefix}") as s3:
-            pages = s3.get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._folder + prefix):
-                found += [
-                    Unfinished(
-                        item["Key"].removeprefix(self._folder),
-                        item["UploadId"],
-                        item["Initiated"].timestamp(),
-                    )
-                    for item in page.get("Uploads", ())
-                ]
-        return found
+        found: list[Any] = []
+        target = {"Bucket": self._bucket, "Prefix": self._folder + prefix}
+        # What does not know uploads in parts holds none of them.
+        with (
+            contextlib.suppress(_Said),
+            self._asking(f"list uploads of {prefix}", UNSUPPORTED) as s3,
+        ):
+            for page in s3.get_paginator("list_multipart_uploads").paginate(**target):
+                found += page.get("Uploads", ())
+        return [
+            Unfinished(
+                item["Key"].removeprefix(self._folder),
+                item["UploadId"],
+                item["Initiated"].timestamp(),
+            )
+            for item in found
+        ]
 
     def abort(self, upload: Unfinished) -> None:
-        with contextlib.suppress(Retryable), self._asking(f"abort {upload.key}") as s3:
-            s3.abort_multipart_upload(
-                Bucket=self._bucket, Key=self._folder + upload.key, UploadId=upload.id
-            )
+        target = {"Bucket": self._bucket, "Key": self._folder + upload.key}
+        try:
+            with self._asking(f"abort {upload.key}", NO_UPLOAD) as s3:
+                s3.abort_multipart_upload(**target, UploadId=upload.id)
+        except _Said:
+            # It was finished or given up meanwhile.
+            return
 
     # --- for uploads in parts --------------------------------------------------------------------
 
@@ -253,8 +279,14 @@ class S3Store:
 
     def checksum(self, data: bytes) -> dict[str, str]:
         """Return the header by which the endpoint checks what it received."""
-        if self._has_sha256:
-            return {"ChecksumSHA256": sha256_base64(data)}
+        return self._sha256(data) if self._has_sha256 else self._md5(data)
+
+    @staticmethod
+    def _sha256(data: bytes) -> dict[str, str]:
+        return {"ChecksumSHA256": sha256_base64(data)}
+
+    @staticmethod
+    def _md5(data: bytes) -> dict[str, str]:
         return {"ContentMD5": base64.b64encode(md5(data).digest()).decode()}
 
     # --- the client ------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ _MEANINGS: dict[str, _Meaning] = {
 NOT_FOUND = frozenset({"NoSuchKey", "NotFound", "404"})
 PAST_END = frozenset({"InvalidRange", "416"})
 EXISTS = frozenset({"PreconditionFailed", "412"})
+NO_UPLOAD = frozenset({"NoSuchUpload", *NOT_FOUND})
 UNSUPPORTED = frozenset({"NotImplemented", "501"})
 
 

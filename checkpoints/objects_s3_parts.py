@@ -7,6 +7,7 @@ process sent it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 from collections import deque
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..logbook.errors import IntegrityError, Retryable
+from ..logbook.errors import IntegrityError, MidwatchError, Retryable
 from .manifest import FileEntry
 from .objects import Unfinished, verified_pieces
 
@@ -80,7 +81,8 @@ class PartsUpload:
                     future.cancel()
                 if isinstance(error, IntegrityError):
                     # These bytes will never be right; what was sent of them must not stay.
-                    self._store.abort(Unfinished(self._key, upload_id, 0.0))
+                    with contextlib.suppress(MidwatchError):
+                        self._store.abort(Unfinished(self._key, upload_id, 0.0))
                 raise
         self._store.finish(self._key, upload_id, self._parts)
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
 from ..logbook.errors import IntegrityError
-from .manifest import FileEntry, Manifest, read_manifest
-from .objects import MIB
+from .manifest import Manifest, read_manifest
 from .remote import RunObjects
 from .shardfile import verify_file
 
 Names = tuple[str, ...]
 Bad = tuple[tuple[str, str], ...]
-_RANGE_BYTES = 16 * MIB
 
 
 def check_part(directory: Path) -> tuple[Names, Bad, Names]:
@@ -47,22 +44,8 @@ def check_stored(
         if entry.name not in names:
             continue
         try:
-            _read_back(remote, manifest.id, entry)
+            remote.read_back(manifest.id, entry)
             sound.append(entry.name)
         except IntegrityError as error:
             bad.append((entry.name, str(error)))
     return tuple(sound), tuple(bad)
-
-
-def _read_back(remote: RunObjects, checkpoint: str, entry: FileEntry) -> None:
-    key = remote.key(checkpoint, entry.name)
-    digest = hashlib.sha256()
-    for first in range(0, entry.bytes, _RANGE_BYTES):
-        count = min(_RANGE_BYTES, entry.bytes - first)
-        digest.update(remote.store.read_range(key, first, count))
-    if digest.hexdigest() != entry.sha256:
-        raise IntegrityError(
-            "shard-checksum",
-            f"{key} in the store has SHA-256 {digest.hexdigest()[:16]}..., "
-            f"its manifest says {entry.sha256[:16]}...",
-        )

@@ -11,17 +11,21 @@ name never takes one for its own.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Collection, Sequence
 
 import msgspec
 
 from ..logbook.errors import Fatal, IntegrityError
-from .manifest import MANIFEST_NAME, Manifest, decode, encode, parse_checkpoint_id
-from .objects import ObjectStore, StoredObject
+from .manifest import MANIFEST_NAME, FileEntry, Manifest, decode, encode, parse_checkpoint_id
+from .objects import MIB, ObjectStore, StoredObject
+from .retrying import Bandwidth
 
 ORPHAN_S = 24 * 3600.0
 """What nobody has added to for so long will never be finished."""
 _DELETED = "deleted"
+_RANGE_BYTES = 16 * MIB
 
 
 class Swept(msgspec.Struct, frozen=True):
@@ -33,10 +37,16 @@ class Swept(msgspec.Struct, frozen=True):
 
 
 class RunObjects:
-    """One run's share of a store. run_id "" accepts the manifests of any run of that name."""
+    """One run's share of a store. run_id "" accepts the manifests of any run of that name.
 
-    def __init__(self, store: ObjectStore, run: str, run_id: str = "") -> None:
+    reads: how fast files are read back.
+    """
+
+    def __init__(
+        self, store: ObjectStore, run: str, run_id: str = "", reads: Bandwidth | None = None
+    ) -> None:
         self.store = store
+        self._reads = reads or Bandwidth(None)
         self._run = run
         self._run_id = run_id
 
@@ -75,6 +85,24 @@ class RunObjects:
             for e in manifest.files
             if e.name not in known and not self.store.has(prefix + e.name, e)
         )
+
+    def read_back(self, checkpoint: str, entry: FileEntry) -> None:
+        """Read one file of a checkpoint in the store and keep nothing of it.
+
+        Raises: IntegrityError[object-missing], [object-size], [shard-checksum].
+        """
+        key = self.key(checkpoint, entry.name)
+        digest = hashlib.sha256()
+        for first in range(0, entry.bytes, _RANGE_BYTES):
+            count = min(_RANGE_BYTES, entry.bytes - first)
+            self._reads.take(count)
+            digest.update(self.store.read_range(key, first, count))
+        if digest.hexdigest() != entry.sha256:
+            raise IntegrityError(
+                "shard-checksum",
+                f"{key} in the store has SHA-256 {digest.hexdigest()[:16]}..., "
+                f"its manifest says {entry.sha256[:16]}...",
+            )
 
     def commit(self, manifest: Manifest) -> bool:
         """Make the checkpoint exist in the store; False when it was deleted meanwhile.
@@ -128,6 +156,16 @@ class RunObjects:
         keys = [found.key for found in self.store.listing(self.key(checkpoint, ""))]
         if keys:
             self.store.delete(keys)
+        with contextlib.suppress(Fatal):
+            # Without the right to it time sweeps them up, or the bucket's own rule.
+            self.abort_uploads(checkpoint, ("",))
+
+    def abort_uploads(self, checkpoint: str, names: Collection[str]) -> None:
+        """Give up what was begun of files of a checkpoint that have no use for it any more."""
+        wanted = tuple(self.key(checkpoint, name) for name in names)
+        for upload in self.store.unfinished(self.key(checkpoint, "")):
+            if upload.key.startswith(wanted):
+                self.store.abort(upload)
 
     def _mark(self, checkpoint: str) -> str:
         return f"{self._run}/{_DELETED}/{checkpoint}.{self._run_id}"

@@ -7,7 +7,6 @@ writes the manifest, which is the commit. Local parts go only once the store has
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -27,9 +26,8 @@ from .remote import RunObjects, check_run
 from .retrying import Backoff
 from .saving import DESCRIPTION_NAMES
 from .store import LocalStore
+from .upload_part import OTHERS_MAX_S, RETRY_FIRST_S, Troubles, UploadPart
 
-TROUBLE_EVERY_S = 300.0
-"""The same trouble is told again no sooner."""
 OUTAGES = frozenset(
     {
         "store-unreachable",
@@ -43,8 +41,6 @@ OUTAGES = frozenset(
 )
 """What says that the store takes nothing at all; anything else is about one checkpoint."""
 ORPHANS_EVERY_S = 3600.0
-_RETRY_FIRST_S = 0.5
-_OTHERS_FIRST_S, _OTHERS_MAX_S = 0.5, 15.0
 
 
 class Witness(Protocol):
@@ -61,40 +57,6 @@ class Witness(Protocol):
     def trouble(self, code: str, message: str, since_s: float) -> None:
         """Uploads do not get on since then (seconds since the epoch); told again now and then."""
         ...
-
-
-class _Part:
-    """A checkpoint of which this node has files, on its way to the store."""
-
-    def __init__(self, manifest: Manifest, retry_max_s: float) -> None:
-        self.manifest = manifest
-        self.found_s = time.monotonic()
-        self.known: set[str] = set()
-        self.is_sent = False
-        self.is_stored = False
-        self.is_spoiled = False
-        self.trouble = ""
-        self.look_s = 0.0
-        self.others = Backoff(_OTHERS_FIRST_S, _OTHERS_MAX_S)
-        self.retries = Backoff(_RETRY_FIRST_S, retry_max_s)
-
-    def is_due(self, now_s: float) -> bool:
-        """Whether there may be something to do for it by now."""
-        return not (self.is_stored or self.is_spoiled) and now_s >= self.look_s
-
-    def wait(self, backoff: Backoff, at_least_s: float = 0.0) -> float:
-        """Put the next look at it off; return for how long."""
-        wait_s = backoff.next_s(at_least_s)
-        self.look_s = time.monotonic() + wait_s
-        return wait_s
-
-
-class _Told:
-    """A kind of trouble. since_s, told_s: since the epoch."""
-
-    def __init__(self, since_s: float) -> None:
-        self.since_s = since_s
-        self.told_s = 0.0
 
 
 class Uploader:
@@ -119,10 +81,10 @@ class Uploader:
         self._run_id = run_id
         self._keep_local = keep_local
         self._retry_max_s = retry_max_s
-        self._backoff = Backoff(_RETRY_FIRST_S, retry_max_s)
-        self._parts: dict[str, _Part] = {}
+        self._backoff = Backoff(RETRY_FIRST_S, retry_max_s)
+        self._parts: dict[str, UploadPart] = {}
         self._refused: set[str] = set()
-        self._told: dict[str, _Told] = {}
+        self._troubles = Troubles(witness.trouble)
         self._outage = ""
         self._orphans_s = 0.0
 
@@ -136,13 +98,14 @@ class Uploader:
         try:
             self._look()
             self._abort_orphans()
-            wait_s = min(map(self._try, self._newest_first()), default=_OTHERS_MAX_S)
+            wait_s = min(map(self._try, self._newest_first()), default=OTHERS_MAX_S)
             self._backoff.reset()
         except (MidwatchError, OSError) as error:
             wait_s = self._cut_off(error)
+        for part in self._newest_first():
+            self._clean(part)
         self._let_go()
-        troubles = {part.trouble for part in self._parts.values()} | {self._outage}
-        self._told = {code: told for code, told in self._told.items() if code in troubles}
+        self._troubles.keep({part.trouble for part in self._parts.values()} | {self._outage})
         return wait_s
 
     @property
@@ -183,9 +146,9 @@ class Uploader:
         except IntegrityError as error:
             # Of another run, or rotten: nothing that may be called a checkpoint of this run.
             self._refused.add(name)
-            self._tell(error.code, str(error))
+            self._troubles.tell(error.code, str(error))
             return
-        self._parts[name] = _Part(manifest, self._retry_max_s)
+        self._parts[name] = UploadPart(manifest, self._retry_max_s)
         self._witness.part_found(manifest, self._files(manifest))
 
     def _files(self, manifest: Manifest) -> tuple[str, ...]:
@@ -194,34 +157,31 @@ class Uploader:
     def _path(self, manifest: Manifest, entry: FileEntry) -> Path:
         return checkpoint_dir(self._root, manifest.id) / entry.name
 
-    def _newest_first(self) -> list[_Part]:
+    def _newest_first(self) -> list[UploadPart]:
         parts = self._parts.values()
         return sorted(parts, key=lambda p: (p.manifest.step, p.manifest.attempt), reverse=True)
 
     # --- to the store ----------------------------------------------------------------------------
 
-    def _try(self, part: _Part) -> float:
+    def _try(self, part: UploadPart) -> float:
         """Do what is due for one part; return after how many seconds to come back to it.
 
         Raises: what says that the others will fare no better.
         """
         now_s = time.monotonic()
         if not part.is_due(now_s):
-            return max(part.look_s - now_s, 0.0) or _OTHERS_MAX_S
+            return max(part.look_s - now_s, 0.0) or OTHERS_MAX_S
         try:
             wait_s = self._bring(part)
         except (MidwatchError, OSError) as error:
-            code = _code_of(error)
-            if code in OUTAGES:
+            if _code_of(error) in OUTAGES:
                 raise
-            part.trouble = code
-            self._tell(code, str(error))
-            return part.wait(part.retries, _delay_s(error))
+            return self._put_off(part, error)
         part.trouble = ""
         part.retries.reset()
         return wait_s
 
-    def _bring(self, part: _Part) -> float:
+    def _bring(self, part: UploadPart) -> float:
         name = part.manifest.id
         if self._remote.is_deleted(name):
             LocalStore(self._root).delete(name)
@@ -232,13 +192,14 @@ class Uploader:
             return 0.0
         return self._finish(part)
 
-    def _stored(self, part: _Part) -> float:
+    def _stored(self, part: UploadPart) -> float:
         # Told by each node: whoever wrote the manifest may have died before it could say so.
         part.is_stored = True
+        self._clean(part)
         self._witness.uploaded(part.manifest, time.monotonic() - part.found_s)
         return 0.0
 
-    def _send(self, part: _Part) -> bool:
+    def _send(self, part: UploadPart) -> bool:
         """Send this node's files; False when a newer checkpoint came first or files are no good."""
         manifest = part.manifest
         # What every node has goes last: by then the first of them has mostly sent it.
@@ -257,11 +218,7 @@ class Uploader:
                 self._remote.store.put_file(key, path, entry)
                 part.known.add(entry.name)
             except IntegrityError as error:
-                if not (path.parent / MANIFEST_NAME).exists():
-                    return False
-                # The other nodes may still have sound copies of what they hold; this one has not.
-                part.is_spoiled = True
-                self._tell(error.code, f"{path} cannot be uploaded: {error}")
+                self._spoil(part, path, error)
                 return False
         part.is_sent = True
         return True
@@ -272,7 +229,7 @@ class Uploader:
         newest = self._newest_first()[0].manifest if self._parts else manifest
         return len(self._parts) != known and newest.id != manifest.id
 
-    def _finish(self, part: _Part) -> float:
+    def _finish(self, part: UploadPart) -> float:
         """Commit the checkpoint if nothing is missing."""
         manifest = part.manifest
         missing = self._remote.missing(manifest, part.known)
@@ -296,29 +253,94 @@ class Uploader:
             # It is only cleaning: without the right to it, or with uploads that end meanwhile.
         self._orphans_s = time.monotonic() + ORPHANS_EVERY_S
 
+    def _clean(self, part: UploadPart) -> None:
+        """Give up uploads of this node's own files that a lost answer or a kill has left behind."""
+        is_due = part.is_stored and not part.is_clean and time.monotonic() >= part.look_s
+        if not is_due or self.is_cut_off:
+            return
+        # What describes a checkpoint may be on its way from every node.
+        own = set(self._files(part.manifest)).difference(DESCRIPTION_NAMES)
+        try:
+            self._remote.abort_uploads(part.manifest.id, own)
+            part.is_clean = True
+        except MidwatchError as error:
+            # Nothing is lost by it: it is tried again, and told by nobody.
+            part.wait(part.retries, _delay_s(error))
+
     # --- what may go -----------------------------------------------------------------------------
 
     def _let_go(self) -> None:
-        """Delete the oldest uploaded parts beyond those that are kept on the disk."""
-        stored = [part for part in self._newest_first() if part.is_stored]
-        for part in stored[self._keep_local :]:
-            with contextlib.suppress(OSError):
-                LocalStore(self._root).delete(part.manifest.id)
-                del self._parts[part.manifest.id]
+        """Delete the oldest uploaded parts beyond those that are kept on the disk.
+
+        Only once what the store has of them was read back: here may be the last sound copy.
+        """
+        stored = [p for p in self._newest_first() if p.is_stored and not p.is_spoiled]
+        for part in reversed(stored[self._keep_local :]):
+            if time.monotonic() < part.look_s:
+                continue
+            try:
+                if self._is_safe(part):
+                    LocalStore(self._root).delete(part.manifest.id)
+                    self._parts.pop(part.manifest.id, None)
+            except (MidwatchError, OSError) as error:
+                if _code_of(error) in OUTAGES:
+                    self._cut_off(error)
+                    return
+                self._put_off(part, error)
+
+    def _is_safe(self, part: UploadPart) -> bool:
+        """Whether the store is known to have, sound, what lies here of a part.
+
+        False as well when a newer checkpoint came meanwhile, which goes first.
+        """
+        manifest = part.manifest
+        for entry in manifest.files:
+            if entry.name in part.read_back or not self._path(manifest, entry).exists():
+                continue
+            if self.is_cut_off or self._is_outdated(manifest):
+                return False
+            try:
+                self._remote.read_back(manifest.id, entry)
+                part.read_back.add(entry.name)
+            except IntegrityError as error:
+                if self._remote.is_deleted(manifest.id):
+                    return True
+                self._troubles.tell(error.code, f"the store's copy is sent again: {error}")
+                if not self._mend(part, entry):
+                    return False
+        return True
+
+    def _mend(self, part: UploadPart, entry: FileEntry) -> bool:
+        """Put a file in the store once more; True when it can be read back from there."""
+        path, key = self._path(part.manifest, entry), self._remote.key(part.manifest.id, entry.name)
+        try:
+            self._remote.store.put_file(key, path, entry)
+        except IntegrityError as error:
+            self._spoil(part, path, error)
+            return False
+        self._remote.read_back(part.manifest.id, entry)
+        part.read_back.add(entry.name)
+        return True
 
     # --- when it does not go well ----------------------------------------------------------------
 
+    def _put_off(self, part: UploadPart, error: MidwatchError | OSError) -> float:
+        """Have one part wait for a failure of its own; return for how long."""
+        part.trouble = _code_of(error)
+        self._troubles.tell(part.trouble, str(error))
+        return part.wait(part.retries, _delay_s(error))
+
+    def _spoil(self, part: UploadPart, path: Path, error: IntegrityError) -> None:
+        """Give a part up for a file of its that is no good, unless it is being deleted."""
+        if (path.parent / MANIFEST_NAME).exists():
+            # The other nodes may still have sound copies of what they hold; this one has not.
+            part.is_spoiled, part.trouble = True, ""
+            self._troubles.tell(error.code, f"{path} cannot be uploaded: {error}")
+
     def _cut_off(self, error: MidwatchError | OSError) -> float:
         self._outage = _code_of(error)
-        self._tell(self._outage, str(error))
+        self._troubles.tell(self._outage, str(error))
         return self._backoff.next_s(_delay_s(error))
-
-    def _tell(self, code: str, message: str) -> None:
-        now_s = time.time()
-        told = self._told.setdefault(code, _Told(now_s))
-        if now_s - told.told_s > TROUBLE_EVERY_S:
-            told.told_s = now_s
-            self._witness.trouble(code, message, told.since_s)
 
 
 def _code_of(error: MidwatchError | OSError) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from ...checkpoints.manifest import Manifest, checkpoint_dir, read_manifest
-from ...checkpoints.objects import open_store
+from ...checkpoints.objects import bandwidth_of, open_store
 from ...checkpoints.part_check import check_part, check_stored
 from ...checkpoints.remote import RunObjects
 from ...checkpoints.retrying import Backoff, persist
@@ -84,10 +84,12 @@ class Site:
     def __init__(self, config: UploadConfig) -> None:
         storage = config.storage
         self._root = Path(storage.local_root)
-        self._remote = RunObjects(open_store(storage), config.run, storage.run_id)
+        store = open_store(storage)
+        self._remote = RunObjects(store, config.run, storage.run_id)
+        paced = RunObjects(store, config.run, storage.run_id, bandwidth_of(storage))
         self._uploader = Uploader(
             self._root,
-            self._remote,
+            paced,
             Teller(),
             run_id=storage.run_id,
             keep_local=config.keep_local,

@@ -167,8 +167,16 @@ def shards_on(run_dir: Path, node: str, checkpoint: str) -> set[str]:
 
 def test_retention_and_the_store(session: Session, corpus: Path, tmp_path: Path) -> None:
     store = {"url": str(tmp_path / "shared")}
+    # However long the next controller takes to come, training is not over before it is there.
     spec = stored_spec(
-        "kept", tmp_path, corpus, store, retention=KEEP_LITTLE, trainer={"steps": 120}
+        "kept",
+        tmp_path,
+        corpus,
+        store,
+        retention=KEEP_LITTLE,
+        trainer={"steps": 80},
+        entry_points={"worker": "midwatch.tests.support.stuck_rank:until_pruned"},
+        restart={"hang_min_s": 2 * DEADLINE_S},
     )
     with LiveRun(spec, session) as run:
         state = run.finish(strike_controller(lambda state: len(state.checkpoints) >= 2))

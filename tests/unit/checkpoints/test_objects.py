@@ -16,15 +16,17 @@ from typing import Any
 import msgspec
 import pytest
 from midwatch.checkpoints import objects_s3
-from midwatch.checkpoints.manifest import FileEntry
+from midwatch.checkpoints.manifest import FileEntry, checkpoint_id
 from midwatch.checkpoints.objects import ObjectStore, check_url, open_store, prepare_store
 from midwatch.checkpoints.objects_s3 import S3Store
+from midwatch.checkpoints.remote import RunObjects, Swept
 from midwatch.checkpoints.shardfile import entry_of
 from midwatch.logbook.errors import ConfigError, Fatal, IntegrityError, Retryable
 from midwatch.logbook.tiers import Storage
 
 from tests.support import s3_servers
 from tests.support.fault_proxy import Plan, fault_proxy
+from tests.support.old_endpoint import CHECKSUMS, CONDITIONS, old_endpoint
 from tests.support.s3_servers import BUCKET, Endpoint
 
 MIB = 1 << 20
@@ -238,6 +240,19 @@ def test_an_upload_that_another_run_began_is_not_taken_for_ours(
     assert list(moto_like.unfinished("a/")) == []
 
 
+def test_a_deletion_takes_begun_uploads_along(moto_like: S3Store, tmp_path: Path) -> None:
+    remote = RunObjects(moto_like, "r", "id")
+    _, entry, data = written(tmp_path, 6 * MIB)
+    gone, other = checkpoint_id(10, 1), checkpoint_id(20, 1)
+    for name in (gone, other):
+        key = remote.key(name, "__0_0.distcp")
+        moto_like.put_part(key, moto_like.begin(key, entry), 1, data[: 5 * MIB])
+    remote.delete(gone)
+    assert [u.key for u in moto_like.unfinished("r/")] == [remote.key(other, "__0_0.distcp")]
+    assert remote.sweep(2, 0.0) == Swept(deleted=(), unfinished=(), uploads=())
+    assert len(moto_like.unfinished("r/")) == 1, "its node may still finish it"
+
+
 @pytest.fixture(params=["moto", "seaweed"])
 def moto_like(request: pytest.FixtureRequest, tmp_path: Path) -> S3Store:
     endpoint: Endpoint = request.getfixturevalue(f"{request.param}_endpoint")
@@ -266,8 +281,8 @@ def test_parts_damaged_on_the_way_are_refused(
 ) -> None:
     store = S3Store(seaweed_endpoint.storage(tmp_path))
     path, entry, _ = written(tmp_path, 1000)
-    honest = store.checksum
-    monkeypatch.setattr(store, "checksum", lambda data: honest(data + b"x"))
+    honest = store._sha256
+    monkeypatch.setattr(store, "_sha256", lambda data: honest(data + b"x"))
     with pytest.raises(Retryable) as caught:
         store.put_file("a", path, entry)
     assert caught.value.code == "upload-damaged"
@@ -300,6 +315,41 @@ def test_codes_of_refusals(
     with pytest.raises(Fatal) as without:
         open_store(storage).listing("")
     assert without.value.code == "credentials-missing"
+
+
+@pytest.mark.parametrize(
+    ("unknown", "first", "then"),
+    [
+        # Each put as (SHA-256, MD5, a condition): the commit, and a file after it.
+        ((CHECKSUMS,), (False, True, True), (False, True, False)),
+        ((CONDITIONS,), (True, False, False), (True, False, False)),
+        ((CHECKSUMS, CONDITIONS), (False, True, False), (False, True, False)),
+    ],
+)
+@pytest.mark.parametrize("file_first", [False, True])
+def test_an_endpoint_that_does_not_know_a_header(
+    tmp_path: Path,
+    unknown: tuple[str, ...],
+    first: tuple[bool, bool, bool],
+    then: tuple[bool, bool, bool],
+    file_first: bool,
+) -> None:
+    path, entry, data = written(tmp_path, 1000)
+    with old_endpoint(*unknown) as endpoint:
+        storage = Storage(
+            url="s3://b/p", local_root="/none", endpoint_url=endpoint.url, path_style=True
+        )
+        store = S3Store(storage)
+        if file_first:
+            assert store.put_file("before", path, entry) == 1000
+            assert endpoint.puts.pop() == then
+        assert store.put_new("manifest", b"{}")
+        assert not store.put_new("manifest", b"late")
+        assert store.put_file("file", path, entry) == 1000
+        assert store.has("file", entry)
+        assert store.read("file") == data
+        assert store.read("manifest") == b"{}"
+    assert endpoint.puts == [first, then]
 
 
 def test_clients_that_were_refused_do_not_pile_up(

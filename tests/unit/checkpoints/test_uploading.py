@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir, encode
-from midwatch.checkpoints.objects_folder import FolderStore, prepare_folder
+from midwatch.checkpoints.objects_folder import TEMPORARY, FolderStore, prepare_folder
 from midwatch.checkpoints.remote import ORPHAN_S, RunObjects
 from midwatch.checkpoints.store import LocalStore
 from midwatch.checkpoints.uploading import Uploader
@@ -43,13 +44,23 @@ class CountingStore(FolderStore):
         prepare_folder(root)
         super().__init__(root)
         self.puts: list[str] = []
+        self.ranges: list[str] = []
         self.failure: Exception | None = None
+        self.read_failure: Exception | None = None
+        self.on_range: Callable[[], object] = lambda: None
 
     def put_file(self, key: str, path: Path, entry: object) -> int:
         if self.failure is not None:
             raise self.failure
         self.puts.append(key)
         return super().put_file(key, path, entry)  # type: ignore[arg-type]
+
+    def read_range(self, key: str, first: int, count: int) -> bytes:
+        if self.read_failure is not None:
+            raise self.read_failure
+        self.on_range()
+        self.ranges.append(key)
+        return super().read_range(key, first, count)
 
 
 class Node:
@@ -156,6 +167,102 @@ def test_a_node_without_the_mount_says_so_and_fills_no_disk(
     assert node.heard.stored == [manifest.id]
 
 
+def settle(*nodes: Node) -> None:
+    """Take turns until all that lies on the nodes is in the store."""
+
+    def is_settled() -> bool:
+        for node in nodes:
+            node.uploader.turn()
+        return all(node.uploader.is_idle for node in nodes)
+
+    wait_until(is_settled, "everything is in the store")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_copy_in_the_store_is_read_back_and_mended_before_the_last_other_goes(
+    tmp_path: Path, store: CountingStore, damage: str
+) -> None:
+    first, second = (Node(tmp_path, name, store, keep_local=1) for name in ("n0", "n1"))
+    old, files = save_parts([first.root, second.root], 5)
+    nodes = (first, second)
+    settle(*nodes)
+    assert store.ranges == [], "it is read once, when it is needed"
+    path = Path(store._root, first.remote.key(old.id, "__3_0.distcp"))
+    if damage == "flipped":
+        flip(path)
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    new, _ = save_parts([first.root, second.root], 10)
+    settle(*nodes)
+    for node in nodes:
+        node.turns()
+    code = {"flipped": "shard-checksum", "cut": "object-size", "gone": "object-missing"}[damage]
+    assert (first.heard.troubles, second.heard.troubles) == ([], [code])
+    assert first.local == second.local == (new.id,)
+    for name, data in files.items():
+        assert store.read(first.remote.key(old.id, name)) == data
+    shards = [key for key in store.ranges if key.endswith("__0_0.distcp")]
+    assert shards == [first.remote.key(old.id, "__0_0.distcp")]
+
+
+def test_what_is_rotten_in_the_store_and_here_stays(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store, keep_local=1)
+    old, _ = save_parts([node.root], 5)
+    node.turns()
+    flip(Path(store._root, node.remote.key(old.id, "__1_0.distcp")))
+    flip(checkpoint_dir(node.root, old.id) / "__1_0.distcp")
+    new, _ = save_parts([node.root], 10)
+    node.turns()
+    assert node.local == (old.id, new.id)
+    assert node.heard.troubles == ["shard-checksum"]
+
+
+def test_nothing_is_let_go_while_the_store_cannot_be_read(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    node = Node(tmp_path, "n0", store, keep_local=1)
+    ids = [save_parts([node.root], step)[0].id for step in (5, 10)]
+    store.read_failure = Retryable("store-unreachable", "down", delay_s=0.0)
+    node.turns()
+    assert node.heard.stored == ids[::-1]
+    assert node.local == tuple(ids)
+    assert node.heard.troubles == ["store-unreachable"]
+    assert not node.uploader.is_well
+    store.read_failure = None
+    wait_until(lambda: node.uploader.turn() > 0 and node.local == (ids[1],), "it is read")
+    assert node.uploader.is_well
+
+
+def test_a_newer_checkpoint_does_not_wait_for_a_reading_back(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    node = Node(tmp_path, "n0", store, keep_local=1)
+    for step in (5, 10):
+        save_parts([node.root], step)
+    newer: list[str] = []
+
+    def save() -> None:
+        if not newer:
+            newer.append(save_parts([node.root], 15)[0].id)
+
+    store.on_range = save
+    node.turns(1)
+    assert len(store.ranges) == 1
+    assert len(node.local) == 3
+    node.turns()
+    assert node.heard.stored[-1] == newer[0]
+    assert node.local == (newer[0],)
+    assert len(store.ranges) == len(set(store.ranges)), "what was read is not read again"
+
+
 def test_trouble_is_told_once_for_each_code(tmp_path: Path, store: CountingStore) -> None:
     node = Node(tmp_path, "n0", store)
     save_parts([node.root], 5)
@@ -241,6 +348,19 @@ def test_a_commit_whose_answer_was_lost_is_told(tmp_path: Path, store: CountingS
     assert node.heard.stored == [manifest.id]
 
 
+def test_a_commit_leaves_no_begun_upload_behind(tmp_path: Path, store: CountingStore) -> None:
+    node = Node(tmp_path, "n0", store)
+    manifest, _ = save_parts([node.root], 5)
+    other = f"r/step-00000077.a0001/__0_0.distcp.22{TEMPORARY}"
+    for key in (node.remote.key(manifest.id, f"__0_0.distcp.11{TEMPORARY}"), other):
+        path = Path(store._root, key)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half")
+    node.turns()
+    assert node.heard.stored == [manifest.id]
+    assert [upload.key for upload in store.unfinished("r/")] == [other]
+
+
 def test_a_commit_that_a_deletion_overtook_is_not_told(
     tmp_path: Path, store: CountingStore
 ) -> None:
@@ -292,10 +412,8 @@ def test_a_part_that_is_deleted_while_it_is_sent(tmp_path: Path, store: Counting
 def test_a_rotten_shard_is_told_and_the_others_go_on(tmp_path: Path, store: CountingStore) -> None:
     node = Node(tmp_path, "n0", store)
     good, _ = save_parts([node.root], 5)
-    bad, files = save_parts([node.root], 10)
-    path = checkpoint_dir(node.root, bad.id) / "__1_0.distcp"
-    data = files["__1_0.distcp"]
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    bad, _ = save_parts([node.root], 10)
+    flip(checkpoint_dir(node.root, bad.id) / "__1_0.distcp")
     node.turns()
     assert node.heard.stored == [good.id]
     assert node.heard.troubles == ["shard-checksum"]
