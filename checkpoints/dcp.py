@@ -1,9 +1,10 @@
 """Save and load sharded training state: torch DCP's files, our manifest, no wait for the loop.
 
 The loop waits only while its state is copied into an image of this rank's file (dcp_image.py); the
-saving thread then hashes and writes that image without touching a Python object, so it hardly ever
-holds the interpreter lock that the loop needs. Any torch.distributed.checkpoint.load can read the
-files. Loading is in dcp_load.py.
+copying thread then passes that image to the next node's memory, and the writing thread hashes and
+writes it, both without touching a Python object, so they hardly ever hold the interpreter lock that
+the loop needs. However long a write takes, copies of later steps go on in the other buffer. Any
+torch.distributed.checkpoint.load can read the files. Loading is in dcp_load.py.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ import msgspec
 from ..logbook.tiers import MemoryOrder
 from ..logbook.wire import CheckpointStage, StepSample
 from .cadence import Cadence
-from .dcp_exchange import GlooExchange, NoExchange
+from .dcp_exchange import exchange_for
 from .dcp_image import describe_for_dcp
 from .dcp_load import LoadReport, load, load_first
 from .dcp_memory import Kept, MemoryTier
 from .dcp_stage import Stage
 from .dcp_state import flatten
 from .manifest import CHECKPOINTS_DIR, Fingerprint, SaveHeader, SaverConfig, checkpoint_id
+from .memory import Generation
 from .node_commit import committer_for
 from .saving import StagedFile
 
 __all__ = [
+    "BESIDE_SAVE",
+    "COPY_NOW",
     "Fingerprint",
     "LoadReport",
     "SaveHandle",
@@ -41,6 +45,9 @@ __all__ = [
     "load",
     "load_first",
 ]
+
+BESIDE_SAVE, COPY_NOW = 2, 3
+"""The memory levels at which all ranks copy their states to memory; see Saver.memory_level."""
 
 
 class SaveHandle:
@@ -52,6 +59,7 @@ class SaveHandle:
     def __init__(self, checkpoint: str) -> None:
         self.checkpoint = checkpoint
         self.blocked_s = 0.0
+        self._copied = threading.Event()
         self._ended = threading.Event()
         self._outcome: CheckpointStage | None = None
 
@@ -79,12 +87,15 @@ class _Layout(msgspec.Struct, frozen=True):
 
 
 class _Job(msgspec.Struct, frozen=True):
+    """stays: the generation that the copy must spare, as in MemoryTier.next_buffer."""
+
     handle: SaveHandle
     header: SaveHeader
     staged: StagedFile
     begun_s: float
     recent: tuple[StepSample, ...] | None
     to_disk: bool
+    stays: Generation | None
 
 
 class Saver:
@@ -92,8 +103,11 @@ class Saver:
 
     The constructor is collective over the default process group (all ranks, same order).
     on_stage is called with "staged" on the caller's thread, then with "committed" or "failed" on
-    the saving thread, so it must be thread-safe and quick; pass it on rank 0 only.
+    the writing thread, so it must be thread-safe and quick; pass it on rank 0 only.
     memory: how to use the memory tier; None does without. Its part of this rank is `memory`.
+
+    _last is the newest save of any kind, _in_flight the newest to disk, and _saved what that is in
+    memory, None where not all ranks have it there whole.
     """
 
     def __init__(
@@ -107,23 +121,31 @@ class Saver:
         # A directory that cannot be made is reported by each save; training goes on without.
         with contextlib.suppress(OSError):
             (Path(config.root) / CHECKPOINTS_DIR).mkdir(parents=True, exist_ok=True)
-        self._exchange = GlooExchange(config) if config.world_size > 1 else NoExchange()
-        self._committer = committer_for(config, self._exchange, describe_for_dcp)
+        # Copies go on beside a save, so neither may meet a message of the other.
+        self._exchanges = [exchange_for(config) for _ in range(1 if memory is None else 2)]
+        self._committer = committer_for(config, self._exchanges[0], describe_for_dcp)
         order = memory or MemoryOrder(ranks_per_node=1, since=0)
-        self.memory = MemoryTier(order, config, self._exchange) if memory is not None else None
+        self.memory = MemoryTier(order, config, self._exchanges[-1]) if memory is not None else None
         self.cadence = Cadence(order.every_steps, order.cost_frac)
         self._stage = Stage(config.rank, self.memory)
         self._copied_step = 0
         self._last: SaveHandle | None = None
+        self._in_flight: SaveHandle | None = None
+        self._saved: Generation | None = None
         self._callback_error: Exception | None = None
         self._jobs: SimpleQueue[_Job | _Layout | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="midwatch-saver", daemon=True)
-        self._thread.start()
+        self._writes: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=work, name=f"midwatch-{name}", daemon=True)
+            for name, work in (("copier", self._copy_all), ("writer", self._write_all))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def is_busy(self) -> bool:
         """Whether a save is in flight on this rank (ranks may differ for a moment)."""
-        return self._last is not None and not self._last.is_done()
+        return self._in_flight is not None and not self._in_flight.is_done()
 
     @property
     def memory_step(self) -> int | None:
@@ -132,7 +154,7 @@ class Saver:
         return newest.step if newest is not None else None
 
     def prepare(self, state: dict[str, Any]) -> None:
-        """Lay out the image of this rank's file on the saving thread, beside the first steps.
+        """Lay out the image of this rank's file on the copying thread, beside the first steps.
 
         Optional, once, before the first save, with a state of the same layout; without it the first
         save does this while the loop waits. Not collective.
@@ -144,25 +166,46 @@ class Saver:
     def memory_level(self, step: int, until_save_steps: int) -> int:
         """Return what this rank can do for the memory tier after step: what all ranks agree on.
 
-        0: nothing; 1: its part of a save to disk can be copied to memory as well; 2: it is time for
-        a copy, and one would not wait. All ranks act on the lowest.
+        0: nothing; 1: its part of a save to disk can be copied to memory as well; it is time for a
+        copy, and one would not wait: BESIDE_SAVE, while the buffer of a save is being written to
+        disk, or COPY_NOW. All ranks act on the lowest.
         until_save_steps: as in Cadence.is_due.
         """
-        if self.memory is None or self.memory.refusal or not self._stage.is_laid_out:
+        is_busy = self.is_busy
+        stays = self._saved if is_busy else None
+        if self.memory is None or self.memory.refusal or not self._stage.is_laid_out(stays):
             return 0
-        is_due = self.cadence.is_due(step - self._copied_step, until_save_steps)
-        return 2 if is_due and not self.is_busy else 1
+        if not self.cadence.is_due(step - self._copied_step, until_save_steps) or self._is_copying:
+            return 1
+        if not is_busy:
+            return COPY_NOW
+        # Where the save is not whole in memory, the other buffer has the only state that is.
+        return BESIDE_SAVE if self._saved is not None else 1
+
+    @property
+    def _is_copying(self) -> bool:
+        return self._last is not None and not self._last._copied.is_set()
 
     def keep(
-        self, state: dict[str, Any], header: SaveHeader, recent: tuple[StepSample, ...] = ()
+        self,
+        state: dict[str, Any],
+        header: SaveHeader,
+        recent: tuple[StepSample, ...] = (),
+        *,
+        beside_save: bool = False,
     ) -> SaveHandle:
         """Copy the state to the nodes' memory only, without waiting for the copies to end.
 
-        Every rank calls it at the steps for which all have memory_level 2. Its handle ends in
-        stage "kept" or "failed"; the outcome stands in memory.newest, and nothing is reported.
+        Every rank calls it at the steps for which all have memory_level COPY_NOW, or, with
+        beside_save on all of them, at least BESIDE_SAVE: until the copies are whole, the state that
+        was saved last is then what a restart finds. Its handle ends in stage "kept" or "failed";
+        the outcome stands in memory.newest, and nothing is reported.
         recent: samples of the last steps, on the rank that reports them.
         """
-        return self._begin(state, header, recent, to_disk=False)
+        if not beside_save:
+            self._await_save()
+        stays = self._saved if beside_save else None
+        return self._begin(state, header, recent, to_disk=False, stays=stays)
 
     def save(
         self,
@@ -172,7 +215,7 @@ class Saver:
         sync: bool = False,
         recent: tuple[StepSample, ...] | None = None,
     ) -> SaveHandle:
-        """Copy the state to host memory, return, and write it on the saving thread.
+        """Copy the state to host memory, return, and write it on the writing thread.
 
         At most one save is in flight: a second request waits for the first to end (never skipped,
         so that ranks cannot disagree about which saves exist); that wait is in blocked_s. A step
@@ -184,20 +227,25 @@ class Saver:
         state: nested dicts and lists whose leaves are DTensors, tensors or plain values (None,
             bool, int, float, str, bytes). Plain tensors and values must be equal on all ranks that
             use the same key.
-        Raises: ConfigError[state-not-plain] for any other leaf; what on_stage raised on the saving
+        Raises: ConfigError[state-not-plain] for any other leaf; what on_stage raised on the writing
             thread.
         """
         checkpoint = checkpoint_id(header.step, self._config.attempt)
-        if self._last is not None:
-            outcome = self._last.result()
-            if self._last.checkpoint == checkpoint and outcome.stage == "committed":
-                return self._last
-        handle = self._begin(state, header, recent, to_disk=True)
+        last = self._await_save()
+        is_again = last is not None and last.checkpoint == checkpoint
+        if last is not None and is_again and last.result().stage == "committed":
+            return last
+        handle = self._begin(state, header, recent, to_disk=True, stays=None)
         if sync:
             begun_s = time.monotonic()
             handle.result()
             handle.blocked_s += time.monotonic() - begun_s
         return handle
+
+    def _await_save(self) -> SaveHandle | None:
+        if self._in_flight is not None:
+            self._in_flight.result()
+        return self._in_flight
 
     def _begin(
         self,
@@ -206,19 +254,21 @@ class Saver:
         recent: tuple[StepSample, ...] | None,
         *,
         to_disk: bool,
+        stays: Generation | None,
     ) -> SaveHandle:
         begun_s = time.monotonic()
         if self._last is not None:
-            self._last.result()
+            self._last._copied.wait()
         if self._callback_error is not None:
             raise self._callback_error
-        staged = self._stage.stage(state)
+        staged = self._stage.stage(state, stays)
         handle = SaveHandle(checkpoint_id(header.step, self._config.attempt))
         handle.blocked_s = time.monotonic() - begun_s
         self._last = handle
         if recent is not None:
             self._copied_step = header.step
         if to_disk:
+            self._in_flight = handle
             self._report(
                 CheckpointStage(
                     handle.checkpoint,
@@ -229,49 +279,60 @@ class Saver:
                     tags=header.tags,
                 )
             )
-        self._jobs.put(_Job(handle, header, staged, begun_s, recent, to_disk))
+        self._jobs.put(_Job(handle, header, staged, begun_s, recent, to_disk, stays))
         return handle
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Wait for the save in flight, then end the saving thread and its process group.
+        """Wait for the copy and the save in flight, then end their threads and process groups.
 
         A save that does not end in time is left to the daemon thread: without a manifest it never
         existed.
         """
         self._jobs.put(None)
-        self._thread.join(timeout_s)
-        if not self._thread.is_alive():
-            self._exchange.close()
+        until_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(until_s - time.monotonic(), 0.0))
+        if not any(thread.is_alive() for thread in self._threads):
+            for exchange in self._exchanges:
+                exchange.close()
 
-    def _work(self) -> None:
+    def _copy_all(self) -> None:
         while (job := self._jobs.get()) is not None:
             if isinstance(job, _Layout):
                 self._stage.lay_out(job.flat, job.paths)
                 continue
             stage = "kept" if job.recent is None else self._copy(job, job.recent)
-            outcome = CheckpointStage(job.handle.checkpoint, job.header.step, stage)
             if job.to_disk:
-                outcome = self._committer.run(job.header, job.staged, job.begun_s)
-                outcome = msgspec.structs.replace(outcome, blocked_s=job.handle.blocked_s)
-            try:
-                if job.to_disk:
-                    self._report(outcome)
-            except Exception as error:  # Whatever the caller's callback raises is the caller's.
-                self._callback_error = error
-            finally:
-                job.handle._end(outcome)
+                is_whole = job.recent is not None and stage == "kept"
+                self._saved = self.memory.newest if self.memory and is_whole else None
+                self._writes.put(job)
+            job.handle._copied.set()
+            if not job.to_disk:
+                job.handle._end(CheckpointStage(job.handle.checkpoint, job.header.step, stage))
+        self._writes.put(None)
 
     def _copy(self, job: _Job, recent: tuple[StepSample, ...]) -> str:
         """Copy what is staged to memory, here and on the next node; return how that ended."""
         begun_s, worked_s = time.monotonic(), time.thread_time()
         try:
-            is_kept = self._stage.keep_staged(Kept(job.header, recent))
+            is_kept = self._stage.keep_staged(Kept(job.header, recent, job.stays))
         except Exception:  # The death of a peer has no type of its own in torch.
             return "failed"
         # On a CPU this thread takes its time from the training; beside a GPU it does not.
         worked_s = time.thread_time() - worked_s if self._stage.is_on_cpu else 0.0
         self.cadence.copy_done(job.handle.blocked_s + worked_s, time.monotonic() - begun_s)
         return "kept" if is_kept else "failed"
+
+    def _write_all(self) -> None:
+        while (job := self._writes.get()) is not None:
+            outcome = self._committer.run(job.header, job.staged, job.begun_s)
+            outcome = msgspec.structs.replace(outcome, blocked_s=job.handle.blocked_s)
+            try:
+                self._report(outcome)
+            except Exception as error:  # Whatever the caller's callback raises is the caller's.
+                self._callback_error = error
+            finally:
+                job.handle._end(outcome)
 
     def _report(self, stage: CheckpointStage) -> None:
         if self._on_stage is not None:

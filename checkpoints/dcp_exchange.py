@@ -2,7 +2,7 @@
 
 A save goes on while the loop trains, so its messages must never meet one of the training's. The
 group is made once, at the start (2 to 3 ms for four ranks), and a save takes few, small
-exchanges. The memory tier passes whole states through it from rank to rank.
+exchanges. The memory tier passes whole states from rank to rank through one of its own.
 """
 
 from __future__ import annotations
@@ -129,6 +129,11 @@ class NoExchange:
 
     def close(self) -> None:
         """There is nothing to give back."""
+
+
+def exchange_for(config: SaverConfig) -> GlooExchange | NoExchange:
+    """Return the exchange of a rank; collective as GlooExchange."""
+    return GlooExchange(config) if config.world_size > 1 else NoExchange()
 
 
 def _pieces(body: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -54,10 +54,11 @@ class Messenger(Protocol):
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What goes with a state into memory; recent as in memory.ShardHead."""
+    """What goes with a state into memory; recent as in ShardHead, stays as in next_buffer."""
 
     header: SaveHeader
     recent: tuple[StepSample, ...] = ()
+    stays: Generation | None = None
 
 
 class _Said(msgspec.Struct, frozen=True, array_like=True):
@@ -109,9 +110,13 @@ class MemoryTier:
 
     # --- staging ---
 
-    def next_buffer(self) -> int:
-        """Return which of this rank's own two buffers the next state goes to."""
-        return self._victim(self._own)
+    def next_buffer(self, stays: Generation | None = None) -> int:
+        """Return which of this rank's own two buffers the next state goes to.
+
+        stays: the whole generation that is spared, the same on all ranks; None: the newest. While
+            an older one is being written to disk, the newest has to make room for its successor.
+        """
+        return self._victim(self._own, stays or self.newest)
 
     def lay_out(self, buffer: int, image_bytes: int, part: RankPart) -> torch.Tensor:
         """Return room for an image in one of the two buffers.
@@ -131,8 +136,10 @@ class MemoryTier:
         slot.begin(room)
         return torch.frombuffer(slot.room()[:image_bytes], dtype=torch.uint8).zero_()
 
-    def give_up(self, buffer: int) -> None:
-        """What is in a buffer is about to be overwritten."""
+    def give_up(self, buffer: int, stays: Generation | None = None) -> None:
+        """What is in a buffer is about to be overwritten; stays as in next_buffer."""
+        if stays is not None:
+            self.newest = stays
         self._own[buffer].begin(0)
 
     # --- keeping ---
@@ -142,24 +149,28 @@ class MemoryTier:
 
         Collective; never raises for what goes wrong on this rank alone.
         """
-        slot, error = self._own[buffer], ""
+        # A rank that was refused its room while it staged has the state elsewhere, in no buffer.
+        error = self.refusal
         facts, body = BodyFacts(0, 0, b""), torch.empty(0, dtype=torch.uint8)
         try:
-            head = self._head(kept, part, image_bytes)
-            body_bytes, head_bytes = write_head(slot, head, self._encoded(part))
-            slot.finish(body_bytes, head_bytes)
-            facts, body = slot.facts, torch.frombuffer(slot.body(), dtype=torch.uint8)
+            if not error:
+                slot = self._own[buffer]
+                head = self._head(kept, part, image_bytes)
+                slot.finish(*write_head(slot, head, self._encoded(part)))
+                facts, body = slot.facts, torch.frombuffer(slot.body(), dtype=torch.uint8)
         except (MidwatchError, OSError) as cause:
             error = str(cause)
         if self._order.ranks_per_node < self._config.world_size:
-            error = self._exchange_copies(facts, body) or error
+            error = self._exchange_copies(facts, body, kept.stays) or error
         errors = self._messenger.all_gather(error.encode())
         if not any(errors):
             self.newest = Generation(kept.header.step, self._config.attempt)
         return not any(errors)
 
-    def _exchange_copies(self, facts: BodyFacts, body: torch.Tensor) -> str:
-        slot = self._copies[self._victim(self._copies)]
+    def _exchange_copies(
+        self, facts: BodyFacts, body: torch.Tensor, stays: Generation | None
+    ) -> str:
+        slot = self._copies[self._victim(self._copies, stays or self.newest)]
         received: list[BodyFacts] = []
 
         def room(encoded: bytes) -> torch.Tensor:
@@ -199,20 +210,19 @@ class MemoryTier:
             self._part = part, encode_part(part)
         return self._part[1]
 
-    def _victim(self, pair: Sequence[Slot]) -> int:
-        """Return the buffer of a pair that can be spared: never that of the newest whole state.
+    def _victim(self, pair: Sequence[Slot], stays: Generation | None) -> int:
+        """Return the buffer of a pair that can be given up: never that of the state that stays.
 
-        The loop asks at every step, also while the saving thread fills a buffer: each generation is
-        read once, and the thread names a generation the newest only after it stands in its buffer.
+        The loop asks at every step, also while the copying thread fills a buffer: each generation
+        is read once, and the thread names one the newest only after it stands in its buffer.
         """
-        newest = self.newest
         whole: list[tuple[Generation, int]] = []
         for at, slot in enumerate(pair):
             generation = slot.generation
             if generation is None:
                 return at
             whole.append((generation, at))
-        return min((found for found in whole if found[0] != newest), default=whole[0])[1]
+        return min((found for found in whole if found[0] != stays), default=whole[0])[1]
 
     # --- loading ---
 

@@ -1,7 +1,8 @@
 """Where a rank's state is copied when a save begins: an image laid out once and filled each time.
 
-With the memory tier the image stands in one of the two buffers that the node's agent keeps, in
-turn; otherwise, or where the node has too little memory for the tier, in this process's own.
+With the memory tier the image stands in one of the two buffers that the node's agent keeps: in
+turn, or always in the other while one of them is being written to disk. Otherwise, or where the
+node has too little memory for the tier, it stands in this process's own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ..logbook.errors import ConfigError
 from .dcp_image import Image
 from .dcp_memory import Kept, MemoryTier
 from .dcp_state import flatten, rank_file
+from .memory import Generation
 from .saving import StagedFile
 
 OWN = -1
@@ -42,11 +44,10 @@ class Stage:
         tensors = [t for t in (self._last or ({}, {}))[0].values() if isinstance(t, torch.Tensor)]
         return all(tensor.is_cpu for tensor in tensors)
 
-    @property
-    def is_laid_out(self) -> bool:
-        """Whether the next state only has to be copied."""
+    def is_laid_out(self, stays: Generation | None) -> bool:
+        """Whether the next state only has to be copied. stays: as in stage."""
         is_done = self._laying_out is not None and self._laying_out.is_set()
-        return is_done and self._next() in self._images
+        return is_done and self._next(stays) in self._images
 
     def announce(self) -> None:
         """A lay_out is on its way on another thread; stage is to wait for it."""
@@ -65,28 +66,35 @@ class Stage:
 
     def lay_out_next(self) -> None:
         """Make the image for the next state, if it is not there, in the layout of the last one."""
-        if self._last is not None and self._next() not in self._images:
-            self._make(*self._last)
+        at = self._next()
+        if self._last is not None and at not in self._images:
+            self._make(at, *self._last)
 
-    def stage(self, state: dict[str, Any]) -> StagedFile:
-        """Copy a state. Raises: ConfigError[state-not-plain]; OSError, MemoryError."""
+    def stage(self, state: dict[str, Any], stays: Generation | None = None) -> StagedFile:
+        """Copy a state. stays: the generation whose buffer is not to be taken, None: the newest.
+
+        Raises: ConfigError[state-not-plain]; OSError, MemoryError.
+        """
         if self._laying_out is not None:
             self._laying_out.wait()
         self._last = flat, paths = flatten(state)
-        at = self._next()
+        at = self._next(stays)
         image = self._images.get(at)
-        if image is not None and at != OWN:
+        if at != OWN:
             assert self._tier is not None
-            self._tier.give_up(at)
+            self._tier.give_up(at, stays)
         if image is None or not image.is_for(flat) or not image.stage(flat):
             self._images.pop(at, None)  # Its memory goes before the next one's comes.
-            image, at = self._make(flat, paths)
+            image, at = self._make(at, flat, paths)
             image.stage(flat)
         self._at = at
         return StagedFile(image.part.file, image.view, image.part)
 
     def keep_staged(self, kept: Kept) -> bool:
-        """Make what was staged last a generation of the memory tier; collective."""
+        """Make what was staged last a generation of the memory tier; collective.
+
+        kept.stays: as it was staged with.
+        """
         assert self._tier is not None
         image = self._images[self._at]
         is_kept = self._tier.keep(self._at, kept, image.part, len(image.view))
@@ -97,11 +105,10 @@ class Stage:
             self._images.pop(self._at, None)
         return is_kept
 
-    def _next(self) -> int:
-        return self._tier.next_buffer() if self._tier is not None and self.has_tier else OWN
+    def _next(self, stays: Generation | None = None) -> int:
+        return self._tier.next_buffer(stays) if self._tier is not None and self.has_tier else OWN
 
-    def _make(self, flat: dict[str, Any], paths: dict[str, Any]) -> tuple[Image, int]:
-        at = self._next()
+    def _make(self, at: int, flat: dict[str, Any], paths: dict[str, Any]) -> tuple[Image, int]:
         tier = self._tier
         if tier is not None and at != OWN:
             try:

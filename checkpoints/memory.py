@@ -6,7 +6,7 @@ checkpoint file, as it would lie on disk, and what describes it. A body is whole
 says so, and sound only if its checksum agrees; a writer that dies in between leaves neither.
 
 Each rank has four buffers on its node: two for its own state in turn, two for the copy of a rank of
-another node. While one of a pair is written the other holds the state before, so whatever dies
+another node. While one of a pair is written the other holds a state before, so whatever dies
 when, all ranks together hold one whole generation.
 Source: ring placement with two replicas after Gemini, SOSP 2023.
 """

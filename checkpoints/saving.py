@@ -1,6 +1,6 @@
 """What happens to a staged copy of the state: each rank writes, rank 0 commits, all learn of it.
 
-Runs on the saving thread, off the training loop, and knows neither torch nor how ranks talk: it is
+Runs on the writing thread, off the training loop, and knows neither torch nor how ranks talk: it is
 given the bytes of this rank's file and an Exchange. Two small exchanges per save: every rank's
 entry (or its failure) goes to rank 0, and rank 0's outcome comes back. If a rank dies in between,
 the exchange fails on the others and no manifest is written: the checkpoint never existed.

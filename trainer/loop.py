@@ -18,6 +18,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from ..checkpoints.dcp import BESIDE_SAVE
 from ..checkpoints.manifest import SaveHeader
 from ..logbook.errors import Fatal
 from ..logbook.hyper import ONCE
@@ -42,8 +43,6 @@ from .validation import is_validation_due, validate
 
 RECENT_SAMPLES = 256
 """Steps that go into memory with a state: those whose reports may be lost with their reporter."""
-COPY_NOW = 2
-"""The memory level at which all ranks copy their states to memory; see Saver.memory_level."""
 
 
 class Loop:
@@ -78,7 +77,7 @@ class Loop:
             is_due = is_save_due(self._step, self._hyper, self._parts.config)
             if wants_save or is_last or is_due:
                 self._save(outcome, is_last=is_last)
-            elif outcome.agreed_memory_level == COPY_NOW:
+            elif outcome.agreed_memory_level >= BESIDE_SAVE:
                 self._copy_to_memory(outcome)
             if not is_stopped:
                 self._validate_if_due()
@@ -219,7 +218,12 @@ class Loop:
     def _copy_to_memory(self, outcome: StepOutcome) -> None:
         self._parts.progress.note(Phase.SAVING)
         state = self._parts.train_step.state_dict()
-        self._parts.saver.keep(state, self._header(outcome), tuple(self._recent))
+        self._parts.saver.keep(
+            state,
+            self._header(outcome),
+            tuple(self._recent),
+            beside_save=outcome.agreed_memory_level == BESIDE_SAVE,
+        )
         self._parts.progress.note(Phase.TRAINING)
 
     def _header(self, outcome: StepOutcome) -> SaveHeader:

@@ -1,4 +1,4 @@
-"""The loop asks which buffer comes next, at every step, while the saving thread fills them."""
+"""The loop asks which buffer comes next, at every step, while the copying thread fills them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from midwatch.checkpoints import memory
 from midwatch.checkpoints.dcp_exchange import NoExchange
 from midwatch.checkpoints.dcp_memory import Kept, MemoryTier
+from midwatch.checkpoints.dcp_stage import OWN
 from midwatch.checkpoints.index import RankPart
 from midwatch.checkpoints.memory import Generation, Slot
 from midwatch.logbook.wire import Mesh
@@ -26,12 +27,12 @@ def tier_on(folder: Path, attempt: int = 1) -> MemoryTier:
     return MemoryTier(Nodes(folder / "memory", 1).order("node-0"), config, NoExchange())
 
 
-def copy(tier: MemoryTier, step: int) -> int:
+def copy(tier: MemoryTier, step: int, stays: Generation | None = None) -> int:
     """Do what a save does with its buffer; return which it was."""
-    buffer = tier.next_buffer()
-    tier.give_up(buffer)
+    buffer = tier.next_buffer(stays)
+    tier.give_up(buffer, stays)
     tier.lay_out(buffer, IMAGE_BYTES, PART)
-    assert tier.keep(buffer, Kept(models.header(step)), PART, IMAGE_BYTES)
+    assert tier.keep(buffer, Kept(models.header(step), stays=stays), PART, IMAGE_BYTES)
     return buffer
 
 
@@ -42,6 +43,29 @@ def test_states_go_to_the_two_buffers_in_turn_also_after_a_restart(tmp_path: Pat
     second = tier_on(tmp_path, attempt=2)
     second.newest = Generation(5, 1)
     assert copy(second, 6) == 1
+
+
+def test_while_a_state_is_to_stay_all_others_go_to_the_other_buffer(tmp_path: Path) -> None:
+    tier = tier_on(tmp_path)
+    assert [copy(tier, step) for step in (1, 2, 3)] == [0, 1, 0]
+    held = Generation(3, 1)
+    assert [copy(tier, step, held) for step in (4, 5, 6)] == [1, 1, 1]
+    assert tier.newest == Generation(6, 1)
+    # Until its successor is whole, the state that stays is the newest there is.
+    tier.give_up(tier.next_buffer(held), held)
+    assert tier.newest == held
+    assert [copy(tier, step) for step in (7, 8)] == [1, 0]
+
+
+def test_a_state_that_found_no_room_is_not_taken_for_what_lies_there(tmp_path: Path) -> None:
+    tier = tier_on(tmp_path)
+    copy(tier, 1)
+    copy(tier, 2)
+    tier.refuse("memory-too-small", "it has grown")
+    assert not tier.keep(OWN, Kept(models.header(3)), PART, IMAGE_BYTES)
+    assert tier.newest == Generation(2, 1)
+    steps = {generation.step for generation, _ in Nodes(tmp_path / "memory", 1).held("node-0")}
+    assert steps == {1, 2}
 
 
 def test_asking_reads_nothing_of_the_buffers(

@@ -58,7 +58,7 @@ def is_state_of(state: dict[str, Any], value: float) -> bool:
 
 
 class Stages:
-    """Collects stages; can hold the saving thread before it reports an end."""
+    """Collects stages; can hold the writing thread before it reports an end."""
 
     def __init__(self) -> None:
         self.seen: list[CheckpointStage] = []
