@@ -77,6 +77,8 @@ class HeadSpec(Part):
     """Requested and granted CPU."""
     memory: Quantity = "16Gi"
     """Requested and granted memory."""
+    node_selector: dict[str, LabelValue] | None = Field(default=None, max_length=32)
+    """Labels that its node must carry, such as one without GPUs; null: placement.nodeSelector."""
 
 
 class WorkerSpec(Part):

@@ -63,7 +63,7 @@ class Owner:
 def build_cluster(
     owner: Owner, spec: TrainingRunSpec, run: RunSpec, excluded: Sequence[str]
 ) -> Object:
-    """Return the RayCluster. excluded: nodes on which no new pod of a rank may be placed."""
+    """Return the RayCluster. excluded: nodes on which no new pod of it may be placed."""
     labels: dict[str, str] = {}
     if spec.scheduling.gang:
         labels[_SCHEDULER_LABEL] = "true"
@@ -75,7 +75,7 @@ def build_cluster(
         "enableInTreeAutoscaling": False,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _head_pod(owner, spec),
+            "template": _head_pod(owner, spec, excluded),
         },
         "workerGroupSpecs": [
             _group(owner, spec, run, names.WORKER_GROUP, run.num_nodes, excluded),
@@ -133,7 +133,7 @@ def build_token_secret(owner: Owner, role: str) -> Object:
     }
 
 
-def _head_pod(owner: Owner, spec: TrainingRunSpec) -> Object:
+def _head_pod(owner: Owner, spec: TrainingRunSpec, excluded: Sequence[str]) -> Object:
     head = spec.head
     resources = {"cpu": head.cpu, "memory": head.memory}
     ray: Object = {
@@ -145,7 +145,7 @@ def _head_pod(owner: Owner, spec: TrainingRunSpec) -> Object:
             {"name": "client", "containerPort": 10001},
         ],
     }
-    pod = _pod(spec, spec.placement.priority_class_name)
+    pod = _pod(spec, spec.placement.priority_class_name, excluded, head.node_selector)
     pod["containers"] = [ray, _api_container(owner, spec)]
     pod["volumes"].append({"name": _TOKENS, "projected": {"sources": _token_sources(owner)}})
     return {"metadata": {"labels": names.labels_of(owner.name, owner.uid)}, "spec": pod}
@@ -205,15 +205,12 @@ def _group(
     priority = spec.placement.priority_class_name
     if group == names.SPARE_GROUP:
         priority = spec.placement.spare_priority_class_name or priority
-    pod = _pod(spec, priority)
+    pod = _pod(spec, priority, excluded)
     pod["containers"] = [container]
     pod["restartPolicy"] = "Never"
     if worker.host_network:
         pod["hostNetwork"] = True
         pod["dnsPolicy"] = "ClusterFirstWithHostNet"
-    affinity = _affinity(sorted({*excluded, *spec.placement.excluded_nodes}))
-    if affinity:
-        pod["affinity"] = affinity
     return {
         "groupName": group,
         "replicas": replicas,
@@ -225,8 +222,14 @@ def _group(
     }
 
 
-def _pod(spec: TrainingRunSpec, priority: str) -> Object:
+def _pod(
+    spec: TrainingRunSpec,
+    priority: str,
+    excluded: Sequence[str],
+    node_selector: dict[str, str] | None = None,
+) -> Object:
     placement, storage = spec.placement, spec.storage
+    selector = placement.node_selector if node_selector is None else node_selector
     shm = {"medium": "Memory", "sizeLimit": spec.worker.shared_memory}
     pod: Object = {
         "automountServiceAccountToken": False,
@@ -241,7 +244,8 @@ def _pod(spec: TrainingRunSpec, priority: str) -> Object:
     optional = {
         "serviceAccountName": spec.service_account_name,
         "priorityClassName": priority,
-        "nodeSelector": dict(placement.node_selector),
+        "nodeSelector": dict(selector),
+        "affinity": _affinity(sorted({*excluded, *placement.excluded_nodes})),
         "imagePullSecrets": [{"name": name} for name in spec.image_pull_secrets],
     }
     return {**pod, **{key: value for key, value in optional.items() if value}}

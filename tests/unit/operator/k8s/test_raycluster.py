@@ -52,6 +52,24 @@ FULL: dict[str, Any] = {
 }
 
 
+def test_the_head_keeps_off_excluded_nodes_and_may_have_nodes_of_its_own() -> None:
+    def pods(**spec: Any) -> list[Object]:
+        cluster = build(("host-bad",), placement={"nodeSelector": {"gpu": "a100"}}, **spec)["spec"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        return [group["template"]["spec"] for group in groups]
+
+    for pod in pods():
+        (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+            "nodeSelectorTerms"
+        ]
+        assert term["matchExpressions"][0]["values"] == ["host-bad"]
+    assert [pod["nodeSelector"] for pod in pods()] == [{"gpu": "a100"}] * 3
+    head, *workers = pods(head={"nodeSelector": {"pool": "cpu"}})
+    assert head["nodeSelector"] == {"pool": "cpu"}
+    assert [pod["nodeSelector"] for pod in workers] == [{"gpu": "a100"}] * 2
+    assert "nodeSelector" not in pods(head={"nodeSelector": {}})[0]
+
+
 def build(excluded: tuple[str, ...] = (), **spec: Any) -> Object:
     run = make_run(**spec)
     run["metadata"]["uid"] = "run-uid"
