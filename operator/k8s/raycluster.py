@@ -16,6 +16,7 @@ from ..spec import RunSpec
 from . import names
 from .model import TrainingRunSpec
 from .observed import Object
+from .queueing import labels_for
 
 HEALTH_CHECKS = {
     "RAY_health_check_period_ms": "1000",
@@ -23,8 +24,6 @@ HEALTH_CHECKS = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "0",
 }
-_SCHEDULER_LABEL = "ray.io/gang-scheduling-enabled"
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _HOSTNAME = "kubernetes.io/hostname"
 _NOT_READY = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _SHARED, _SHM, _TOKENS, _SCRATCH = "midwatch", "shm", "midwatch-api", "scratch"
@@ -64,11 +63,7 @@ def build_cluster(
     owner: Owner, spec: TrainingRunSpec, run: RunSpec, excluded: Sequence[str]
 ) -> Object:
     """Return the RayCluster. excluded: nodes on which no new pod of it may be placed."""
-    labels: dict[str, str] = {}
-    if spec.scheduling.gang:
-        labels[_SCHEDULER_LABEL] = "true"
-    if spec.scheduling.queue_name:
-        labels[_QUEUE_LABEL] = spec.scheduling.queue_name
+    labels = labels_for(spec.scheduling, owner.uid)
     cluster: Object = {
         "rayVersion": spec.ray.version,
         "authOptions": {"mode": "token"},
@@ -88,7 +83,7 @@ def build_cluster(
     }
     if spec.fault_tolerance.mode != "None":
         cluster["gcsFaultToleranceOptions"] = _fault_tolerance(spec)
-    if not spec.scheduling.queue_name:
+    if not spec.scheduling.is_kueue:
         # Never True: KubeRay would take all pods at once, before the run has saved. Kueue owns the
         # field of a queued cluster: it admits by clearing it.
         cluster["suspend"] = False

@@ -19,6 +19,7 @@ from .automatic import plan_automatic
 from .interventions import plan_interventions, released_nodes
 from .model import DeletionSpec, TrainingRunSpec, read_spec
 from .observed import Observed
+from .queueing import keep_injected
 from .raycluster import Owner, build_cluster, build_service, build_token_secret
 
 
@@ -107,6 +108,8 @@ def _objects(
     is_going = cluster is not None and cluster["metadata"].get("deletionTimestamp")
     if not is_going:
         desired = build_cluster(owner, spec, run, hosts)
+        if spec.scheduling.is_kueue:
+            desired = keep_injected(desired, cluster)
         noted = msgspec.json.encode(exclusions.rows).decode()
         desired["metadata"]["annotations"] = {names.EXCLUDED: noted}
         actions.append(ApplyObject(desired, is_there=cluster is not None))
