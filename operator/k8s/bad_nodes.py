@@ -290,16 +290,21 @@ def _is_stuck(observed: Observed, pod: Pod, node: RayNode | None) -> bool:
     return bool(pod.node) and (sight is None or sight.is_unreachable)
 
 
-def plan_returns(observed: Observed, wanted_pods: int) -> list[Ask]:
+def plan_returns(observed: Observed, excluded: Sequence[str]) -> list[Ask]:
     """Return releases of quarantined nodes whose place another pod has taken.
 
     A node of the run is a place, not a machine: once its pod is elsewhere, what it was quarantined
-    for is left behind.
+    for is left behind. As many come back as there are pods for them, whatever else is missing.
     """
-    ready = [p for p in observed.pods if p.is_live and p.is_ready and not p.is_head]
-    if observed.sight is None or len(ready) < wanted_pods:
-        return []
-    return [
+    nodes = observed.sight.nodes if observed.sight is not None else ()
+    taken = {node.host for node in nodes if node.present}
+    free = [
+        pod
+        for pod in observed.pods
+        if pod.is_live and pod.is_ready and not pod.is_head
+        if pod.ip not in taken and pod.node not in excluded
+    ]
+    asks = [
         Ask(
             {
                 **_request(
@@ -310,9 +315,10 @@ def plan_returns(observed: Observed, wanted_pods: int) -> list[Ask]:
                 "target": node.node,
             }
         )
-        for node in observed.sight.nodes
+        for node in nodes
         if node.quarantined and not node.present and pod_of(observed, node) is None
     ]
+    return asks[: len(free)]
 
 
 def hostnames(nodes: Sequence[str], sights: Mapping[str, Any]) -> list[str]:

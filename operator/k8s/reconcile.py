@@ -49,10 +49,11 @@ def reconcile(observed: Observed, rules: Sequence[EvidenceRule] = DEFAULT_RULES)
         actions += lifecycle.plan_stop(observed, want)
         if spec.owns_cluster and want.finished_s is None:
             actions += bad_nodes.plan_evidence(observed, weighed)
-            actions += bad_nodes.plan_returns(observed, lifecycle.wanted_pods(run))
+            actions += bad_nodes.plan_returns(observed, exclusions.nodes)
             actions += bad_nodes.plan_homecomings(observed, exclusions)
             actions += bad_nodes.plan_removals(observed, exclusions.nodes)
-    is_to_cordon = spec.placement.cordon == "Quarantined" and want.finished_s is None
+    is_to_cordon = spec.owns_cluster and spec.placement.cordon == "Quarantined"
+    is_to_cordon = is_to_cordon and want.finished_s is None
     actions += bad_nodes.plan_cordons(observed, exclusions, is_wanted=is_to_cordon)
     actions += plan_interventions(observed, policy)
     actions += plan_automatic(observed, policy)
