@@ -24,7 +24,11 @@ SPEC_NAME = "midwatch-run.yaml"
 def submit(
     spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="Run spec, YAML.")],
     address: Annotated[
-        str, typer.Option(help="URL of the cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")
+        str,
+        typer.Option(
+            help="URL of the cluster's dashboard; http:// may be left out.",
+            envvar="RAY_API_SERVER_ADDRESS",
+        ),
     ] = DASHBOARD,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Show what it prints, to its end.")
@@ -44,12 +48,13 @@ def submit(
     """Hand a run to a Ray cluster as a job; it goes on without this machine."""
     spec = load_spec(spec_path)
     _require_shared(spec, spec_path)
+    url = _dashboard_url(address)
     environment = _runtime_env(runtime_env)
     token = _token(token_file)
     # Ray takes a second to import: a spec that cannot work is told before.
     from ..runtime.ray_jobs import JobOrder, JobServer, follow_job, submit_job
 
-    server = JobServer(address.rstrip("/"), token, str(ca_file) if ca_file is not None else "")
+    server = JobServer(url, token, str(ca_file) if ca_file is not None else "")
     with tempfile.TemporaryDirectory(prefix="midwatch-submit-") as folder:
         (Path(folder) / SPEC_NAME).write_bytes(spec_path.read_bytes())
         order = JobOrder(
@@ -71,6 +76,20 @@ def submit(
         print_json(outcome)
     if not outcome.is_success:
         raise Fatal("job-failed", f"{job} ended as {outcome.status}: {outcome.message}")
+
+
+def _dashboard_url(address: str) -> str:
+    """Return the URL behind an address. Ray takes one without a scheme for its own protocol's."""
+    scheme, has_scheme, _ = address.partition("://")
+    if not has_scheme:
+        address = f"http://{address}"
+    elif scheme not in ("http", "https"):
+        raise ConfigError(
+            "address-invalid",
+            f"{address} is no URL of a dashboard: its scheme is {scheme}, not http or https.",
+            remedy="Jobs are handed in at the dashboard, such as http://HOST:8265.",
+        )
+    return address.rstrip("/")
 
 
 def _require_shared(spec: RunSpec, path: Path) -> None:

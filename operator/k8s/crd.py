@@ -33,6 +33,11 @@ _RUN_RULES = (
         "self.nodes.ranks_per_node == oldSelf.nodes.ranks_per_node",
         "nodes.ranks_per_node is immutable: delete the run and apply it anew",
     ),
+    (
+        # KubeRay takes the first pods of a group that shrinks, whether they carry ranks or not.
+        "self.nodes.spares == oldSelf.nodes.spares",
+        "nodes.spares is immutable: delete the run and apply it anew",
+    ),
 )
 _SPEC_RULES = (
     (

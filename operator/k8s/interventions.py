@@ -44,6 +44,7 @@ ACTIONS = {
     "RevertIntervention": "revert",
 }
 _COMING = "BringingBack"
+_RELEASING = "Releasing"
 HOUR_S = 3600.0
 BY_CHARS = 128
 ORPHAN_S = 60.0
@@ -160,15 +161,47 @@ def _next(observed: Observed, policy: InterventionPolicy, each: Object) -> list[
     request = _at_ray_node(observed, to_request(each))
     is_dry = bool(each["spec"].get("dryRun"))
     if each["spec"]["action"] == "ReleaseNode" and not is_dry:
-        target = _target(each)
-        if any(target == row["node"] for row in known_exclusions(observed)):
-            return []
-        if target in observed.nodes and request.get("target") == target:
-            return [_released(status, target)]
+        released = _release(observed, each, status, request)
+        if released is not None:
+            return _news(status, released)
     if observed.sight is None:
-        status.conditions.set("Accepted", UNKNOWN, "RunAway", "the run cannot be reached just now")
-        return _news(status, status.write("pending", "waiting for the run"))
+        return _news(status, _unreached(observed, status))
     return [Ask(request, is_dry, each["metadata"]["name"])]
+
+
+def _release(
+    observed: Observed, each: Object, status: StatusOf, request: dict[str, Any]
+) -> SetInterventionStatus | None:
+    """Return the status of the release of a node of the cluster, None where the run is to be asked.
+
+    What it takes off the list is noted first: the next look finds nothing there any more.
+    """
+    target = _target(each)
+    if any(target == row["node"] for row in known_exclusions(observed)):
+        message = f"{target} is taken off the nodes that are left out"
+        status.conditions.set("Accepted", TRUE, _RELEASING, message)
+        return status.write("accepted", message)
+    if request.get("target") != target:
+        return None
+    known = (each.get("status") or {}).get("conditions") or ()
+    if target in observed.nodes or any(c["reason"] == _RELEASING for c in known):
+        return _released(status, target)
+    return None
+
+
+def _unreached(observed: Observed, status: StatusOf) -> SetInterventionStatus:
+    """Return the status of a request to a run that is not there: for now, or for good."""
+    if observed.status.get("finishedAt") and observed.cluster is None:
+        told = (observed.status.get("run") or {}).get("status") or "over"
+        message = f"the run is {told}, and its pods are gone"
+        status.conditions.set("Accepted", FALSE, "RunFinished", message)
+        return status.settle("rejected", message)
+    if (observed.run.get("spec") or {}).get("suspend"):
+        message = "the run is suspended: this waits until it goes on"
+        status.conditions.set("Accepted", UNKNOWN, "Suspended", message)
+        return status.write("pending", message)
+    status.conditions.set("Accepted", UNKNOWN, "RunAway", "the run cannot be reached just now")
+    return status.write("pending", "waiting for the run")
 
 
 def _bring_back(observed: Observed, each: Object, status: StatusOf) -> SetInterventionStatus | None:
@@ -180,7 +213,8 @@ def _bring_back(observed: Observed, each: Object, status: StatusOf) -> SetInterv
         c["reason"] == _COMING for c in (each.get("status") or {}).get("conditions") or ()
     )
     sight = observed.sight
-    if sight is not None and sight.status == "completed":
+    known = (observed.status.get("run") or {}).get("status") if sight is None else sight.status
+    if known == "completed":
         status.conditions.set("Accepted", FALSE, "Completed", "the run is completed")
         return status.settle("rejected", "the run is completed")
     is_orphaned = not (observed.jobs or observed.reach.jobs)

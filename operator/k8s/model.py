@@ -77,6 +77,8 @@ class HeadSpec(Part):
     """Requested and granted CPU."""
     memory: Quantity = "16Gi"
     """Requested and granted memory."""
+    node_selector: dict[str, LabelValue] | None = Field(default=None, max_length=32)
+    """Labels that its node must carry, such as one without GPUs; null: placement.nodeSelector."""
 
 
 class WorkerSpec(Part):
@@ -140,13 +142,19 @@ class SchedulingSpec(Part):
     """Quota and gang scheduling, both done by others."""
 
     queue_name: str = Field(default="", max_length=63)
-    """Kueue LocalQueue that admits the run; empty: no queue."""
+    """Queue that admits the run: of batchScheduler where that has queues (Volcano, YuniKorn,
+    KaiScheduler), else a LocalQueue of Kueue; empty: none."""
     batch_scheduler: Literal["None", "Volcano", "YuniKorn", "KaiScheduler", "SchedulerPlugins"] = (
         "None"
     )
     """Scheduler that KubeRay was started with (--batch-scheduler)."""
     gang: bool = False
     """Start all pods, spares included, or none of them."""
+
+    @property
+    def is_kueue(self) -> bool:
+        """Whether Kueue admits the run, and suspends it."""
+        return bool(self.queue_name) and self.batch_scheduler in ("None", "SchedulerPlugins")
 
 
 class StorageSpec(Part):

@@ -194,6 +194,8 @@ class ExcludedNode(Part):
     """Why."""
     since: AwareDatetime
     """Since when."""
+    sign: str = ""
+    """Sign that asked for it, such as cordon: the exclusion ends with it. Empty: with a release."""
 
 
 class TrainingRunStatus(Part):

@@ -210,6 +210,11 @@ class Observed(msgspec.Struct, frozen=True):
         found: Object = self.run.get("status") or {}
         return found
 
+    @property
+    def cordoner(self) -> str:
+        """How a cordon in the name of the run is signed."""
+        return f"{self.namespace}/{self.name}"
+
 
 def read_pod(pod: Object) -> Pod:
     """Return what of a pod matters."""
@@ -250,8 +255,7 @@ def read_node(node: Object) -> NodeSight:
         signs.append(Sign(SignSource.TAINT, taint["key"], value))
     cordoned_by = (meta.get("annotations") or {}).get(names.CORDONED_BY, "")
     is_cordoned = bool(spec.get("unschedulable"))
-    if is_cordoned and not cordoned_by:
-        # A cordon of our own is the echo of a quarantine, not news about the node.
+    if is_cordoned:
         signs.append(Sign(SignSource.CORDON, "unschedulable", "True"))
     is_ready = {each["type"]: each["status"] for each in status.get("conditions") or ()}
     return NodeSight(

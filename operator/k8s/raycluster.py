@@ -16,6 +16,7 @@ from ..spec import RunSpec
 from . import names
 from .model import TrainingRunSpec
 from .observed import Object
+from .queueing import labels_for
 
 HEALTH_CHECKS = {
     "RAY_health_check_period_ms": "1000",
@@ -23,8 +24,6 @@ HEALTH_CHECKS = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "0",
 }
-_SCHEDULER_LABEL = "ray.io/gang-scheduling-enabled"
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _HOSTNAME = "kubernetes.io/hostname"
 _NOT_READY = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _SHARED, _SHM, _TOKENS, _SCRATCH = "midwatch", "shm", "midwatch-api", "scratch"
@@ -63,19 +62,15 @@ class Owner:
 def build_cluster(
     owner: Owner, spec: TrainingRunSpec, run: RunSpec, excluded: Sequence[str]
 ) -> Object:
-    """Return the RayCluster. excluded: nodes on which no new pod of a rank may be placed."""
-    labels: dict[str, str] = {}
-    if spec.scheduling.gang:
-        labels[_SCHEDULER_LABEL] = "true"
-    if spec.scheduling.queue_name:
-        labels[_QUEUE_LABEL] = spec.scheduling.queue_name
+    """Return the RayCluster. excluded: nodes on which no new pod of it may be placed."""
+    labels = labels_for(spec.scheduling, owner.uid)
     cluster: Object = {
         "rayVersion": spec.ray.version,
         "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": False,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _head_pod(owner, spec),
+            "template": _head_pod(owner, spec, excluded),
         },
         "workerGroupSpecs": [
             _group(owner, spec, run, names.WORKER_GROUP, run.num_nodes, excluded),
@@ -88,7 +83,7 @@ def build_cluster(
     }
     if spec.fault_tolerance.mode != "None":
         cluster["gcsFaultToleranceOptions"] = _fault_tolerance(spec)
-    if not spec.scheduling.queue_name:
+    if not spec.scheduling.is_kueue:
         # Never True: KubeRay would take all pods at once, before the run has saved. Kueue owns the
         # field of a queued cluster: it admits by clearing it.
         cluster["suspend"] = False
@@ -133,7 +128,7 @@ def build_token_secret(owner: Owner, role: str) -> Object:
     }
 
 
-def _head_pod(owner: Owner, spec: TrainingRunSpec) -> Object:
+def _head_pod(owner: Owner, spec: TrainingRunSpec, excluded: Sequence[str]) -> Object:
     head = spec.head
     resources = {"cpu": head.cpu, "memory": head.memory}
     ray: Object = {
@@ -145,7 +140,7 @@ def _head_pod(owner: Owner, spec: TrainingRunSpec) -> Object:
             {"name": "client", "containerPort": 10001},
         ],
     }
-    pod = _pod(spec, spec.placement.priority_class_name)
+    pod = _pod(spec, spec.placement.priority_class_name, excluded, head.node_selector)
     pod["containers"] = [ray, _api_container(owner, spec)]
     pod["volumes"].append({"name": _TOKENS, "projected": {"sources": _token_sources(owner)}})
     return {"metadata": {"labels": names.labels_of(owner.name, owner.uid)}, "spec": pod}
@@ -205,15 +200,12 @@ def _group(
     priority = spec.placement.priority_class_name
     if group == names.SPARE_GROUP:
         priority = spec.placement.spare_priority_class_name or priority
-    pod = _pod(spec, priority)
+    pod = _pod(spec, priority, excluded)
     pod["containers"] = [container]
     pod["restartPolicy"] = "Never"
     if worker.host_network:
         pod["hostNetwork"] = True
         pod["dnsPolicy"] = "ClusterFirstWithHostNet"
-    affinity = _affinity(sorted({*excluded, *spec.placement.excluded_nodes}))
-    if affinity:
-        pod["affinity"] = affinity
     return {
         "groupName": group,
         "replicas": replicas,
@@ -225,8 +217,14 @@ def _group(
     }
 
 
-def _pod(spec: TrainingRunSpec, priority: str) -> Object:
+def _pod(
+    spec: TrainingRunSpec,
+    priority: str,
+    excluded: Sequence[str],
+    node_selector: dict[str, str] | None = None,
+) -> Object:
     placement, storage = spec.placement, spec.storage
+    selector = placement.node_selector if node_selector is None else node_selector
     shm = {"medium": "Memory", "sizeLimit": spec.worker.shared_memory}
     pod: Object = {
         "automountServiceAccountToken": False,
@@ -241,7 +239,8 @@ def _pod(spec: TrainingRunSpec, priority: str) -> Object:
     optional = {
         "serviceAccountName": spec.service_account_name,
         "priorityClassName": priority,
-        "nodeSelector": dict(placement.node_selector),
+        "nodeSelector": dict(selector),
+        "affinity": _affinity(sorted({*excluded, *placement.excluded_nodes})),
         "imagePullSecrets": [{"name": name} for name in spec.image_pull_secrets],
     }
     return {**pod, **{key: value for key, value in optional.items() if value}}

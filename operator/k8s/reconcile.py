@@ -14,11 +14,12 @@ from ...health.nodes.evidence import DEFAULT_RULES, EvidenceRule
 from ...logbook.errors import ConfigError
 from ..spec import RunSpec
 from . import bad_nodes, lifecycle, names, run_status
-from .actions import Action, ApplyObject, Cordon, MakeToken, RemoveCluster, SetFinalizer
+from .actions import Action, ApplyObject, MakeToken, RemoveCluster, SetFinalizer
 from .automatic import plan_automatic
 from .interventions import plan_interventions, released_nodes
 from .model import DeletionSpec, TrainingRunSpec, read_spec
 from .observed import Observed
+from .queueing import keep_injected
 from .raycluster import Owner, build_cluster, build_service, build_token_secret
 
 
@@ -38,7 +39,9 @@ def reconcile(observed: Observed, rules: Sequence[EvidenceRule] = DEFAULT_RULES)
     want = lifecycle.judge_want(observed, spec)
     policy = spec.intervention_policy
     released = released_nodes(observed, policy)
-    exclusions = bad_nodes.plan_exclusions(observed, released, spec.placement.max_excluded_nodes)
+    exclusions = bad_nodes.plan_exclusions(
+        observed, released, spec.placement.max_excluded_nodes, rules
+    )
     weighed = bad_nodes.weigh(observed, rules)
     actions = _objects(observed, spec, run, want, exclusions)
     if want.cluster:
@@ -46,9 +49,12 @@ def reconcile(observed: Observed, rules: Sequence[EvidenceRule] = DEFAULT_RULES)
         actions += lifecycle.plan_stop(observed, want)
         if spec.owns_cluster and want.finished_s is None:
             actions += bad_nodes.plan_evidence(observed, weighed)
-            actions += bad_nodes.plan_returns(observed, lifecycle.wanted_pods(run))
+            actions += bad_nodes.plan_returns(observed, exclusions.nodes)
+            actions += bad_nodes.plan_homecomings(observed, exclusions)
             actions += bad_nodes.plan_removals(observed, exclusions.nodes)
-            actions += _cordons(observed, spec, exclusions.nodes)
+    is_to_cordon = spec.owns_cluster and spec.placement.cordon == "Quarantined"
+    is_to_cordon = is_to_cordon and want.finished_s is None
+    actions += bad_nodes.plan_cordons(observed, exclusions, is_wanted=is_to_cordon)
     actions += plan_interventions(observed, policy)
     actions += plan_automatic(observed, policy)
     findings = [finding for _, _, finding in weighed]
@@ -60,7 +66,9 @@ def _remove(observed: Observed) -> list[Action]:
     raw = observed.run.get("spec") or {}
     owns_cluster = not raw.get("clusterSelector")
     timeout_s = (raw.get("deletion") or {}).get("timeoutSeconds", DeletionSpec().timeout_seconds)
-    actions = lifecycle.plan_removal(observed, float(timeout_s), owns_cluster)
+    nothing = bad_nodes.Exclusions(())
+    actions: list[Action] = [*bad_nodes.plan_cordons(observed, nothing, is_wanted=False)]
+    actions += lifecycle.plan_removal(observed, float(timeout_s), owns_cluster)
     if any(isinstance(each, SetFinalizer) for each in actions):
         return actions
     return [*actions, run_status.removal_status(observed)] if observed.has_finalizer else actions
@@ -101,19 +109,9 @@ def _objects(
     is_going = cluster is not None and cluster["metadata"].get("deletionTimestamp")
     if not is_going:
         desired = build_cluster(owner, spec, run, hosts)
+        if spec.scheduling.is_kueue:
+            desired = keep_injected(desired, cluster)
         noted = msgspec.json.encode(exclusions.rows).decode()
         desired["metadata"]["annotations"] = {names.EXCLUDED: noted}
         actions.append(ApplyObject(desired, is_there=cluster is not None))
-    return actions
-
-
-def _cordons(observed: Observed, spec: TrainingRunSpec, excluded: Sequence[str]) -> list[Action]:
-    by = f"{observed.namespace}/{observed.name}"
-    actions: list[Action] = []
-    for name, node in sorted(observed.nodes.items()):
-        if name in excluded:
-            if spec.placement.cordon == "Quarantined" and not node.is_cordoned:
-                actions.append(Cordon(name, by))
-        elif node.is_cordoned and node.cordoned_by == by:
-            actions.append(Cordon(name, by, is_on=False))
     return actions

@@ -11,6 +11,7 @@ import httpx
 import msgspec
 
 from ...logbook.errors import Fatal, MidwatchError, Retryable
+from ..ray_words import NO_AGENT, gist
 from . import names
 from .actions import StartController
 from .observed import JobSight, RunSight
@@ -82,8 +83,9 @@ def _refusal(status: int, path: str, data: bytes) -> MidwatchError:
     except msgspec.DecodeError:
         body = None
     said = body if isinstance(body, dict) else {}
-    message = str(said.get("message") or data[:300].decode("utf-8", errors="replace"))
-    if status in (429, 502, 503, 504):
+    text = data.decode("utf-8", errors="replace")
+    message = str(said.get("message") or gist(text)[:300])
+    if status in (429, 502, 503, 504) or NO_AGENT in message:
         return Retryable("remote-unreachable", f"{path}: {status} {message}", delay_s=5.0)
     return Refused(status, str(said.get("code", "")), f"{path}: {status} {message}"[:900])
 

@@ -170,7 +170,7 @@ def _kept(observed: Observed) -> Object:
 def _judge_admitted(observed: Observed, judged: Judged, conditions: Conditions) -> None:
     if observed.reach.kuberay:
         conditions.set("Admitted", FALSE, "KubeRayMissing", observed.reach.kuberay)
-    elif judged.spec.scheduling.queue_name and _cluster_says(observed, QUEUED):
+    elif judged.spec.scheduling.is_kueue and _cluster_says(observed, QUEUED):
         queue = judged.spec.scheduling.queue_name
         conditions.set("Admitted", FALSE, "Queued", f"queue {queue} has not admitted it yet")
     else:

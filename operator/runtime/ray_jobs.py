@@ -13,6 +13,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ...logbook.errors import ConfigError, Fatal, MidwatchError, Retryable
+from ..ray_words import NO_AGENT, gist
 
 REQUEST_TIMEOUT_S = 60.0
 RETRY_DELAY_S = 2.0
@@ -61,7 +62,7 @@ class _Client(JobSubmissionClient):
 def submit_job(server: JobServer, order: JobOrder) -> str:
     """Hand a job in and return its id.
 
-    Raises: Retryable[ray-unreachable]; Fatal[ray-unauthorized, job-refused];
+    Raises: Retryable[ray-unreachable, ray-not-ready]; Fatal[ray-unauthorized, job-refused];
         ConfigError[job-exists, runtime-env-invalid].
     """
     client = _connect(server)
@@ -145,7 +146,14 @@ def _as_ours(server: JobServer, error: Exception, job: str) -> MidwatchError:
             f"the cluster has had a job {job} already.",
             remedy="Leave --id out for a new one: a run that is there is found and carried on.",
         )
-    if isinstance(error, OSError) or "WebSocket" in told or "No available agent" in told:
+    if NO_AGENT in told:
+        return Retryable(
+            "ray-not-ready",
+            f"the Ray cluster at {server.address} has no node yet that could take a job.",
+            delay_s=RETRY_DELAY_S,
+            remedy="Try again in some seconds; ray status shows the nodes.",
+        )
+    if isinstance(error, OSError) or "WebSocket" in told:
         return Retryable(
             "ray-unreachable",
             f"no Ray dashboard answers at {server.address}: {_brief(error)}.",
@@ -156,5 +164,4 @@ def _as_ours(server: JobServer, error: Exception, job: str) -> MidwatchError:
 
 
 def _brief(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300].rstrip(".") if lines else type(error).__name__
+    return gist(str(error))[:300].rstrip(".") or type(error).__name__

@@ -79,6 +79,8 @@ def test_parallelism_is_never_changed(installed: Plane) -> None:
     words = ("patch", "trun", name, "-n", "training", "--type=merge", "-p")
     with pytest.raises(Refused, match=r"immutable|changed|mesh"):
         installed.kubectl(*words, '{"spec": {"run": {"mesh": {"tp": 1}}}}')
+    with pytest.raises(Refused, match=r"spares is immutable"):
+        installed.kubectl(*words, '{"spec": {"run": {"nodes": {"spares": 7}}}}')
     installed.kubectl(*words, '{"spec": {"suspend": true}}')
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import time
+import traceback
 from typing import Any
 
 import aiohttp.web
@@ -73,6 +74,21 @@ def make_node(name: str, **more: Any) -> Object:
             "conditions": [{"type": "Ready", "status": "True"}, *more.get("conditions", [])]
         },
     }
+
+
+def refusal_of(job: str) -> str:
+    """Return what Ray answers to a job whose id was used: a traceback in another."""
+    try:
+        try:
+            raise ValueError(
+                f"Job with submission_id {job} already exists. "
+                "Please use a different submission_id."
+            )
+        except ValueError:
+            told = f"Request failed with status code 400: {traceback.format_exc()}."
+            raise RuntimeError(told) from None
+    except RuntimeError:
+        return traceback.format_exc()
 
 
 class KubeRay:
@@ -315,8 +331,7 @@ class RunServer:
         body = await request.json()
         name = body["submission_id"]
         if name in self.jobs:
-            text = f"ValueError: Job with submission_id {name} already exists"
-            return aiohttp.web.Response(text=text, status=400)
+            return aiohttp.web.Response(text=refusal_of(name), status=500)
         begun = {"status": "PENDING", "type": "SUBMISSION", "start_time": int(time.time() * 1e3)}
         self.jobs[name] = {**body, **begun}
         return _json(msgspec.json.encode({"submission_id": name}))

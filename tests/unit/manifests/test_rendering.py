@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from kubernetes.utils import parse_quantity
 from midwatch.operator.k8s.model import read_spec
 from midwatch.operator.k8s.raycluster import Owner, build_cluster
 from midwatch.operator.spec import RunSpec
@@ -190,21 +192,28 @@ def test_opt_175b_is_124_nodes_of_8() -> None:
 
 def test_the_queue_has_room_for_the_run_and_its_spares() -> None:
     objects = render("overlays/kueue")
-    spec = one(objects, "TrainingRun", "opt-175b")["spec"]
+    run = one(objects, "TrainingRun", "opt-175b")
     (group,) = one(objects, "ClusterQueue", "training")["spec"]["resourceGroups"]
     quota = {r["name"]: r["nominalQuota"] for r in group["flavors"][0]["resources"]}
-    nodes, worker, head = 124 + spec["run"]["nodes"]["spares"], spec["worker"], spec["head"]
-    assert (
-        spec["scheduling"]["queueName"]
-        == one(objects, "LocalQueue", "training")["metadata"]["name"]
-    )
-    assert quota["cpu"] >= nodes * int(worker["cpu"]) + int(head["cpu"])
-    assert _gib(quota["memory"]) >= nodes * _gib(worker["memory"]) + _gib(head["memory"])
-    assert quota["nvidia.com/gpu"] >= nodes * 8
-    for name, each in worker["extraResources"].items():
-        assert quota[name] >= nodes * int(each)
+    queue = one(objects, "LocalQueue", "training")["metadata"]["name"]
+    assert run["spec"]["scheduling"]["queueName"] == queue
+    wanted = _requests(built(run)[1])
+    assert wanted["nvidia.com/gpu"] == 132 * 8
+    assert wanted.keys() == set(group["coveredResources"]) == quota.keys()
+    for name, much in wanted.items():
+        assert much <= parse_quantity(quota[name]), name
 
 
-def _gib(quantity: str) -> int:
-    assert quantity.endswith("Gi")
-    return int(quantity.removesuffix("Gi"))
+def _requests(cluster: Object) -> dict[str, Decimal]:
+    """Return what all containers of a RayCluster ask for together."""
+    groups = [(1, cluster["spec"]["headGroupSpec"]), *_sized(cluster["spec"]["workerGroupSpecs"])]
+    asked: dict[str, Decimal] = {}
+    for num_pods, group in groups:
+        for container in group["template"]["spec"]["containers"]:
+            for name, much in container["resources"]["requests"].items():
+                asked[name] = asked.get(name, Decimal(0)) + num_pods * parse_quantity(much)
+    return asked
+
+
+def _sized(groups: list[Object]) -> list[tuple[int, Object]]:
+    return [(group["replicas"], group) for group in groups]

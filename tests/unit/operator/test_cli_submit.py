@@ -17,7 +17,7 @@ Cli = Callable[..., tuple[int, str]]
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     def call(*words: str) -> tuple[int, str]:
         # Nobody listens there: reaching it would be another error.
-        address = ("--address", "http://127.0.0.1:9")
+        address = () if "--address" in words else ("--address", "http://127.0.0.1:9")
         monkeypatch.setattr("sys.argv", ["midwatch", "submit", *words, *address])
         with pytest.raises(SystemExit) as end:
             cli_main.main()
@@ -55,6 +55,15 @@ def test_a_runtime_env_that_cannot_work(cli: Cli, tmp_path: Path, text: str | No
         path.write_text(text)
     status, told = cli(_spec(tmp_path), "--runtime-env", str(path))
     assert (status, "runtime-env-invalid" in told) == (2, True), told
+
+
+@pytest.mark.parametrize(
+    ("address", "code"),
+    [("ray://127.0.0.1:10001", "address-invalid"), ("127.0.0.1:9", "at http://127.0.0.1:9:")],
+)
+def test_an_address_that_is_no_url(cli: Cli, tmp_path: Path, address: str, code: str) -> None:
+    _, told = cli(_spec(tmp_path), "--address", address)
+    assert code in told, told
 
 
 def test_a_token_file_that_is_not_there(cli: Cli, tmp_path: Path) -> None:

@@ -219,6 +219,18 @@ def test_a_place_is_released_once_another_pod_has_taken_it() -> None:
     assert (ask.request["action"], ask.request["target"]) == ("release", "n1")
 
 
+def test_a_place_is_released_although_a_spare_is_missing_for_good() -> None:
+    state = running("n1", lost="n1")
+    fresh = Pod("worker-8", "uid-8", "10.0.0.8", "k-8", "worker", False, "Running", True)
+    # The head and n0 are there, and a new pod; neither the old one of n1 nor the spare.
+    alone = make_pods(1)
+    (ask,) = of_kind(reconcile(seen(state, pods=(*alone, fresh))), act.Ask)
+    assert (ask.request["action"], ask.request["target"]) == ("release", "n1")
+    # A pod that is about to go from a bad node takes nobody's place.
+    out = {"excludedNodes": [{"node": "k-8", "reason": "x", "since": time_text(NOW_S)}]}
+    assert not of_kind(reconcile(seen(state, pods=(*alone, fresh), status=out)), act.Ask)
+
+
 def test_the_table_of_signs_can_be_replaced(tmp_path: Any) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text(

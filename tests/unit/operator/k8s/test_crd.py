@@ -13,7 +13,8 @@ from midwatch.logbook.errors import ConfigError
 from midwatch.logbook.interventions import FORMS
 from midwatch.operator.k8s import crd, names
 from midwatch.operator.k8s.interventions import ACTIONS
-from midwatch.operator.k8s.model import TrainingRunSpec
+from midwatch.operator.k8s.model import TrainingRunSpec, read_spec
+from midwatch.operator.k8s.raycluster import Owner, build_cluster
 from midwatch.operator.k8s.structural import structural_schema
 from midwatch.operator.spec import RunSpec
 from midwatch.tests.support.kube_run import make_intervention, make_run
@@ -142,6 +143,29 @@ def test_the_defaults_of_the_schema_are_those_of_the_models() -> None:
     assert RunSpec.model_validate({**by_schema.run, **more}) == RunSpec.model_validate(
         {**run["spec"]["run"], **more}
     )
+
+
+def test_nothing_that_sizes_a_group_of_pods_can_be_changed() -> None:
+    """KubeRay takes the first pods of a group that shrinks, whatever they carry."""
+    schema = schema_of(RUN)["properties"]["spec"]["properties"]["run"]
+    rules = [r["rule"] for r in schema["x-kubernetes-validations"]]
+    assert [r["rule"] for r in schema["properties"]["mesh"]["x-kubernetes-validations"]] == [
+        "self == oldSelf"
+    ]
+    nodes = make_run()["spec"]["run"]["nodes"]
+    for field in ("ranks_per_node", "spares"):
+        assert _group_sizes(nodes) != _group_sizes({**nodes, field: 4}), field
+        assert f"self.nodes.{field} == oldSelf.nodes.{field}" in rules
+    for field in ("when_short", "preflight"):
+        assert f"self.nodes.{field} == oldSelf.nodes.{field}" not in rules
+
+
+def _group_sizes(nodes: dict[str, Any]) -> list[tuple[str, int]]:
+    run = make_run()
+    run["metadata"]["uid"] = "uid"
+    run["spec"]["run"] |= {"mesh": {"dp_shard": 4, "tp": 2}, "nodes": nodes}
+    cluster = build_cluster(Owner(run), *read_spec(run["spec"], "night", "ml"), ())
+    return [(g["groupName"], g["replicas"]) for g in cluster["spec"]["workerGroupSpecs"]]
 
 
 def test_samples_are_valid_and_mistakes_are_not() -> None:

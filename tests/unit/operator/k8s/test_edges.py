@@ -14,11 +14,13 @@ from midwatch.logbook.errors import Fatal, MidwatchError, Retryable
 from midwatch.operator.k8s import client as kube
 from midwatch.operator.k8s import run_api
 from midwatch.operator.k8s.access import Access
+from midwatch.operator.k8s.actions import StartController
 from midwatch.operator.k8s.cache import Cache
 from midwatch.operator.k8s.client import Kube
 from midwatch.operator.k8s.conditions import Conditions
 from midwatch.operator.k8s.lease import LeaseHeld, LeaseTimes
 from midwatch.tests.support.kube import ApiServer, Object
+from midwatch.tests.support.kube_run import refusal_of
 
 LEASE = ("ml", "leader")
 
@@ -213,6 +215,37 @@ async def test_a_run_that_does_not_answer_or_answers_nonsense_is_told_apart() ->
         with pytest.raises(run_api.Refused) as refused:
             await run_api.lay_request(remote, {}, is_dry_run=False)
         assert (refused.value.status, refused.value.told) == (409, "run-over")
+
+
+@pytest.mark.asyncio
+async def test_a_job_that_is_there_already_is_the_one_that_was_meant() -> None:
+    async def refuse(_: aiohttp.web.Request) -> aiohttp.web.Response:
+        return aiohttp.web.Response(text=refusal_of("job-1"), status=500)
+
+    job = StartController("job-1", "true", {})
+    assert len(refusal_of("job-1")) > 300
+    async with answering(refuse) as remote:
+        await run_api.start_job(remote, job, {})
+
+    async def fail(_: aiohttp.web.Request) -> aiohttp.web.Response:
+        told = refusal_of("job-1").replace("already exists", "cannot be")
+        return aiohttp.web.Response(text=told, status=500)
+
+    async with answering(fail) as remote:
+        with pytest.raises(run_api.Refused) as raised:
+            await run_api.start_job(remote, job, {})
+        assert "ValueError: Job with submission_id job-1 cannot be" in raised.value.message
+
+
+@pytest.mark.asyncio
+async def test_a_job_server_without_an_agent_is_asked_again() -> None:
+    async def wait(_: aiohttp.web.Request) -> aiohttp.web.Response:
+        text = "No available agent to submit job, please try again later."
+        return aiohttp.web.Response(text=text, status=500)
+
+    async with answering(wait) as remote:
+        with pytest.raises(Retryable):
+            await run_api.start_job(remote, StartController("job-1", "true", {}), {})
 
 
 @pytest.mark.asyncio

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from kubernetes import client
+from midwatch.operator.k8s.actions import Action, ApplyObject
 from midwatch.operator.k8s.model import read_spec
 from midwatch.operator.k8s.raycluster import (
     Owner,
@@ -13,8 +15,10 @@ from midwatch.operator.k8s.raycluster import (
     build_service,
     build_token_secret,
 )
+from midwatch.operator.k8s.reconcile import reconcile
 from midwatch.tests.support.kube import Object
 from midwatch.tests.support.kube_run import make_run
+from midwatch.tests.support.kube_sights import look, make_cluster, of_kind
 
 # ray.io/v1 of KubeRay 1.7, as far as 1.5.1 has it too, but for what fault tolerance needs.
 CLUSTER_FIELDS = {
@@ -50,6 +54,24 @@ FULL: dict[str, Any] = {
     },
     "ray": {"env": {"NCCL_DEBUG": "WARN"}},
 }
+
+
+def test_the_head_keeps_off_excluded_nodes_and_may_have_nodes_of_its_own() -> None:
+    def pods(**spec: Any) -> list[Object]:
+        cluster = build(("host-bad",), placement={"nodeSelector": {"gpu": "a100"}}, **spec)["spec"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        return [group["template"]["spec"] for group in groups]
+
+    for pod in pods():
+        (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+            "nodeSelectorTerms"
+        ]
+        assert term["matchExpressions"][0]["values"] == ["host-bad"]
+    assert [pod["nodeSelector"] for pod in pods()] == [{"gpu": "a100"}] * 3
+    head, *workers = pods(head={"nodeSelector": {"pool": "cpu"}})
+    assert head["nodeSelector"] == {"pool": "cpu"}
+    assert [pod["nodeSelector"] for pod in workers] == [{"gpu": "a100"}] * 2
+    assert "nodeSelector" not in pods(head={"nodeSelector": {}})[0]
 
 
 def build(excluded: tuple[str, ...] = (), **spec: Any) -> Object:
@@ -130,10 +152,8 @@ def test_pods_leave_a_node_that_is_away_after_seconds_and_keep_off_excluded_ones
 def test_gpus_priorities_queue_and_gang_are_passed_on() -> None:
     cluster = build(**FULL)
     labels = cluster["metadata"]["labels"]
-    assert labels["kueue.x-k8s.io/queue-name"] == "team"
+    assert labels["volcano.sh/queue-name"] == "team"
     assert labels["ray.io/gang-scheduling-enabled"] == "true"
-    # Kueue admits by clearing it: nobody else may hold the field.
-    assert "suspend" not in cluster["spec"]
     worker, spare = cluster["spec"]["workerGroupSpecs"]
     limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert (limits["nvidia.com/gpu"], limits["rdma/hca"]) == ("8", "8")
@@ -141,6 +161,62 @@ def test_gpus_priorities_queue_and_gang_are_passed_on() -> None:
     assert spare["template"]["spec"]["priorityClassName"] == "low"
     cpu = build(worker={"gpusPerNode": 0})["spec"]["workerGroupSpecs"][0]
     assert "nvidia.com/gpu" not in cpu["template"]["spec"]["containers"][0]["resources"]["limits"]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "label"),
+    [
+        ("None", "kueue.x-k8s.io/queue-name"),
+        ("SchedulerPlugins", "kueue.x-k8s.io/queue-name"),
+        ("Volcano", "volcano.sh/queue-name"),
+        ("YuniKorn", "yunikorn.apache.org/queue"),
+        ("KaiScheduler", "kai.scheduler/queue"),
+    ],
+)
+def test_a_queue_is_named_as_its_scheduler_reads_it(scheduler: str, label: str) -> None:
+    cluster = build(scheduling={"queueName": "team", "batchScheduler": scheduler})
+    labels = cluster["metadata"]["labels"]
+    assert {name for name, value in labels.items() if value == "team"} == {label}
+    assert labels.get("yunikorn.apache.org/app-id") == (
+        "run-uid" if scheduler == "YuniKorn" else None
+    )
+    # Kueue admits by clearing it: nobody else may hold the field. Of all others it is ours.
+    assert ("suspend" in cluster["spec"]) == (label != "kueue.x-k8s.io/queue-name")
+
+
+def test_what_kueue_has_put_into_the_pods_stays_until_it_suspends_them() -> None:
+    spec = {"scheduling": {"queueName": "team"}}
+    wanted = build(**spec)
+    admitted = copy.deepcopy(wanted)
+    flavour = {"key": "flavour", "operator": "Exists", "effect": "NoSchedule"}
+    for template in templates(admitted):
+        template["metadata"]["labels"]["kueue.x-k8s.io/podset"] = "worker"
+        template["metadata"]["annotations"] = {"kueue.x-k8s.io/workload": "w"}
+        template["spec"]["nodeSelector"] = {"pool": "a100"}
+        template["spec"]["tolerations"].append(flavour)
+        template["spec"]["schedulingGates"] = [{"name": "kueue.x-k8s.io/topology"}]
+    seen = look(spec=spec, cluster={**make_cluster(), "spec": admitted["spec"]})
+    applied = cluster_of(reconcile(seen))
+    assert templates(applied) == templates(admitted)
+    # What is changed of ours is still changed, and nothing is there twice.
+    slower = {**spec, "placement": {"unreachableSeconds": 60}}
+    seen = look(spec=slower, cluster={**make_cluster(), "spec": admitted["spec"]})
+    for template in templates(cluster_of(reconcile(seen))):
+        seconds = [t.get("tolerationSeconds") for t in template["spec"]["tolerations"]]
+        assert seconds == [60, 60, None]
+    # Suspended, it is given back as it was made; without a queue nothing is kept of others.
+    admitted["spec"]["suspend"] = True
+    seen = look(spec=spec, cluster={**make_cluster(), "spec": admitted["spec"]})
+    assert templates(cluster_of(reconcile(seen))) == templates(wanted)
+    del admitted["spec"]["suspend"]
+    seen = look(cluster={**make_cluster(), "spec": admitted["spec"]})
+    assert templates(cluster_of(reconcile(seen))) == templates(build())
+
+
+def cluster_of(actions: list[Action]) -> Object:
+    bodies = [each.body for each in of_kind(actions, ApplyObject)]
+    (found,) = (body for body in bodies if body["kind"] == "RayCluster")
+    return dict(found)
 
 
 @pytest.mark.parametrize(
