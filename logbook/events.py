@@ -287,11 +287,15 @@ class CommandApplied(EventBase, frozen=True, tag="command-applied"):
 
 
 class NoteAdded(EventBase, frozen=True, tag="note-added"):
-    """Prose by a person, attached to an incident or, with incident None, to the run."""
+    """Prose by a person, attached to an incident or, with incident None, to the run.
+
+    id: by which it is known again when it is told twice, "" where it was made without one.
+    """
 
     by: str
     text: str
     incident: str | None = None
+    id: str = ""
 
 
 Event = (

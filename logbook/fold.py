@@ -300,10 +300,12 @@ def _note_added(state: RunState, e: ev.NoteAdded, time_s: float) -> RunState:
     if e.incident is not None and known is None:
         return state
     remarks = known.remarks if known is not None else state.remarks
-    if any((remark.by, remark.text) == (e.by, e.text) for remark in remarks):
-        # The desk hands a request in again when a controller died before it was settled.
+    # The desk hands a request in again when a controller died before it was settled. One without
+    # an id, as they once were, is known by its words.
+    known_as = {(r.id,) if r.id else (r.by, r.text) for r in remarks}
+    if ((e.id,) if e.id else (e.by, e.text)) in known_as:
         return state
-    remarks = (*remarks, Remark(e.by, e.text, time_s, state.seq + 1))[-MAX_REMARKS:]
+    remarks = (*remarks, Remark(e.by, e.text, time_s, state.seq + 1, e.id))[-MAX_REMARKS:]
     if known is None:
         return replace(state, remarks=remarks)
     return fold_incident(state, known.draft.id, lambda i: replace(i, remarks=remarks))

@@ -27,7 +27,7 @@ def render_note(
     """
     draft = incident.draft
     where = f"Run `{state.run}`, attempt {incident.attempt_before}, step {draft.step}."
-    shown = [f"![The numbers around {draft.id}]({picture})", ""] if picture else []
+    shown = [picture_line(draft.id, picture), ""] if picture else []
     sections = [
         ("Times", _times(state, incident, chapter)),
         ("What was seen", _seen(state, incident, chapter)),
@@ -48,6 +48,11 @@ def render_note(
     for title, body in sections:
         lines += [f"## {title}", "", *body, ""]
     return "\n".join(lines)
+
+
+def picture_line(incident: str, picture: str) -> str:
+    """Return the line of a note that shows the plot at an address."""
+    return f"![The numbers around {incident}]({picture})"
 
 
 def _status(incident: Incident) -> str:

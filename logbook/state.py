@@ -143,12 +143,13 @@ class AttemptState(msgspec.Struct, frozen=True):
 
 
 class Remark(msgspec.Struct, frozen=True):
-    """What a person added to the record, and where it stands in the journal."""
+    """What a person added to the record, and where it stands there. id: as in events.NoteAdded."""
 
     by: str
     text: str
     time_s: float
     seq: int
+    id: str = ""
 
 
 class Incident(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ import msgspec
 from ..logbook.chapter import Chapter, read_chapter
 from ..logbook.errors import ConfigError, MidwatchError
 from ..logbook.events import Event, FaultInjected, InterventionRequested, NoteAdded
-from ..logbook.notes import render_note
+from ..logbook.notes import picture_line, render_note
 from ..logbook.plots import plot_incident
 from ..logbook.state import Incident, RunState
 
@@ -79,7 +79,7 @@ class FileDesk:
         """Write or rewrite the note of an incident and its plot, each atomically."""
         path = note_path(self._notes.parent, incident.draft.id)
         chapter = self._chapter(incident)
-        plot = path.with_suffix(".svg")
+        plot = plot_path(self._notes.parent, incident.draft.id)
         if chapter.samples:
             _write_atomically(plot, plot_incident(incident, chapter).encode())
         picture = plot.name if chapter.samples else ""
@@ -118,15 +118,41 @@ def note_path(run_dir: Path, incident: str) -> Path:
     return run_dir / "notes" / f"{incident}.md"
 
 
-def note_text(run_dir: Path, state: RunState, incident: Incident) -> str:
+def plot_path(run_dir: Path, incident: str) -> Path:
+    """Return where the plot of an incident's numbers lies, once there are any."""
+    return note_path(run_dir, incident).with_suffix(".svg")
+
+
+def note_text(run_dir: Path, state: RunState, incident: Incident, picture: str = "") -> str:
     """Return the note of an incident: the file, or what the journal makes of it where it is gone.
+
+    picture: the address of its plot for whoever reads elsewhere; "" for the file beside the note.
+    Raises: as reader.read.
+    """
+    name = incident.draft.id
+    plot = plot_path(run_dir, name)
+    try:
+        text = note_path(run_dir, name).read_text(encoding="utf-8")
+    except OSError:
+        chapter = read_chapter(run_dir / "journal", incident)
+        beside = plot.name if plot.is_file() else ""
+        return render_note(state, incident, chapter, (picture or beside) if chapter.samples else "")
+    if picture:
+        # The first line of its kind is the note's own: what people add is quoted.
+        text = text.replace(picture_line(name, plot.name), picture_line(name, picture), 1)
+    return text
+
+
+def plot_text(run_dir: Path, incident: Incident) -> str:
+    """Return the plot of an incident as SVG: the file, or drawn anew from the journal; "" for none.
 
     Raises: as reader.read.
     """
     try:
-        return note_path(run_dir, incident.draft.id).read_text(encoding="utf-8")
+        return plot_path(run_dir, incident.draft.id).read_text(encoding="utf-8")
     except OSError:
-        return render_note(state, incident, read_chapter(run_dir / "journal", incident))
+        chapter = read_chapter(run_dir / "journal", incident)
+        return plot_incident(incident, chapter) if chapter.samples else ""
 
 
 def post_request(run_dir: Path, request: Request, *, time_s: float) -> None:

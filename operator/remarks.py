@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from .cli.runs import StateFollower
 from .desk import FileDesk, post_request
 
 MAX_CHARS = 8000
+
+
+def make_remark(by: str, text: str, incident: str | None, name: str | None = None) -> ev.NoteAdded:
+    """Return a remark to be recorded; name: its id where the author chose one."""
+    return ev.NoteAdded(by, text, incident, name or f"remark-{secrets.token_hex(8)}")
 
 
 def record_remark(run_dir: Path, state: RunState, note: ev.NoteAdded) -> bool:

@@ -15,11 +15,11 @@ import msgspec
 
 from ...logbook.decisions import Decision
 from ...logbook.errors import MidwatchError
-from ...logbook.events import InterventionRequested, NoteAdded
+from ...logbook.events import InterventionRequested
 from ...logbook.fold_interventions import recent_touches
 from ...logbook.state import Intervention, RunState, Touch
 from ..desk import MAX_REQUEST_BYTES, Request, post_request
-from ..remarks import MAX_CHARS, record_remark
+from ..remarks import MAX_CHARS, make_remark, record_remark
 from .order import Bounds
 from .refusal import Refusal
 from .run_view import RunView
@@ -77,10 +77,14 @@ InterventionRequested."""
 
 
 class RemarkAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Something to be added to the note of an incident. by: for whom the caller speaks."""
+    """Something to be added to the note of an incident. by: for whom the caller speaks.
+
+    id: chosen by the caller, so that it can be sent again without standing there twice.
+    """
 
     text: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CHARS)]
     by: _NAME | None = None
+    id: _ID | None = None
 
 
 class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -165,7 +169,7 @@ class Intake:
         text = asked.text.strip()
         if not text:
             raise Refusal(422, "body-invalid", "the text is empty.")
-        note = NoteAdded(by=_by(asked.by, signer), text=text, incident=incident)
+        note = make_remark(_by(asked.by, signer), text, incident, asked.id)
         with self._lock:
             self._refuse_flood()
             _refuse_bulk(note)

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ...logbook.record import to_json
 from .documents import REFUSALS, json_answer, request_body, text_answer
 from .refusal import Refusal
+from .run_view import PLOT
 from .service import Service
 from .stream import EventStream
 from .tokens import Role
@@ -111,6 +112,11 @@ def _add_incidents(router: APIRouter, service: Service) -> None:
     async def note(name: str = _Name) -> Response:
         """The note of an incident, as Markdown."""
         return Response(await offload(view.note, name), media_type="text/markdown")
+
+    @router.get(PLOT, responses=text_answer("image/svg+xml"))
+    async def plot(name: str = _Name) -> Response:
+        """The numbers around an incident, drawn as its note shows them."""
+        return Response(await offload(view.plot, name), media_type="image/svg+xml")
 
     @router.post(
         "/v1/incidents/{name}/remarks",

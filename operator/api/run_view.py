@@ -22,9 +22,11 @@ from ...logbook.state import Incident, Intervention, RunState
 from ...logbook.summary import IncidentRow, summarize
 from ...logbook.tui.controls import Places
 from ..cli.runs import NotFoundError, StateFollower
-from ..desk import note_text
+from ..desk import note_text, plot_text
 from .order import Bounds
 from .waiting import waiting_requests
+
+PLOT = "/v1/incidents/{name}/plot"
 
 
 class RunView:
@@ -105,9 +107,20 @@ class RunView:
         return self._incident(self.state(), name)
 
     def note(self, name: str) -> str:
-        """Return the note of an incident."""
+        """Return the note of an incident; its plot is shown from where it is served."""
         state = self.state()
-        return note_text(self.run_dir, state, self._incident(state, name))
+        incident = self._incident(state, name)
+        return note_text(self.run_dir, state, incident, PLOT.format(name=incident.draft.id))
+
+    def plot(self, name: str) -> str:
+        """Return the plot of an incident as SVG.
+
+        Raises: NotFoundError[no-such-incident, no-plot].
+        """
+        found = plot_text(self.run_dir, self._incident(self.state(), name))
+        if not found:
+            raise NotFoundError("no-plot", f"no step was told of around {name}: nothing to draw.")
+        return found
 
     def _incident(self, state: RunState, name: str) -> Incident:
         found = state.incidents.get(name)

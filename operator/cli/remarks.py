@@ -12,7 +12,7 @@ import typer
 from ...logbook import events as ev
 from ...logbook.errors import ConfigError, MidwatchError
 from ...logbook.state import Remark, RunState
-from ..remarks import MAX_CHARS, record_remark
+from ..remarks import MAX_CHARS, make_remark, record_remark
 from .output import Output, print_json
 from .runs import NotFoundError, StateFollower
 
@@ -41,7 +41,7 @@ def add_remark(
         raise NotFoundError(
             "no-such-incident", f"the run has no incident {incident}.", remedy=f"Known: {known}."
         )
-    note = ev.NoteAdded(by=getpass.getuser(), text=text, incident=incident)
+    note = make_remark(getpass.getuser(), text, incident)
     is_written = record_remark(folder, follower.state, note)
     if not is_written and timeout_s <= 0:
         _answer({"stage": "requested"}, "asked for; the controller will write it", output)
@@ -84,7 +84,7 @@ def _wait(follower: StateFollower, note: ev.NoteAdded, timeout_s: float) -> Rema
 def _find(state: RunState, note: ev.NoteAdded) -> Remark | None:
     known = state.incidents.get(note.incident or "")
     remarks = known.remarks if known is not None else state.remarks
-    return next((r for r in reversed(remarks) if (r.by, r.text) == (note.by, note.text)), None)
+    return next((r for r in reversed(remarks) if r.id == note.id), None)
 
 
 def _answer(value: object, text: str, output: Output) -> None:

@@ -84,6 +84,28 @@ def test_an_addition_is_an_event_of_the_controller(run: Run, cli: Cli) -> None:
     assert json.loads(out)["seq"] == remark.seq
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_the_same_words_twice_are_two_remarks_each_confirmed_as_itself(
+    run: Run, cli: Cli, is_over: bool
+) -> None:
+    done = threading.Event()
+    controller = threading.Thread(target=run.attend, args=(done,))
+    if is_over:
+        run.end()
+    else:
+        controller.start()
+    words = ("--incident", "inc-0001", "--add", "the same", "--timeout-s", "20", "-o", "json")
+    try:
+        told = [json.loads(cli("notes", str(run.folder), *words)[1])["seq"] for _ in range(2)]
+    finally:
+        done.set()
+        if not is_over:
+            controller.join()
+    assert told[0] < told[1]
+    remarks = load_state(run.folder).incidents["inc-0001"].remarks
+    assert [remark.seq for remark in remarks if remark.text == "the same"] == told
+
+
 def test_after_the_end_the_note_is_written_at_once(run: Run, cli: Cli) -> None:
     run.end()
     last = load_state(run.folder).seq

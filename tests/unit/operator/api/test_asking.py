@@ -236,7 +236,16 @@ def test_a_remark_waits_on_the_desk_of_a_living_run(small_run: SyntheticRun) -> 
     with ApiServer(small_run.folder) as server:
         path = "/v1/incidents/inc-0001/remarks"
         assert post(server, path, {"text": "the cable"}).json() == {"stage": "requested"}
-        assert taken(small_run) == [ev.NoteAdded("api:operator", "the cable", "inc-0001")]
+        (note,) = taken(small_run)
+        assert isinstance(note, ev.NoteAdded)
+        assert (note.by, note.text, note.incident) == ("api:operator", "the cable", "inc-0001")
+        # The same words again are another remark; under the same id they are the same.
+        for name in (None, "mine", "mine"):
+            post(server, path, {"text": "the cable", "id": name})
+            taken(small_run)
+        remarks = server.client().state().incidents["inc-0001"].remarks
+        assert [remark.text for remark in remarks] == ["the cable"] * 3
+        assert remarks[-1].id == "mine"
         for body in ({"text": ""}, {"text": " "}, {"text": "x" * 8001}, {"text": "x", "at": 1}):
             answer = post(server, path, body)
             assert (answer.status_code, answer.json()["code"]) == (422, "body-invalid")

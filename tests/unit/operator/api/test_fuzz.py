@@ -47,6 +47,7 @@ ADDRESSES = (
     ("GET", "/v1/incidents"),
     ("GET", "/v1/incidents/{name}"),
     ("GET", "/v1/incidents/{name}/note"),
+    ("GET", "/v1/incidents/{name}/plot"),
     ("POST", "/v1/incidents/{name}/remarks"),
     ("GET", "/v1/interventions"),
     ("GET", "/v1/interventions/{name}"),

@@ -6,8 +6,11 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import httpx
 import jsonschema
 import msgspec
 import pytest
@@ -18,6 +21,7 @@ from midwatch.logbook.record import Record, to_json
 from midwatch.logbook.state import RunState
 from midwatch.operator.api.remote_run import RemoteSource
 from midwatch.operator.api.tokens import Role
+from midwatch.operator.desk import FileDesk, note_path, note_text, plot_path
 from midwatch.tests.support.api_server import ApiServer
 from midwatch.tests.support.builders import make_sample
 from midwatch.tests.support.live_run import wait_until
@@ -122,6 +126,63 @@ def test_incidents_and_their_notes(server: ApiServer, night: SyntheticRun) -> No
     assert client.note(INCIDENT) == "as the scribe wrote it"
 
 
+def plot_of(server: ApiServer) -> httpx.Response:
+    with server.http(Role.VIEWER) as http:
+        return http.get(f"/v1/incidents/{INCIDENT}/plot")
+
+
+def test_the_plot_of_a_note_is_served_and_the_note_shows_it_from_there(
+    small_run: SyntheticRun,
+) -> None:
+    small_run.crash(rank=1)
+    with ApiServer(small_run.folder) as server:
+        client = server.client(Role.VIEWER)
+        shown = f"![The numbers around {INCIDENT}](/v1/incidents/{INCIDENT}/plot)"
+        # No controller has drawn it: the journal has the numbers all the same.
+        assert shown in client.note(INCIDENT)
+        drawn = plot_of(server)
+        assert (drawn.status_code, drawn.headers["content-type"]) == (200, "image/svg+xml")
+        assert drawn.headers["x-content-type-options"] == "nosniff"
+        assert ElementTree.fromstring(drawn.text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "loss (nats/token)" in drawn.text
+        desk = FileDesk(small_run.folder)
+        desk.write_note(small_run.state, small_run.state.incidents[INCIDENT])
+        desk.close()
+        assert f"]({INCIDENT}.svg)" in note_path(small_run.folder, INCIDENT).read_text()
+        assert shown in client.note(INCIDENT)
+        assert f"{INCIDENT}.svg" not in client.note(INCIDENT)
+        assert plot_of(server).text == drawn.text
+        # What lies there is served: a journal that was cut since could not draw it again.
+        plot_path(small_run.folder, INCIDENT).write_text("<svg/>")
+        assert plot_of(server).text == "<svg/>"
+
+
+def test_a_note_whose_file_is_gone_shows_the_plot_beside_it_while_there_is_one(
+    small_run: SyntheticRun,
+) -> None:
+    small_run.crash(rank=1)
+    folder, incident = small_run.folder, small_run.state.incidents[INCIDENT]
+    desk = FileDesk(folder)
+    desk.write_note(small_run.state, incident)
+    desk.close()
+    written = note_text(folder, small_run.state, incident)
+    note_path(folder, INCIDENT).unlink()
+    assert note_text(folder, small_run.state, incident) == written
+    plot_path(folder, INCIDENT).unlink()
+    assert "![" not in note_text(folder, small_run.state, incident)
+
+
+def test_where_there_are_no_numbers_there_is_no_plot(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "run", nodes=2, spares=1, slots=2)
+    run.start("the first attempt")
+    run.crash(rank=1)
+    with ApiServer(run.folder) as server:
+        answer = plot_of(server)
+        assert (answer.status_code, answer.json()["code"]) == (404, "no-plot")
+        assert "![" not in server.client(Role.VIEWER).note(INCIDENT)
+    run.close()
+
+
 def test_a_request_of_the_policy_is_found_by_its_name_with_a_slash(
     small_run: SyntheticRun,
 ) -> None:
@@ -144,6 +205,8 @@ def test_metrics_are_those_of_the_run(server: ApiServer, night: SyntheticRun) ->
         ("/v1/incidents/inc-9999", "no-such-incident"),
         ("/v1/incidents/..%2f..%2fjournal/note", "no-such-address"),
         ("/v1/incidents/%2e%2e/note", "no-such-incident"),
+        ("/v1/incidents/inc-9999/plot", "no-such-incident"),
+        ("/v1/incidents/%2e%2e/plot", "no-such-incident"),
         ("/v1/interventions/nobody", "no-such-intervention"),
         ("/v1/nothing", "no-such-address"),
     ],
@@ -203,6 +266,7 @@ def test_the_description_is_whole_and_names_every_address(server: ApiServer) -> 
         "/v1/incidents",
         "/v1/incidents/{name}",
         "/v1/incidents/{name}/note",
+        "/v1/incidents/{name}/plot",
         "/v1/incidents/{name}/remarks",
         "/v1/interventions",
         "/v1/interventions/{name}",
