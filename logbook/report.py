@@ -139,7 +139,7 @@ def _loss_text(curves: Curves) -> str:
     if not finite:
         return "No loss was finite."
     lowest, at = min(finite)
-    return f"Lowest {lowest:.4f} at step {at:,}. Dashed lines: incidents. Crosses: not finite."
+    return f"Lowest {lowest:.4f} at step {at:,}. Dashed: incidents. Crosses: not finite."
 
 
 def _validation_text(chronicle: Chronicle) -> str:
