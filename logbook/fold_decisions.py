@@ -13,6 +13,7 @@ from .energy import AttemptEnergy
 from .events import InterventionRequested
 from .fold_checkpoints import with_failed_restart
 from .fold_interventions import ENDINGS, LINEAGE, LR, staged, topics_of, touched
+from .onset import onset_s
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
 
 OWN = "midwatch"
@@ -70,6 +71,7 @@ def _opened(state: RunState, draft: d.IncidentDraft, time_s: float) -> RunState:
         opened_seq=state.seq + 1,
         attempt_before=state.attempt.number if state.attempt is not None else 0,
         step_before=state.step,
+        onset_s=onset_s(state, draft),
         lr_before=last.lr if last is not None else None,
         loss_before=last.loss if last is not None else None,
     )

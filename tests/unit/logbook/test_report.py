@@ -103,7 +103,7 @@ def test_productive_time_is_close_to_what_ettr_says(chronicle: Chronicle) -> Non
 
 def test_failures_are_counted_by_fault_and_none_costs_twice(chronicle: Chronicle) -> None:
     summary = summarize(chronicle.state, 0.0)
-    rows = failures_by_fault(chronicle, summary, chronicle.state.ended_s or 0.0)
+    rows = failures_by_fault(chronicle.state, summary)
     by_fault = {row.fault: row for row in rows}
     assert {"worker-killed", "hang", "node-lost"} <= set(by_fault)
     assert sum(row.count for row in rows) == len(chronicle.state.incidents)
@@ -111,6 +111,21 @@ def test_failures_are_counted_by_fault_and_none_costs_twice(chronicle: Chronicle
     hang = by_fault["hang"]
     assert hang.mttd_s is not None
     assert hang.mttd_s >= 5.0
+    # What nobody planned has a time to detect as well, and the headline counts all of them.
+    numeric = [i for i in chronicle.state.incidents.values() if i.draft.is_numeric]
+    assert numeric
+    times_s = dict(zip(chronicle.curves.steps, chronicle.curves.times_s, strict=True))
+    for left in chronicle.left:
+        times_s.update(zip(left.steps, left.times_s, strict=True))
+    figures = {row.id: row for row in summary.incidents}
+    for incident in numeric:
+        draft = incident.draft
+        assert draft.onset_step < draft.step
+        waited_s = draft.seen_s - times_s[draft.onset_step]
+        assert figures[draft.id].detect_s == pytest.approx(waited_s, abs=1e-6)
+    answered = [row.detect_s for row in summary.incidents if row.detect_s is not None]
+    assert len(answered) >= 4
+    assert summary.mttd_s == pytest.approx(sum(answered) / len(answered))
     assert hang.mttr_s is not None
     assert hang.mtbf_s == pytest.approx(summary.wall_s / hang.count)
 
