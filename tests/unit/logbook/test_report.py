@@ -149,7 +149,7 @@ def test_a_run_that_fell_silent_says_since_when_and_books_nothing_as_trained(
     now_s = small_run.now_s + 3 * 86400.0
     title, blocks = render_report(chronicle, now_s)
     text = to_markdown(title, blocks, "figures")
-    assert f"it was last heard of at {clock_text(small_run.now_s)[:19]}, 72 h 0 min ago" in text
+    assert f"it was last heard of at {clock_text(small_run.now_s)[:19]}, 3 d 0 h ago" in text
     assert table_under(blocks, "Attempts").rows[-1][-1] == "not heard of any more"
     shares = {row[0]: float(row[2].rstrip("%")) for row in
               table_under(blocks, "Where the GPU time went").rows}  # fmt: skip
