@@ -26,7 +26,7 @@ MEANINGS = {
     Cause.DIAGNOSE: "from the first sign to the decision that answers it",
     Cause.PROVISION: "waiting for nodes; from a start to workers that are ready to load",
     Cause.LOAD: "loading the state",
-    Cause.CHECKPOINT: "the loop standing still for a save",
+    Cause.CHECKPOINT: "the loop standing still for a save or a copy to memory",
     Cause.VALIDATION: "training standing still for a measurement on held-out text",
     Cause.IDLE: "paused or ending; spares and GPUs without a rank",
     Cause.UNHEARD: "not known yet: nothing was heard of the run",
