@@ -7,9 +7,8 @@ from collections import Counter
 
 import msgspec
 
-from .chronicle import Chronicle
 from .costs import incident_gpu_s
-from .ledger import Cause
+from .state import RunState
 from .summary import RunSummary
 
 
@@ -28,10 +27,8 @@ class FaultRow(msgspec.Struct, frozen=True):
     gpu_s: float
 
 
-def failures_by_fault(chronicle: Chronicle, summary: RunSummary, end_s: float) -> list[FaultRow]:
+def failures_by_fault(state: RunState, summary: RunSummary) -> list[FaultRow]:
     """Return the failures of a run by fault, the most expensive first."""
-    state = chronicle.state
-    dark_s = _dark_s(chronicle, end_s)
     sharing = Counter(i.attempt_after for i in state.incidents.values())
     faults: dict[str, list[str]] = {}
     for name, incident in state.incidents.items():
@@ -45,10 +42,7 @@ def failures_by_fault(chronicle: Chronicle, summary: RunSummary, end_s: float) -
             incident, figure = state.incidents[name], figures[name]
             after = incident.attempt_after
             share = sharing[after] if after is not None else 1
-            seen_s = figure.detect_s
-            if seen_s is None and after is not None and not incident.draft.is_numeric:
-                seen_s = dark_s.get(incident.attempt_before)
-            detect += [seen_s] if seen_s is not None else []
+            detect += [figure.detect_s] if figure.detect_s is not None else []
             gpu_s += incident_gpu_s(state, incident) / share
             lost += incident.steps_lost / share
         mended = [figures[n].recover_s for n in names]
@@ -65,12 +59,3 @@ def failures_by_fault(chronicle: Chronicle, summary: RunSummary, end_s: float) -
             )
         )
     return sorted(rows, key=lambda row: (-row.gpu_s, row.fault))
-
-
-def _dark_s(chronicle: Chronicle, end_s: float) -> dict[int, float]:
-    """Return by attempt how long it was from its last completed step to its first sign."""
-    found: dict[int, float] = {}
-    for stretch in chronicle.ledger.stretches(end_s):
-        if stretch.cause is Cause.DETECT:
-            found[stretch.attempt] = found.get(stretch.attempt, 0.0) + stretch.span_s
-    return found

@@ -27,6 +27,7 @@ from .fold_interventions import (
     touched_as_asked,
     without_ending,
 )
+from .onset import onset_s
 from .state import AttemptState, Incident, Intervention, Rollback, RunState, Status
 
 MAX_REMEMBERED_RESTARTS = 1000
@@ -82,6 +83,7 @@ def _opened(state: RunState, draft: d.IncidentDraft, time_s: float) -> RunState:
         opened_seq=state.seq + 1,
         attempt_before=state.attempt.number if state.attempt is not None else 0,
         step_before=state.step,
+        onset_s=onset_s(state, draft),
         lr_before=last.lr if last is not None else None,
         loss_before=last.loss if last is not None else None,
     )

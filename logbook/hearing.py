@@ -7,6 +7,7 @@ alive_s is the time of that pulse in all of these, 0.0 where there is none.
 
 from __future__ import annotations
 
+from .clock import LONG_S
 from .state import RunState
 
 LEAST_S = 30.0
@@ -47,4 +48,6 @@ def silence_text(state: RunState, now_s: float, alive_s: float = 0.0) -> str:
     about = f"{int(quiet_s // 10 * 10)} s" if quiet_s < 120 else f"{int(quiet_s // 60)} min"
     if quiet_s >= 7200:
         about = f"{int(quiet_s // 3600)} h"
+    if quiet_s >= LONG_S:
+        about = f"{int(quiet_s // 86400)} d"
     return f"silent for {about}: is the controller away?"

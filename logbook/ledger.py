@@ -6,7 +6,7 @@
     diagnose     from the first sign to the decision that answers it
     provision    waiting for nodes, and from a start to workers that are ready to load
     load         loading the state
-    checkpoint   the loop stood still for a save
+    checkpoint   the loop stood still for a save, or for a copy to the nodes' memory
     validation   training stood still for a measurement on held-out text
     idle         paused, stopped or ending; and every GPU that the attempt has no rank on (spares)
     unheard      nobody knows yet: since the run was heard of last, and a few steps beyond
@@ -15,6 +15,8 @@ The record is cut at events into stretches that follow one another without a gap
 to wall time times GPUs by construction. The GPUs of a run are those its spec asks for, spares
 included. Times are those of the journal. Steps come in batches, so a step ends where its worker
 says it did, unless the worker's clock and the journal's are further apart than a batch explains.
+A save tells for how long it held the loop up. A copy to memory does not: what it took is the time
+from the end of its step to the beginning of the next, as far as the worker's clock is believed.
 """
 
 from __future__ import annotations
@@ -87,6 +89,8 @@ class Ledger:
         self._ends_s, self._codes = array("d"), array("b")
         self._steps, self._attempts = array("q"), array("q")
         self._ranks, self._gpus = array("q"), array("q")
+        self._gaps_s, self._copied = array("d"), array("b")
+        self._memory_step: int | None = None
         self._blocked_s: dict[tuple[int, int], float] = {}
         self._last = RunState()
 
@@ -96,8 +100,7 @@ class Ledger:
         self._last = after
         if isinstance(event, ev.StepDone):
             if after.steps_total != before.steps_total:
-                end_s = _told(event.sample.time_s, time_s)
-                self._cut(before, end_s, Cause.PRODUCTIVE, event.sample.step)
+                self._stepped(before, event.sample, time_s)
         elif isinstance(event, ev.ValidationUnderWay):
             # The first of them comes before any round, and ends what the step left to do.
             if after.validating is event and event.done:
@@ -157,6 +160,8 @@ class Ledger:
                 yield Stretch(saved_s, end_s, cause, *about)
             start_s, step = end_s, self._steps[index]
             blocked_s = self._blocked_s.get((attempt, step), 0.0) if step != NO_STEP else 0.0
+            if self._copied[index] and index + 1 < len(self._gaps_s):
+                blocked_s = max(blocked_s, self._gaps_s[index + 1])
         last = self._last
         end_s = max(start_s, last.ended_s if last.ended_s is not None else now_s)
         about = last.num_attempts, *_size(last)
@@ -177,6 +182,25 @@ class Ledger:
 
     # --- writing it ------------------------------------------------------------------------------
 
+    def _stepped(self, state: RunState, sample: StepSample, time_s: float) -> None:
+        if sample.memory_step is not None and sample.memory_step != self._memory_step:
+            self._memory_step = sample.memory_step
+            self._was_copied(sample.memory_step)
+        end_s = _told(sample.time_s, time_s)
+        gap_s = end_s - sample.step_s - self._until_s if end_s == sample.time_s else 0.0
+        self._cut(state, end_s, Cause.PRODUCTIVE, sample.step)
+        if self._gaps_s and gap_s > 0.0:
+            self._gaps_s[-1] = gap_s
+
+    def _was_copied(self, memory_step: int) -> None:
+        """Note after which step the loop stood still for a copy; news of it comes soon after."""
+        for index in range(len(self._steps) - 1, -1, -1):
+            step = self._steps[index]
+            if step == memory_step:
+                self._copied[index] = 1
+            if NO_STEP != step <= memory_step:
+                break
+
     def _cut(self, state: RunState, end_s: float, cause: Cause, step: int = NO_STEP) -> None:
         if self._begin_s is None:
             return
@@ -189,6 +213,8 @@ class Ledger:
         self._attempts.append(state.num_attempts)
         self._ranks.append(ranks)
         self._gpus.append(gpus)
+        self._gaps_s.append(0.0)
+        self._copied.append(0)
 
     def _cut_waiting(self, state: RunState, time_s: float, is_end: bool = False) -> None:
         calm = Cause.IDLE if is_end else Cause.DIAGNOSE
@@ -225,6 +251,8 @@ class Ledger:
             (self._attempts, self._attempts[index]),
             (self._ranks, self._ranks[index]),
             (self._gpus, self._gpus[index]),
+            (self._gaps_s, 0.0),
+            (self._copied, 0),
         ]
         for column, value in columns:
             column.insert(index, value)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .clock import span_text
+from .costs import num_ranks
 from .decisions import CloseIncident
 from .energy import energy_text
 from .hearing import silence_text
@@ -136,7 +137,7 @@ def doing_text(state: RunState) -> str:
         return f"trying {num_nodes} nodes out before they train (preflight {preflight.plan.number})"
     if attempt is None:
         ready = sum(1 for n in state.nodes.values() if n.is_usable)
-        return f"waiting for nodes: {ready} ready"
+        return f"waiting for nodes: {ready}{_wanted(state)} ready"
     where = f"attempt {attempt.number} on {_places(attempt.plan.nodes)}"
     if attempt.signal_s is not None:
         return f"{where}: trouble seen, looking for the cause"
@@ -151,6 +152,15 @@ def doing_text(state: RunState) -> str:
     if watched:
         return f"training, {where}; watching {watched[-1].draft.id} ({watched[-1].draft.fault})"
     return f"training, {where}"
+
+
+def _wanted(state: RunState) -> str:
+    """Return of how many nodes, where the spec of the run says."""
+    per_node = (state.spec.get("nodes") or {}).get("ranks_per_node")
+    ranks = num_ranks(state)
+    return (
+        f" of {-(-ranks // per_node)}" if ranks and isinstance(per_node, int) and per_node else ""
+    )
 
 
 def _places(nodes: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from .clock import clock_text, span_text
 from .costs import bill_of, bill_rows, incident_gpu_s, tariff_of
 from .decisions import Decision, StartAttempt
 from .events import ValidationDone
+from .outlook import outlook_text
 from .state import Incident, NodeState, RunState
 from .wire import StepSample
 
@@ -34,7 +35,7 @@ def render_note(
         ("What was decided, and why", _decided(incident)),
         ("Before and after", _before_after(incident, chapter)),
         ("What it cost", _cost(state, incident)),
-        ("What to watch next", [_watch(state, incident)]),
+        ("What to watch next", [_line(outlook_text(state, incident))]),
         ("Outcome", _outcome(state, incident)),
         ("Added by people", _remarks(state, incident)),
     ]
@@ -237,38 +238,6 @@ def _shared(state: RunState, incident: Incident) -> str:
     ]
     together = f" One restart answered this and {', '.join(others)}: the cost is theirs together."
     return together if others else ""
-
-
-def _watch(state: RunState, incident: Incident) -> str:
-    return " ".join(filter(None, (_next(incident), _earlier(state, incident))))
-
-
-def _next(incident: Incident) -> str:
-    draft = incident.draft
-    if draft.is_numeric:
-        return (
-            f"Loss, gradient norm and activation norm past step {draft.onset_step}, where it "
-            "began; a recurrence goes further back and lowers the rate again."
-        )
-    if draft.node:
-        return f"Node {draft.node}: another failure there is no coincidence."
-    return "Whether it comes back at the same step or on the same node."
-
-
-def _earlier(state: RunState, incident: Incident) -> str:
-    """Return which incidents before it were like this one."""
-    draft = incident.draft
-    alike: list[str] = []
-    for name, other in state.incidents.items():
-        if name == draft.id:
-            break
-        same_node = draft.node is not None and other.draft.node == draft.node
-        if other.draft.fault == draft.fault or same_node:
-            alike.append(name)
-    if not alike:
-        return ""
-    more = f" and {len(alike) - 5} before" if len(alike) > 5 else ""
-    return f"It is not the first of its kind: {', '.join(alike[-5:])}{more}."
 
 
 def _outcome(state: RunState, incident: Incident) -> list[str]:

@@ -108,7 +108,7 @@ def plot_loss(loss: Curve, left: Sequence[Curve], validation: Curve, at: Sequenc
     lines = [Line(xs, ys, GREY, "" if index else "gone back past", is_aside=True)
              for index, (xs, ys) in enumerate(left)]  # fmt: skip
     lines.append(Line(*loss, BLUE, "as trained"))
-    panels = [Panel("training loss (nats/token)", lines, height=230)]
+    panels = [Panel("training loss (nats/token)", lines, height=230, is_cut=True)]
     title = "Training loss"
     if validation[0]:
         title = "Training loss and validation perplexity"

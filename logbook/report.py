@@ -16,6 +16,7 @@ from .hearing import silent_s
 from .ledger import CAUSES, Cause, Stretch
 from .plots import plot_ledger, plot_loss, plot_lr, plot_time_line
 from .report_tables import attempts, checkpoints, incidents, interventions, nodes, remarks
+from .state import RunState
 from .summary import RunSummary, summarize
 
 MEANINGS = {
@@ -25,7 +26,7 @@ MEANINGS = {
     Cause.DIAGNOSE: "from the first sign to the decision that answers it",
     Cause.PROVISION: "waiting for nodes; from a start to workers that are ready to load",
     Cause.LOAD: "loading the state",
-    Cause.CHECKPOINT: "the loop standing still for a save",
+    Cause.CHECKPOINT: "the loop standing still for a save or a copy to memory",
     Cause.VALIDATION: "training standing still for a measurement on held-out text",
     Cause.IDLE: "paused or ending; spares and GPUs without a rank",
     Cause.UNHEARD: "not known yet: nothing was heard of the run",
@@ -51,7 +52,7 @@ def render_report(
         *_account(totals),
         *_training(chronicle),
         *_attempts(chronicle, stretches, end_s, heard_s),
-        *_failures(chronicle, summary, end_s),
+        *_failures(state, summary),
         *interventions(state),
         *checkpoints(chronicle),
         *nodes(state),
@@ -88,7 +89,11 @@ def _figures(summary: RunSummary, totals: dict[Cause, float]) -> Table:
         ("GPU-hours", _hours(whole), "all GPUs the spec asks for, from submission to the end"),
         ("steps trained", f"{summary.steps_trained:,}", "all attempts together"),
         ("steps trained again", f"{summary.steps_lost:,}", "lost to restarts"),
-        ("MTTD", span_text(summary.mttd_s), "planned faults only: from the strike to the sign"),
+        (
+            "MTTD",
+            span_text(summary.mttd_s),
+            "from the strike, or from the onset, to the first sign",
+        ),
         ("MTTR", span_text(summary.mttr_s), "from the first sign to the first new step"),
         ("MTBF", span_text(summary.mtbf_s), "wall time over incidents that led to a restart"),
     ]
@@ -139,7 +144,7 @@ def _loss_text(curves: Curves) -> str:
     if not finite:
         return "No loss was finite."
     lowest, at = min(finite)
-    return f"Lowest {lowest:.4f} at step {at:,}. Dashed lines: incidents. Crosses: not finite."
+    return f"Lowest {lowest:.4f} at step {at:,}. Dashed: incidents. Crosses: not finite."
 
 
 def _validation_text(chronicle: Chronicle) -> str:
@@ -167,8 +172,8 @@ def _attempts(
     ]
 
 
-def _failures(chronicle: Chronicle, summary: RunSummary, end_s: float) -> list[Block]:
-    rows = failures_by_fault(chronicle, summary, end_s)
+def _failures(state: RunState, summary: RunSummary) -> list[Block]:
+    rows = failures_by_fault(state, summary)
     if not rows:
         return [Heading("Failures"), Text("Nothing went wrong.")]
     return [
@@ -179,10 +184,10 @@ def _failures(chronicle: Chronicle, summary: RunSummary, end_s: float) -> list[B
             (1, 2, 3, 4, 5, 6),
         ),
         Text(
-            "MTTD: from the strike where a fault was planned, otherwise from the last completed "
-            "step to the first sign. MTTR: from the first sign to the first new step. MTBF: wall "
-            "time over incidents. GPU-hours: standstill, and steps trained again; incidents that "
-            "one restart answered share them equally.",
+            "MTTD: to the first sign, from the strike where a fault was planned, otherwise from "
+            "where a divergence began or from the last completed step. MTTR: from the first sign "
+            "to the first new step. MTBF: wall time over incidents. GPU-hours: standstill, and "
+            "steps trained again; incidents that one restart answered share them equally.",
             True,
         ),
         *incidents(summary),

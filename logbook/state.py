@@ -155,8 +155,9 @@ class Remark(msgspec.Struct, frozen=True):
 class Incident(msgspec.Struct, frozen=True):
     """Something that went wrong, from the first sign to the outcome.
 
-    step_before, lr_before and loss_before are of the last step before the answer, lr_after and
-    loss_after of the first step after it; steps_lost counts completed steps to be trained again.
+    onset_s: as onset.py has it. step_before, lr_before and loss_before are of the last step before
+        the answer, lr_after and loss_after of the first step after it. steps_lost counts completed
+        steps to be trained again.
     tier, differs: of the load that answered it, as in events.AttemptResumed.
     remarks: what people added to its note, oldest first.
     acknowledged: the person who has taken note of it and why, "" before one has.
@@ -167,6 +168,7 @@ class Incident(msgspec.Struct, frozen=True):
     opened_seq: int
     attempt_before: int
     step_before: int = 0
+    onset_s: float | None = None
     decisions: tuple[Decision, ...] = ()
     attempt_after: int | None = None
     checkpoint: str | None = None

@@ -22,7 +22,8 @@ FAULT_OF_INJECTION = {
 class IncidentRow(msgspec.Struct, frozen=True):
     """One incident in figures.
 
-    detect_s: from the injection of the fault (where it was planned) to the first sign of it.
+    detect_s: to the first sign of it, from the strike where it was planned, else from its onset
+        where it made an attempt end or shows in the numbers.
     recover_s: from the first sign to the first new step. Both None while unknown.
     """
 
@@ -114,12 +115,15 @@ def _row(incident: Incident, injected: dict[str, FaultInjected]) -> IncidentRow:
     draft = incident.draft
     fault = injected.get(draft.id)
     recovered_s = incident.recovered_s
+    began_s = fault.injected_s if fault is not None else None
+    if began_s is None and (draft.is_numeric or incident.attempt_after is not None):
+        began_s = incident.onset_s
     return IncidentRow(
         id=draft.id,
         fault=draft.fault,
         title=draft.title,
         step=draft.step,
-        detect_s=max(draft.seen_s - fault.injected_s, 0.0) if fault is not None else None,
+        detect_s=max(draft.seen_s - began_s, 0.0) if began_s is not None else None,
         recover_s=recovered_s - draft.seen_s if recovered_s is not None else None,
         steps_lost=incident.steps_lost,
         outcome=incident.outcome or ("open" if incident.is_open else ""),

@@ -12,11 +12,15 @@ from html import escape
 
 import msgspec
 
+from .y_range import cut_text, y_range
+
 WIDTH, LEFT, RIGHT, GAP = 900, 74, 16, 26
 POINTS_MAX = 1200
 INK, FAINT, GRID = "#24292f", "#57606a", "#e4e7eb"
 FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 CROSSES_MAX = 40
+BARE_MARKS_MAX = 30
+"""More marks without a label are but ticks at the bottom: whole lines would hide the curve."""
 EXTREME = 1e300
 """Beyond it, differences and powers leave what a float can hold: as good as infinite."""
 
@@ -45,12 +49,16 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Panel(msgspec.Struct, frozen=True):
-    """One chart. log_base: 0 for a plain axis; a panel with a value of 0 or less is plain too."""
+    """One chart. log_base: 0 for a plain axis; a panel with a value of 0 or less is plain too.
+
+    is_cut: a few values that would flatten the rest leave the picture, and its title says so.
+    """
 
     title: str
     lines: Sequence[Line]
     log_base: float = 0.0
     height: int = 110
+    is_cut: bool = False
 
 
 class _Scale(msgspec.Struct, frozen=True):
@@ -155,15 +163,18 @@ def _is_drawn(value: float) -> bool:
 def _panel(panel: Panel, x_scale: _Scale, top: float) -> list[str]:
     values = [v for line in panel.lines if not line.is_aside for v in _finite(line.ys)]
     values = values or [v for line in panel.lines for v in _finite(line.ys)]
-    low, high = min(values), max(values)
+    low, high, title = min(values), max(values), panel.title
     log_base = panel.log_base if low > 1 / EXTREME else 0.0
+    if panel.is_cut and not log_base:
+        shown = y_range([(value, value) for value in values])
+        low, high, title = shown.low, shown.high, title + cut_text(shown, ".4g")
     if not log_base:
         room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
         low, high = low - room, high + room
     elif low == high:
         low, high = low / log_base, high * log_base
     scale = _Scale(low, high, top + panel.height, top, log_base)
-    parts = [text(LEFT, top - 4, panel.title, INK, weight="600")]
+    parts = [text(LEFT, top - 4, title, INK, weight="600")]
     last_y = math.inf
     for tick in ticks(low, high, log_base):
         y = scale.at(tick)
@@ -259,9 +270,11 @@ def _marks(
     marks: Sequence[Mark], rows: Sequence[int], scale: _Scale, top: float, bottom: float
 ) -> list[str]:
     parts: list[str] = []
+    is_crowded = rows.count(-1) > BARE_MARKS_MAX
     for mark, row in zip(marks, rows, strict=True):
         x = scale.at(mark.x)
-        label_y = 34.0 + 13.0 * row if mark.label else top
+        bare_y = bottom - 10.0 if is_crowded else top
+        label_y = 34.0 + 13.0 * row if mark.label else bare_y
         dash = ' stroke-dasharray="4 3"' if mark.is_dashed else ""
         parts.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{label_y + 3:.1f}" y2="{bottom:.1f}" '
@@ -275,7 +288,7 @@ def _marks(
 
 def ticks(low: float, high: float, log_base: float = 0.0, most: int = 6) -> list[float]:
     """Return round values within [low, high]; powers of the base where there is one."""
-    if not high > low:
+    if not high - low > 1 / EXTREME:
         return [low]
     if log_base:
         first, last = math.ceil(_power(low, log_base)), math.floor(_power(high, log_base))

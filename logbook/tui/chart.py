@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import msgspec
@@ -11,14 +10,22 @@ from textual.binding import BindingType
 from textual.message import Message
 from textual.widget import Widget
 
+from ..y_range import cut_text
 from .book import Book
-from .colours import GREEN, GREY, RED
+from .colours import GREEN, GREY, RED, YELLOW
 from .plot import Cell, Drawing, Frame, Scale, draw
 from .series import Point
 from .span import Span
 
 POINTS_PER_CELL = 8
-STYLES = {"curve": GREEN, "left": GREY, "mark": RED, "bad": f"bold {RED}", "": ""}
+STYLES = {
+    "curve": GREEN,
+    "left": GREY,
+    "cut": f"bold {YELLOW}",
+    "mark": RED,
+    "bad": f"bold {RED}",
+    "": "",
+}
 
 
 class ChartTopic(msgspec.Struct, frozen=True):
@@ -101,9 +108,10 @@ class Chart(Widget, can_focus=True):
         shown = "-" if value is None else format(value, form)
         style = "bold reverse" if self.has_focus else "bold"
         title = Text.assemble((self.topic.title, style), f" {shown}")
-        if not math.isnan(drawing.low):
+        if (edges := drawing.shown) is not None:
             scale = " log" if drawing.is_log else ""
-            title.append(f"  [{drawing.low:{form}} .. {drawing.high:{form}}]{scale}", "dim")
+            text = f"  [{edges.low:{form}} .. {edges.high:{form}}]{scale}{cut_text(edges, form)}"
+            title.append(text, "dim")
         title.truncate(width, overflow="ellipsis")
         return title
 

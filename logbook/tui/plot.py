@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from ..y_range import YRange, y_range
 from .series import Point
 
 _BLANK = 0x2800
@@ -15,6 +16,8 @@ _BLANK = 0x2800
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 LOG_RATIO = 50.0
 """Where the scale is left to the values, those that span more than this go on a logarithmic one."""
+MARKS_FRAC = 1 / 6
+"""Where marks would fill more of the width than this, they keep to the bottom row."""
 
 
 class Scale(StrEnum):
@@ -40,28 +43,27 @@ class Frame(msgspec.Struct, frozen=True):
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """A character and what it belongs to: "curve", "left" (abandoned), "mark", "bad" or ""."""
+    """A character and its kind: "curve", "left" (abandoned), "cut", "mark", "bad" or ""."""
 
     char: str
     kind: str = ""
 
 
 class Drawing(msgspec.Struct, frozen=True):
-    """Rows of cells, top first, and the scale: the values of the bottom and the top edge."""
+    """Rows of cells, top first, and the values of the bottom and the top edge, None without any."""
 
     rows: tuple[tuple[Cell, ...], ...]
-    low: float
-    high: float
+    shown: YRange | None
     is_log: bool
 
 
 def draw(points: Sequence[Point], frame: Frame) -> Drawing:
-    """Return the curve through points; a stretch without a finite value shows as "!" on top."""
-    low, high = _range_of(points)
-    is_log = low > 0 and (
-        frame.scale is Scale.LOG or (frame.scale is Scale.AUTO and high / low > LOG_RATIO)
-    )
-    rule = _Rule(low, high, is_log, frame.height * 4)
+    """Return the curve through points; a stretch without a finite value shows as "!" on top.
+
+    Where the curve leaves the picture it shows as "^" at the upper edge, as "v" at the lower.
+    """
+    shown, is_log = _range_of(points, frame.scale)
+    rule = _Rule(shown.low, shown.high, is_log, frame.height * 4)
     canvas = _Canvas(frame)
     for index, point in enumerate(points):
         if math.isnan(point.low):
@@ -76,17 +78,16 @@ def draw(points: Sequence[Point], frame: Frame) -> Drawing:
             canvas.join(start, end, lasts=not point.is_abandoned)
         for x in range(_x_of(point.first, frame), _x_of(point.last, frame) + 1):
             canvas.bar(x, top, bottom, lasts=not point.is_abandoned)
+            canvas.leave(x, above=point.high > shown.high, below=point.low < shown.low)
     marks = frozenset(
         _x_of(step, frame) // 2 for step in frame.marks if frame.first <= step <= frame.last
     )
+    marked_from = frame.height - 1 if len(marks) > frame.width * MARKS_FRAC else 0
     rows = tuple(
-        tuple(
-            _cell(canvas.dots[y][x], canvas.lasting[y][x], x in marks, y == 0 and x in canvas.bad)
-            for x in range(frame.width)
-        )
+        tuple(canvas.cell(x, y, y >= marked_from and x in marks) for x in range(frame.width))
         for y in range(frame.height)
     )
-    return Drawing(rows, low, high, is_log)
+    return Drawing(rows, None if math.isnan(shown.low) else shown, is_log)
 
 
 class _Canvas:
@@ -96,6 +97,28 @@ class _Canvas:
         self.dots = [[0] * frame.width for _ in range(frame.height)]
         self.lasting = [[False] * frame.width for _ in range(frame.height)]
         self.bad: set[int] = set()
+        self._above: set[int] = set()
+        self._below: set[int] = set()
+
+    def leave(self, x: int, *, above: bool, below: bool) -> None:
+        """Remember that in column x of dots something lies beyond an edge."""
+        if above:
+            self._above.add(x // 2)
+        if below:
+            self._below.add(x // 2)
+
+    def cell(self, x: int, y: int, is_mark: bool) -> Cell:
+        """Return the character at column x of row y."""
+        dots = self.dots[y][x]
+        if y == 0 and x in self.bad:
+            return Cell("!", "bad")
+        if y == 0 and x in self._above:
+            return Cell("^", "cut")
+        if y == len(self.dots) - 1 and x in self._below:
+            return Cell("v", "cut")
+        if dots:
+            return Cell(chr(_BLANK + dots), "curve" if self.lasting[y][x] else "left")
+        return Cell("┊", "mark") if is_mark else Cell(" ")
 
     def bar(self, x: int, top: int, bottom: int, *, lasts: bool) -> None:
         """Set the dots of column x from row top to row bottom."""
@@ -129,15 +152,22 @@ class _Rule(msgspec.Struct, frozen=True):
         )
         if high <= low:
             return self.num_dots // 2
+        value = min(max(value, self.low), self.high)
         at = math.log(value) if self.is_log else value
         return round((high - at) / (high - low) * (self.num_dots - 1))
 
 
-def _range_of(points: Sequence[Point]) -> tuple[float, float]:
-    finite = [point for point in points if not math.isnan(point.low)]
+def _range_of(points: Sequence[Point], scale: Scale) -> tuple[YRange, bool]:
+    """Return the range, NaN where no value is finite, and whether it is logarithmic."""
+    finite = [(point.low, point.high) for point in points if not math.isnan(point.low)]
     if not finite:
-        return math.nan, math.nan
-    return min(point.low for point in finite), max(point.high for point in finite)
+        return YRange(math.nan, math.nan, math.nan, math.nan), False
+    low, high = min(low for low, _ in finite), max(high for _, high in finite)
+    is_wide = scale is Scale.LOG or (scale is Scale.AUTO and low > 0 and high / low > LOG_RATIO)
+    if is_wide and low > 0:
+        # There is room for everything on it.
+        return YRange(low, high, low, high), True
+    return y_range(finite), False
 
 
 def _x_of(step: int, frame: Frame) -> int:
@@ -145,11 +175,3 @@ def _x_of(step: int, frame: Frame) -> int:
     span = max(frame.last - frame.first, 1)
     x = int((step - frame.first) * (frame.width * 2 - 1) / span)
     return min(max(x, 0), frame.width * 2 - 1)
-
-
-def _cell(dots: int, lasts: bool, is_mark: bool, is_bad: bool) -> Cell:
-    if is_bad:
-        return Cell("!", "bad")
-    if dots:
-        return Cell(chr(_BLANK + dots), "curve" if lasts else "left")
-    return Cell("┊", "mark") if is_mark else Cell(" ")

@@ -70,6 +70,6 @@ def _data(chronicle: Chronicle, now_s: float, alive_s: float) -> dict[str, objec
         "summary": summary,
         "gpu_seconds": {c.value: s for c, s in chronicle.ledger.totals(end_s, alive_s).items()},
         "heard_s": max(state.time_s, alive_s),
-        "faults": failures_by_fault(chronicle, summary, end_s),
+        "faults": failures_by_fault(state, summary),
         "attempts": chronicle.attempts,
     }

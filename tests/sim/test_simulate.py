@@ -86,6 +86,18 @@ def test_what_is_journaled_is_what_the_figures_are_made_of(tmp_path: Path) -> No
     assert Simulation(scenario, 4).play().figures == outcome.figures
 
 
+def test_the_ledger_of_a_healthy_run_says_what_ettr_says() -> None:
+    size = Size(gpus=32, days=0.5, spares=0, interval_steps=100)
+    scenario = sized_scenario(size, fm.exponential_model(1e9, 32))
+    scenario = replace(scenario, times=replace(scenario.times, memory_copy_s=2.0, blocked_s=4.0))
+    found = simulate(scenario, 1, seed=2)[0].figures
+    assert found.restarts == 0
+    assert found.gpu_hours["checkpoint"] > 0.01 * sum(found.gpu_hours.values())
+    productive = found.gpu_hours["productive"] * HOUR_S / (32 * found.wall_s)
+    # The step that is under way at the end is in the one and not in the other.
+    assert productive == pytest.approx(found.ettr_frac, abs=1e-3)
+
+
 def test_memory_gives_back_nearly_everything_and_the_disk_what_was_saved() -> None:
     model = fm.exponential_model(1.0, 32)
     size = Size(gpus=32, days=0.5, spares=2, interval_steps=100)

@@ -106,6 +106,38 @@ def test_a_save_told_longer_than_its_step_takes_no_more_than_the_step() -> None:
     assert rank_seconds(ledger_of(*story), 21.0)[Cause.CHECKPOINT] == pytest.approx(1.0)
 
 
+def copied(step: int, made_s: float, memory_step: int | None) -> tuple[float, ev.Event]:
+    """A step of 0.8 s, told half a second after its end."""
+    fields = {"time_s": START_S + made_s, "step_s": 0.8, "memory_step": memory_step}
+    return made_s + 0.5, ev.StepDone(1, make_sample(step, **fields))
+
+
+def test_the_loop_standing_still_for_a_copy_to_memory_is_no_step() -> None:
+    # A copy after every second step takes 0.3 s; that after step 4 is told with step 6.
+    story = [*begun(), copied(1, 15.8, None), copied(2, 16.6, None), copied(3, 17.7, 2),
+             copied(4, 18.5, 2), copied(5, 19.6, 2), copied(6, 20.4, 4)]  # fmt: skip
+    found = rank_seconds(ledger_of(*story), 20.4)
+    assert found[Cause.CHECKPOINT] == pytest.approx(0.6)
+    assert found[Cause.PRODUCTIVE] == pytest.approx(6 * 0.8)
+
+
+def test_time_between_steps_without_a_copy_is_not_booked_as_one() -> None:
+    story = [*begun(), copied(1, 15.8, None), copied(2, 18.6, None), copied(3, 19.4, None)]
+    found = rank_seconds(ledger_of(*story), 19.4)
+    assert Cause.CHECKPOINT not in found
+    # A worker whose clock is wrong says nothing of how long a copy took.
+    wrong = [ev.StepDone(1, make_sample(n, time_s=n, step_s=0.1, memory_step=n - 1))
+             for n in (1, 2, 3)]  # fmt: skip
+    told = [*begun(), *((15.0 + n, event) for n, event in enumerate(wrong, 1))]
+    assert Cause.CHECKPOINT not in rank_seconds(ledger_of(*told), 18.0)
+
+
+def test_a_save_with_a_copy_counts_once() -> None:
+    story = [*begun(), copied(1, 15.8, None), copied(2, 17.0, 1), (17.6, commit(1, 0.3))]
+    found = rank_seconds(ledger_of(*story), 17.6)
+    assert found[Cause.CHECKPOINT] == pytest.approx(0.4)
+
+
 def test_steps_that_memory_recalls_were_no_time_of_detection() -> None:
     told = [*begun(), *steps(1, 10, 15.0), *restart(at_s=31.0, died_s=30.0, step=12)]
     recalled = tuple(make_sample(step, step_s=0.5) for step in (11, 12))

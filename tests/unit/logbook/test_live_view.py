@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from midwatch.logbook import decisions as d
+from midwatch.logbook import events as ev
 from midwatch.logbook.live_view import doing_text, why_text
+from midwatch.logbook.state import RunState
 from midwatch.tests.support.synthetic_run import SyntheticRun
 
 
@@ -33,3 +37,12 @@ def test_a_paused_run_says_so_once(small_run: SyntheticRun) -> None:
     small_run.decide(d.PauseRun("restart-budget-spent"), "three restarts in an hour")
     assert doing_text(small_run.state).endswith("three restarts in an hour")
     assert why_text(small_run.state) == ""
+
+
+def test_a_run_that_waits_says_for_how_many_nodes(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "run", nodes=4, spares=0, slots=2)
+    assert doing_text(run.state) == "waiting for nodes: 4 of 4 ready"
+    run.tell(ev.NodeLost("n002", "1", "silent"))
+    assert doing_text(run.state) == "waiting for nodes: 3 of 4 ready"
+    run.close()
+    assert doing_text(RunState()) == "waiting for nodes: 0 ready"

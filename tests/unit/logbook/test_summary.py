@@ -97,6 +97,21 @@ def test_a_planned_fault_is_matched_with_the_first_incident_of_its_kind_after_it
     assert summary.mttd_s == pytest.approx(0.25)
 
 
+def test_a_failure_nobody_planned_is_detected_from_the_last_completed_step() -> None:
+    state = disturbed("worker-killed")
+    [row] = summarize(state, START_S + 101.0).incidents
+    waited_s = state.incidents["inc-0001"].draft.seen_s - make_sample(14).time_s
+    assert waited_s > 0.0
+    assert row.detect_s == pytest.approx(waited_s)
+
+
+def test_trouble_that_stopped_nothing_and_shows_in_no_number_has_no_time_to_detect() -> None:
+    state = trained(14)
+    opening = decided(state, d.Observe(), opens=incident(state, "inc-0001", "node-sick"))
+    [row] = summarize(fold([opening], state), START_S + 101.0).incidents
+    assert row.detect_s is None
+
+
 def test_recovery_runs_from_the_first_sign_to_the_first_new_step() -> None:
     state = disturbed("worker-killed")
     [row] = summarize(state, START_S + 101.0).incidents

@@ -37,10 +37,43 @@ def test_any_values_and_any_title_make_a_chart(
     assert all(-1 <= x <= 901 for x, _ in points_of(svg))
 
 
+def test_values_closer_than_a_float_can_divide_are_one() -> None:
+    assert ticks(0.0, 5e-324) == [0.0]
+
+
 def test_higher_values_stand_higher() -> None:
     svg = draw([Panel("loss", [Line([0, 1, 2], [1.0, 3.0, 2.0], "#000")])], "t", "step")
     (_, low), (_, high), (_, middle) = points_of(svg)
     assert high < middle < low
+
+
+def test_a_spike_does_not_flatten_the_rest_where_it_may_leave_the_picture() -> None:
+    ys = [2.0 + 0.01 * (n % 10) for n in range(200)]
+    ys[50] = 174.0
+    whole, cut = (
+        draw([Panel("loss", [Line(range(200), ys, "#000")], is_cut=is_cut)], "t", "step")
+        for is_cut in (False, True)
+    )
+    heights = [
+        max(y for _, y in points[60:]) - min(y for _, y in points[60:])
+        for points in (points_of(whole), points_of(cut))
+    ]
+    assert heights[0] < 1.0
+    assert heights[1] > 50.0
+    assert "peaks to 174 cut off" in cut
+    assert "cut off" not in whole
+
+
+def test_marks_without_a_label_are_ticks_where_there_are_many() -> None:
+    def length(num: int) -> float:
+        marks = [Mark(float(n), "#f00", "", True) for n in range(num)]
+        svg = draw([Panel("p", [Line([0, 99], [1, 2], "#000")])], "t", "step", marks)
+        found = re.search(r'y1="([\d.]+)" y2="([\d.]+)" stroke="#f00"', svg)
+        assert found is not None
+        return float(found[2]) - float(found[1])
+
+    assert length(10) > 100.0
+    assert length(60) == pytest.approx(7.0)
 
 
 def test_a_value_that_is_not_finite_is_a_gap_and_a_cross() -> None:

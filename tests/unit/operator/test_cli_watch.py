@@ -77,7 +77,7 @@ def test_once_prints_the_picture_and_leaves(run: SyntheticRun) -> None:
     )
     assert "60 / 2000" in done.stdout
     # What the journal tells of was in 2023.
-    assert re.search(r"silent for \d+ h: is the controller away\?", done.stdout)
+    assert re.search(r"silent for \d+ d: is the controller away\?", done.stdout)
 
 
 def test_status_tells_a_run_that_fell_silent_from_one_that_goes_on(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from midwatch.logbook.tui.plot import Frame, Scale, draw
+from midwatch.logbook.tui.plot import Cell, Drawing, Frame, Scale, draw
 from midwatch.logbook.tui.series import FANOUT, Point, Series
 from midwatch.logbook.tui.span import Span
+from midwatch.logbook.y_range import YRange, cut_text
 from midwatch.tests.support.builders import make_sample
 
 
@@ -35,7 +36,7 @@ def test_values_that_are_not_finite_are_told_apart() -> None:
     assert [p.first for p in points if math.isnan(p.low)] == [5, 6]
     drawing = draw(points, Frame(1, 40, 40, 4))
     assert [x for x, cell in enumerate(drawing.rows[0]) if cell.kind == "bad"] == [4, 5]
-    assert (drawing.low, drawing.high) == (2.0, 2.0)
+    assert drawing.shown == YRange(2.0, 2.0, 2.0, 2.0)
 
 
 def test_a_block_with_a_value_that_is_not_finite_keeps_the_range_of_the_others() -> None:
@@ -77,9 +78,70 @@ def test_a_logarithmic_scale_needs_positive_values() -> None:
     assert not draw([*wide, Point(3, 3, 0.0, 0.0)], Frame(1, 3, 8, 2, scale=Scale.LOG)).is_log
 
 
+def long_run(num_steps: int = 10_000) -> list[float]:
+    """A loss from ten nats down to two, most of the way within its first hundredth."""
+    return [2.0 + 8.0 * math.exp(-500.0 * n / num_steps) - n / num_steps
+            for n in range(num_steps)]  # fmt: skip
+
+
+def drawn(values: list[float], frame: Frame) -> Drawing:
+    series = Series()
+    series.add([(1, make_sample(n, loss=value)) for n, value in enumerate(values, 1)])
+    return draw(series.points("loss", 1, len(values), 8 * frame.width), frame)
+
+
+def rows_of(drawing: Drawing, kind: str) -> set[int]:
+    return {y for y, row in enumerate(drawing.rows) for cell in row if cell.kind == kind}
+
+
+def test_the_first_steps_of_a_long_run_do_not_flatten_the_rest() -> None:
+    drawing = drawn(long_run(), Frame(1, 10_000, 60, 8))
+    assert drawing.shown is not None
+    assert drawing.shown.high < 5.0
+    assert drawing.shown.greatest == 10.0
+    assert drawing.rows[0][0] == Cell("^", "cut")
+    assert rows_of(drawing, "curve") >= set(range(1, 8))
+
+
+def test_spikes_however_many_do_not_flatten_the_rest() -> None:
+    values = long_run()
+    for n in range(60):
+        values[100 + 160 * n] = 174.0
+    drawing = drawn(values, Frame(1, 10_000, 60, 8))
+    assert drawing.shown is not None
+    assert drawing.shown.high < 5.0
+    assert cut_text(drawing.shown, ".4f") == ", peaks to 174.0000 cut off"
+    # Each of them is seen all the same.
+    spiked = {int((101 + 160 * n - 1) * 119 / 9999) // 2 for n in range(60)}
+    assert spiked <= {x for x, cell in enumerate(drawing.rows[0]) if cell.kind == "cut"}
+
+
+def test_a_dip_leaves_the_picture_at_the_bottom() -> None:
+    values = [5.0 + 0.1 * (n % 7) for n in range(200)]
+    values[120] = -300.0
+    drawing = drawn(values, Frame(1, 200, 60, 4))
+    assert rows_of(drawing, "cut") == {3}
+    assert {cell.char for cell in drawing.rows[3] if cell.kind == "cut"} == {"v"}
+
+
+def test_a_curve_that_is_spread_out_is_shown_whole() -> None:
+    values = [2.0 + 8.0 * math.exp(-n / 60) for n in range(400)]
+    drawing = drawn(values, Frame(1, 400, 60, 8))
+    assert drawing.shown == YRange(min(values), 10.0, min(values), 10.0)
+    assert rows_of(drawing, "cut") == set()
+
+
+@pytest.mark.parametrize(("num", "rows"), [(5, {0, 1, 2, 3}), (30, {3})])
+def test_many_marks_keep_to_the_bottom(num: int, rows: set[int]) -> None:
+    marks = tuple(range(3, 600, 600 // num))
+    drawing = draw([Point(599, 600, 1.0, 2.0)], Frame(1, 600, 60, 4, marks))
+    assert rows_of(drawing, "mark") == rows
+    assert sum(cell.kind == "mark" for cell in drawing.rows[3]) >= num - 1
+
+
 def test_nothing_is_drawn_of_nothing() -> None:
     drawing = draw([], Frame(1, 1, 5, 2))
-    assert math.isnan(drawing.low)
+    assert drawing.shown is None
     assert {cell.char for row in drawing.rows for cell in row} == {" "}
 
 
