@@ -62,6 +62,8 @@ class SpikeConfig(DetectorConfig):
     """Least rise that counts, so that a noiseless loss does not alarm about nothing."""
     min_rise_nats: Positive = 0.05
     """Least rise that counts in absolute terms, so that a loss near zero may wiggle."""
+    begin_nats: Positive = 10.0
+    """The same holds for a run that began at this loss; one that began lower has less of it."""
     lr_rise_frac: Positive = 0.25
     """Least rise that counts while the learning rate is on its way up."""
     early_points: Count = 4
@@ -115,6 +117,8 @@ class JumpConfig(SpikeConfig):
     """Not used: shares of a logarithm mean nothing."""
     min_rise_nats: Positive = 0.2
     """Least rise that counts, as a difference of logarithms."""
+    begin_nats: Positive = 1e-6
+    """Not used: where a norm begins says nothing about it."""
     adopt_points: Count = 400
     """An excursion that lasts longer is the new normal, and the reference starts anew."""
 
