@@ -75,10 +75,24 @@ class SpikeConfig(DetectorConfig):
     """An excursion that lasts longer is the new normal, and the reference starts anew."""
 
 
+class UnrestConfig(Section):
+    """When a loss that jumps up and down counts, though every excursion heals."""
+
+    window_points: Count = 32
+    """Points that are looked at together."""
+    high_frac: Frac = 0.4
+    """Share of them that must be high."""
+    min_returns: Count = 2
+    """How often the loss must have come down and gone up again among them."""
+    min_rise_frac: Positive = 0.15
+    """Rise of their mean that is a warning, and once it has stood for as many again, a rollback."""
+
+
 class LevelShiftConfig(DetectorConfig):
     """How long an excursion of the loss may take to heal.
 
-    In a log that is a running average one bad point echoes for many: give it more points there.
+    In a log that is a running average one bad point echoes for many: it is seen from how alike
+    neighbouring points are, and given more points.
     """
 
     warn_points: Count = 5
@@ -89,6 +103,8 @@ class LevelShiftConfig(DetectorConfig):
     """Share of its points that must be high: a series of separate spikes is no shift."""
     least_z: Positive = 6.0
     """Least height, in units of what the median of a few points usually strays."""
+    unrest: UnrestConfig = UnrestConfig()
+    """When excursions that heal count taken together."""
 
 
 class CreepConfig(DetectorConfig):
