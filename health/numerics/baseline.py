@@ -22,6 +22,8 @@ _CADENCE_GAPS = 3
 _NOISE_EVERY = 4
 # Centres of the past are kept at every so many points; of twice as many when the store is full.
 _PAST_EVERY = 16
+_LIKENESSES = 16
+_LIKENESS_MAX = 6.0
 _PAST_CENTRES = 128
 
 
@@ -34,6 +36,9 @@ class Baseline:
         a running average. Quartiles keep a heavy-tailed log (one rank's batch) quiet.
     wander: how far the median of five points strays above the centre, as a deviation. Far below
         sigma in a log of independent points, as large where neighbours are alike.
+    highest: the highest centre so far.
+    likeness: spread against what second differences tell, about 1 where points are independent and
+        2 or more where neighbours are alike; a slow mean, since it belongs to the log.
     recalled: the centre before the step to which the run has gone back; NaN where none is known.
     """
 
@@ -45,6 +50,9 @@ class Baseline:
         self._wanders = SortedWindow(noise_points)
         self._lately: deque[float] = deque(maxlen=_WANDER_POINTS)
         self._steps: deque[int] = deque(maxlen=centre_points)
+        self.highest = -math.inf
+        self.likeness = 1.0
+        self._likenesses = 0
         self._past: list[tuple[int, float]] = []
         self._past_every = _PAST_EVERY
         self._gap = self._long_gaps = self._last_step = 0
@@ -110,27 +118,37 @@ class Baseline:
         if age % _NOISE_EVERY == 0:
             self._measure()
             self._measure_wander()
-            if age % self._past_every == 0:
-                self._keep_centre(step)
+            if age % _PAST_EVERY == 0:
+                self._learn_habits(step)
         elif not self.is_ready:
             self._measure()
 
-    def _keep_centre(self, step: int) -> None:
+    def _measure(self) -> None:
+        jitters, spreads = self._jitters.ordered, self._spreads.ordered
+        count, spread_count = len(jitters), len(spreads)
+        self.is_ready = count >= self._ready_points and len(self._steps) >= _LEAST_CENTRE_POINTS
+        if not count:
+            return
+        middle = _MAD_TO_SIGMA * jitters[count >> 1]
+        upper = _Q75_TO_SIGMA * jitters[(3 * count) >> 2]
+        jitter = self.jitter = middle if middle > upper else upper
+        spread = self.spread = _UPPER_Q75_TO_SIGMA * spreads[(3 * spread_count) >> 2]
+        self.sigma = jitter if jitter > spread else spread
+
+    def _learn_habits(self, step: int) -> None:
+        """Note how the log is written and where it has been; neither changes fast."""
+        self.highest = max(self.highest, self.centre)
+        if self.jitter > 0.0:
+            self._likenesses = min(self._likenesses + 1, _LIKENESSES)
+            now = min(max(self.spread / self.jitter, 0.0), _LIKENESS_MAX)
+            self.likeness += (now - self.likeness) / self._likenesses
+        if self._age % self._past_every:
+            return
         past = self._past
         past.append((step, self.centre))
         if len(past) > _PAST_CENTRES:
             del past[1::2]
             self._past_every *= 2
-
-    def _measure(self) -> None:
-        jitters, spreads = self._jitters, self._spreads
-        count = len(jitters)
-        self.is_ready = count >= self._ready_points and len(self._steps) >= _LEAST_CENTRE_POINTS
-        if not count:
-            return
-        self.jitter = max(_MAD_TO_SIGMA * jitters.median(), _Q75_TO_SIGMA * jitters.quantile(0.75))
-        self.spread = _UPPER_Q75_TO_SIGMA * spreads.quantile(0.75)
-        self.sigma = max(self.jitter, self.spread)
 
     def _measure_wander(self) -> None:
         if len(self._lately) < _WANDER_POINTS:

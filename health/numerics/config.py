@@ -62,6 +62,8 @@ class SpikeConfig(DetectorConfig):
     """Least rise that counts, so that a noiseless loss does not alarm about nothing."""
     min_rise_nats: Positive = 0.05
     """Least rise that counts in absolute terms, so that a loss near zero may wiggle."""
+    begin_nats: Positive = 10.0
+    """The same holds for a run that began at this loss; one that began lower has less of it."""
     lr_rise_frac: Positive = 0.25
     """Least rise that counts while the learning rate is on its way up."""
     early_points: Count = 4
@@ -73,10 +75,24 @@ class SpikeConfig(DetectorConfig):
     """An excursion that lasts longer is the new normal, and the reference starts anew."""
 
 
+class UnrestConfig(Section):
+    """When a loss that jumps up and down counts, though every excursion heals."""
+
+    window_points: Count = 32
+    """Points that are looked at together."""
+    high_frac: Frac = 0.4
+    """Share of them that must be high."""
+    min_returns: Count = 2
+    """How often the loss must have come down and gone up again among them."""
+    min_rise_frac: Positive = 0.15
+    """Rise of their mean that is a warning, and once it has stood for as many again, a rollback."""
+
+
 class LevelShiftConfig(DetectorConfig):
     """How long an excursion of the loss may take to heal.
 
-    In a log that is a running average one bad point echoes for many: give it more points there.
+    In a log that is a running average one bad point echoes for many: it is seen from how alike
+    neighbouring points are, and given more points.
     """
 
     warn_points: Count = 5
@@ -87,6 +103,8 @@ class LevelShiftConfig(DetectorConfig):
     """Share of its points that must be high: a series of separate spikes is no shift."""
     least_z: Positive = 6.0
     """Least height, in units of what the median of a few points usually strays."""
+    unrest: UnrestConfig = UnrestConfig()
+    """When excursions that heal count taken together."""
 
 
 class CreepConfig(DetectorConfig):
@@ -115,6 +133,8 @@ class JumpConfig(SpikeConfig):
     """Not used: shares of a logarithm mean nothing."""
     min_rise_nats: Positive = 0.2
     """Least rise that counts, as a difference of logarithms."""
+    begin_nats: Positive = 1e-6
+    """Not used: where a norm begins says nothing about it."""
     adopt_points: Count = 400
     """An excursion that lasts longer is the new normal, and the reference starts anew."""
 

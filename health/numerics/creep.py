@@ -76,8 +76,12 @@ class CreepDetector:
     def _counts(self) -> bool:
         """Whether the level has risen enough, and beyond what it usually wanders."""
         drift, config = self._drift, self._config
-        least = max(config.min_rise_frac * abs(drift.best), config.min_rise_nats)
-        return drift.z >= config.warn_z and drift.level - drift.best >= least
+        nats = config.min_rise_nats * self._excursion.nats_scale
+        least = max(config.min_rise_frac * abs(drift.best), nats)
+        if drift.z < config.warn_z or drift.level - drift.best < least:
+            return False
+        # Levels of a running average are alike too, and wander farther than they seem to.
+        return drift.z >= config.warn_z * math.sqrt(self._excursion.patience)
 
     def _follow(self) -> Signal | None:
         level = self._drift.level

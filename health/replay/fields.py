@@ -40,6 +40,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+FORMATS_READ = (
+    "Read are tables (csv, jsonl; --map names columns), Hugging Face's trainer_state.json (hf) and "
+    "the lines of Megatron-LM and DeepSpeed (log); --format names one. Write other logs as a table."
+)
+
+
 class ReadOptions(msgspec.Struct, frozen=True):
     """How to read a file.
 

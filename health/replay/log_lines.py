@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ..numerics.point import Point
-from .fields import unreadable
+from .fields import FORMATS_READ, unreadable
 
 _MEGATRON = re.compile(r"\biteration\s+(\d+)\s*/\s*\d+\s*\|(.*)")
 _MEGATRON_LOSS = ("lm loss", "loss", "reduced_train_loss", "language loss")
@@ -64,7 +64,7 @@ def read_log(lines: Iterable[tuple[int, str]], source: str) -> Iterator[Point]:
             source,
             last_line,
             "no line up to here is from Megatron-LM or DeepSpeed",
-            "Name the format with --format csv, jsonl, hf or log.",
+            FORMATS_READ,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 
 from ...logbook.errors import ConfigError
 from ..numerics.point import Point
-from .fields import ReadOptions, find_columns, number, unreadable, whole
+from .fields import FORMATS_READ, ReadOptions, find_columns, number, unreadable, whole
 from .log_lines import looks_like_log, read_log
 
 _SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _SNIFFED_LINES = 2000
+# What log lines have and the header of a table has not.
+_PROSE = re.compile(r"[=|]|: ")
 
 
 def read_points(path: Path, options: ReadOptions | None = None) -> Iterator[Point]:
@@ -54,8 +57,13 @@ def _find_format(path: Path) -> str:
                 return "hf"
     if not first:
         raise unreadable(str(path), 1, "the file is empty")
+    if first.startswith("{'"):
+        reason = "what the Hugging Face trainer prints carries no step"
+        raise unreadable(str(path), 1, reason, "Give the trainer_state.json that it writes.")
     if first.startswith("{"):
         return "hf" if '"log_history"' in first else "jsonl"
+    if "," in first and _PROSE.search(first):
+        raise unreadable(str(path), 1, "neither a table nor a log of a known kind", FORMATS_READ)
     return "csv" if "," in first else "log"
 
 

@@ -72,6 +72,48 @@ def test_separate_spikes_are_not_a_shift() -> None:
     assert severe(found(run)) == []
 
 
+@pytest.mark.parametrize(("high", "low"), [(1, 1), (2, 2), (2, 1), (3, 3), (5, 5)])
+@pytest.mark.parametrize("height", [0.4, 1.0])
+def test_a_divergence_that_swings_is_called_within_a_hundred_points(
+    high: int, low: int, height: float
+) -> None:
+    run = raised(healthy(900, seed=14), 700, lambda at: height * (at % (high + low) < high))
+    findings = [f for f in found(run) if f.detector == "level-shift"]
+    assert [f.severity for f in findings] == [Severity.WARN, Severity.ROLLBACK]
+    assert findings[0].step <= 740
+    assert findings[-1].step <= 800
+
+
+def test_spikes_that_come_often_and_leave_most_points_alone_are_no_divergence() -> None:
+    run = raised(healthy(1500, seed=15), 600, lambda at: 1.5 * (at % 4 == 0))
+    assert severe(found(run)) == []
+
+
+def test_a_smaller_unit_of_loss_changes_nothing() -> None:
+    for factor in (0.01, 0.1, 10.0):
+        run = raised(healthy(800, seed=13), 600, shift(0.1))
+        for point in run:
+            assert point.loss is not None
+            point.loss *= factor
+        assert [f.onset_step for f in rollbacks(found(run))] == [601]
+
+
+@pytest.mark.parametrize("seed", [0, 3, 6, 9])
+def test_a_running_average_is_given_time_to_fade_by_itself(seed: int) -> None:
+    run = healthy(3000, seed=seed)
+    # Noise that wanders, as shuffled data makes it; the average leaves little of the other.
+    rng, slow = random.Random(seed), 0.0
+    average = run[0].loss
+    for index, point in enumerate(run):
+        slow = 0.97 * slow + rng.gauss(0, 0.004)
+        assert average is not None
+        assert point.loss is not None
+        spiked = 1.5 if index > 800 and index % 150 == 0 else 1.0
+        average = point.loss = 0.9 * average + 0.1 * point.loss * spiked * (1 + slow)
+    assert rollbacks(found(run)) == []
+    assert [f.onset_step for f in rollbacks(found(raised(run, 2930, shift(0.5))))] == [2931]
+
+
 def test_a_jump_to_nan_is_called_with_the_onset_of_the_jump() -> None:
     run = lr_kick(250)
     call = rollbacks(found(run))[0]

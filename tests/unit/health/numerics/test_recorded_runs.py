@@ -12,19 +12,33 @@ from midwatch.tests.support.recorded_curves import (
     DATA,
     Event,
     Runs,
+    Variant,
     algoperf,
     bert,
     find_marks,
     gnmt,
     llama,
     nanogpt,
+    noisy,
     opt,
     recorded_marks,
+    scaled,
+    thinned,
+    without_lr,
 )
 
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason="the recorded runs (../shared/data) are not on this machine"
 )
+
+
+OTHER_LOGS: dict[str, Variant] = {
+    "every second point": thinned(2, 1),
+    "every fourth point": thinned(4, 2),
+    "without a rate": without_lr,
+    "a tenth of the loss": scaled(0.1),
+    "noisier by 1 %": noisy(0.01),
+}
 
 
 @cache
@@ -50,6 +64,34 @@ def test_healthy_runs_are_left_alone(collection: object) -> None:
     assert [f for said in findings.values() for f in rollbacks(said)] == []
     points = sum(len(run) for run in runs.values())
     assert sum(len(said) for said in findings.values()) <= points / 10_000
+
+
+@pytest.mark.parametrize("name", OTHER_LOGS)
+def test_healthy_runs_are_left_alone_in_other_logs_too(name: str) -> None:
+    variant = OTHER_LOGS[name]
+    points, findings = 0, []
+    for collection in (bert, gnmt, llama, nanogpt):
+        for run in collection().values():
+            for changed in variant(run):
+                points += len(changed)
+                findings += severe(found(changed))
+    assert rollbacks(findings) == []
+    assert len(findings) <= points / 10_000
+
+
+@pytest.mark.parametrize("name", OTHER_LOGS)
+def test_excursions_are_called_in_other_logs_too(name: str) -> None:
+    variant = OTHER_LOGS[name]
+    seen = []
+    for run in algoperf().values():
+        for changed in variant(run):
+            marks = find_marks(changed)
+            findings = found(changed) if marks else []
+            seen += [Event(mark, changed, findings) for mark in marks]
+    lasting = [event for event in seen if event.lasted >= 10]
+    assert sum(event.delay <= 10 for event in lasting) >= 0.9 * len(lasting) > 0
+    single = [event for event in seen if event.lasted <= 1 and event.left >= 8]
+    assert [event.delay for event in single] == [math.inf] * len(single)
 
 
 def test_lasting_excursions_are_called_within_ten_points() -> None:

@@ -127,6 +127,8 @@ def test_trainer_state_is_read_and_its_hidden_nan_found(tmp_path: Path) -> None:
         ("a.json", '{"steps": []}\n', 1, "log_history"),
         ("a.log", "hello\nworld\n", 2, "no line"),
         ("a", "\n\n", 1, "empty"),
+        ("a", "{'loss': 2.5, 'learning_rate': 1e-4}\n", 1, "Hugging Face"),
+        ("a.log", "epoch 001: 100 / 2000 loss=10.1, ppl=900, lr=1e-4\n", 1, "neither a table"),
     ],
 )
 def test_unreadable_input_names_the_line_and_the_reason(
@@ -136,6 +138,13 @@ def test_unreadable_input_names_the_line_and_the_reason(
     assert error.code == "replay-unreadable"
     assert f"line {line}:" in error.message
     assert word in error.message
+
+
+@pytest.mark.parametrize("text", ["train | epoch 1, loss=10.1, num_updates=1\n", "hello\n"])
+def test_a_log_of_an_unknown_kind_is_told_what_is_read(tmp_path: Path, text: str) -> None:
+    remedy = reason(written(tmp_path, "a.log", text)).remedy
+    for known in ("csv", "jsonl", "trainer_state.json", "Megatron-LM", "DeepSpeed"):
+        assert known in remedy
 
 
 def test_what_is_not_text_or_not_there_is_unreadable(tmp_path: Path) -> None:
