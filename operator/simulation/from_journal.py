@@ -6,6 +6,7 @@ import statistics
 
 from msgspec.structs import replace
 
+from ...logbook.decisions import IncidentDraft
 from ...logbook.errors import ConfigError
 from ...logbook.state import RunState
 from ...logbook.summary import summarize
@@ -24,6 +25,27 @@ _EFFECTS = {
     "start-timeout": fm.HANG,
     "cross-rank-outlier": fm.CORRUPTION,
 }
+_HOST_LOST = "node-lost"
+# What the ranks of a lost node or GPU say of it, and what their peers do, are signs of the same.
+_SIGNS = ("hang", "start-failed", "start-timeout", "worker-failed", "worker-killed", "peers-lost")
+
+
+def _failures(state: RunState) -> list[list[IncidentDraft]]:
+    """Return, for every restart that answered a failure, the incidents that it answered."""
+    found: dict[int, list[IncidentDraft]] = {}
+    for incident in state.incidents.values():
+        if incident.attempt_after is not None:
+            found.setdefault(incident.attempt_after, []).append(incident.draft)
+    return list(found.values())
+
+
+def _vagueness(draft: IncidentDraft) -> int:
+    """Return how little an incident says of the cause: a GPU's own word says most."""
+    if draft.fault in _SIGNS:
+        return 3 + _SIGNS.index(draft.fault)
+    if draft.is_numeric and draft.node is None:
+        return 2
+    return int(draft.fault == _HOST_LOST)
 
 
 def model_of(state: RunState, now_s: float) -> FailureModel:
@@ -36,17 +58,18 @@ def model_of(state: RunState, now_s: float) -> FailureModel:
     gpus = int(mesh.get("dp_shard") or 1) * int(mesh.get("tp") or 1)
     gpu_hours = summary.wall_s / HOUR_S * gpus
     counts: dict[tuple[str, str], int] = {}
-    numeric = 0
-    for incident in state.incidents.values():
-        if incident.attempt_after is None:
-            continue
-        if incident.draft.is_numeric and incident.draft.node is None:
+    numeric, groups = 0, []
+    for drafts in _failures(state):
+        draft = min(drafts, key=_vagueness)
+        hosts = {each.node for each in drafts if each.fault == _HOST_LOST}
+        if draft.is_numeric and draft.node is None:
             numeric += 1
-            continue
-        fault = incident.draft.fault
-        kind = (fault, _EFFECTS.get(fault, fm.GPU))
-        counts[kind] = counts.get(kind, 0) + 1
-    if not counts or gpu_hours <= 0:
+        elif len(hosts) > 1:
+            groups.append(len(hosts))
+        else:
+            kind = (draft.fault, _EFFECTS.get(draft.fault, fm.GPU))
+            counts[kind] = counts.get(kind, 0) + 1
+    if not (counts or groups) or gpu_hours <= 0:
         raise ConfigError(
             "no-failures",
             f"the journal of {state.run} holds no failure that was answered by a restart, in "
@@ -54,11 +77,13 @@ def model_of(state: RunState, now_s: float) -> FailureModel:
             remedy="Take a published model: --model.",
         )
     causes = tuple(Cause(fault, effect, n / gpu_hours) for (fault, effect), n in counts.items())
-    total = sum(counts.values())
+    total = sum(counts.values()) + len(groups)
     return FailureModel(
         name="journal",
         source=f"{state.run}: {total} failures in {gpu_hours:.0f} GPU-hours",
         causes=causes,
+        per_hour_groups=len(groups) * HOUR_S / summary.wall_s,
+        group_max=max(groups, default=2),
         divergences_per_1000_steps=1000.0 * numeric / max(state.steps_total, 1),
     )
 

@@ -41,14 +41,22 @@ degrees of freedom at that level, over the one that a single interval is made wi
 
 
 def scenario_of(
-    mtbf_s: float, step_s: float, stall_s: float, load_s: float, *, span: float, every: int = 1
+    mtbf_s: float,
+    step_s: float,
+    stall_s: float,
+    load_s: float,
+    *,
+    span: float,
+    every: int = 1,
+    nodes: int = 4,
+    per_node: int = 1,
 ) -> Scenario:
-    """A run of four nodes that fails every mtbf_s, watched for span times that."""
+    """A run of some nodes that fails every mtbf_s, watched for span times that."""
     # More than anything lasts here: no deadline has a say in it.
     ever_s = 10.0 * max(step_s, load_s)
     spec = make_spec(
-        mesh={"dp_shard": 4, "tp": 1},
-        nodes={"ranks_per_node": 1, "spares": 0},
+        mesh={"dp_shard": nodes, "tp": per_node},
+        nodes={"ranks_per_node": per_node, "spares": 0},
         trainer={"steps": STEPS, "interval_steps": every},
         restart={
             "max_restarts_per_hour": 1000,
@@ -93,6 +101,22 @@ def test_ettr_agrees_with_the_exact_formula(
     assert all(each.pages == 0 for each in figures), "nobody was to be waited for"
     assert abs(found.value - expected) <= half, f"expected {expected:.5f}, found {found}"
     assert half < 0.6 * (1.0 - expected), "the interval must say something"
+
+
+def test_ettr_agrees_with_the_exact_formula_where_every_gpu_has_its_rank() -> None:
+    gpus, stall_s, load_s = 512, 300.0, 600.0
+    mtbf_s = model_named("llama3").mtbf_s(gpus)
+    interval_s = optimal_interval_s(stall_s, mtbf_s)
+    scenario = scenario_of(
+        mtbf_s, interval_s, stall_s, load_s, span=14, nodes=gpus // 8, per_node=8
+    )
+    assert scenario.spec.world_size == gpus
+    figures = [outcome.figures for outcome in simulate(scenario, SEEDS, seed=1)]
+    expected = expected_ettr_frac(interval_s, stall_s, mtbf_s, restart_s=load_s + ORDERS_S)
+    found = mean_of([each.ettr_frac for each in figures])
+    assert sum(each.restarts for each in figures) > 2 * 14, "it must have failed"
+    assert abs(found.value - expected) <= found.half, f"expected {expected:.5f}, found {found}"
+    assert found.half < 0.6 * (1.0 - expected), "the interval must say something"
 
 
 def test_the_best_interval_of_a_sweep_is_the_formulas() -> None:

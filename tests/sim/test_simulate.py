@@ -138,6 +138,32 @@ def test_rates_of_a_journal_are_those_that_it_was_made_with() -> None:
     assert caught.value.code == "no-failures"
 
 
+@pytest.mark.parametrize("effect", [fm.GPU, fm.SOFTWARE, fm.HOST, fm.HANG, fm.KILL, fm.CORRUPTION])
+def test_one_failure_comes_back_from_the_journal_as_one_of_its_kind(effect: str) -> None:
+    simulation = Simulation(sized_scenario(Size(gpus=32, days=1.0, spares=2), "none"), seed=1)
+    simulation.run_until(lambda state: state.step > 60, 2 * HOUR_S)
+    node = simulation.state.attempt.plan.nodes[1]  # type: ignore[union-attr]
+    simulation.nature.strike(effect, effect, node)
+    assert simulation.run_until(lambda s: s.num_attempts == 2 and s.step > 80, HOUR_S)
+    simulation.run_until(lambda state: False, 300.0)
+    found = model_of(simulation.state, simulation.timeline.now_s())
+    assert [cause.effect for cause in found.causes] == [effect]
+    assert "1 failures in" in found.source
+
+
+def test_hosts_lost_at_once_come_back_from_the_journal_as_a_group() -> None:
+    simulation = Simulation(sized_scenario(Size(gpus=32, days=1.0, spares=3), "none"), seed=1)
+    simulation.run_until(lambda state: state.step > 60, 2 * HOUR_S)
+    for node in simulation.state.attempt.plan.nodes[:3]:  # type: ignore[union-attr]
+        simulation.nature.strike("rack", fm.HOST, node)
+    assert simulation.run_until(lambda s: s.num_attempts > 1 and s.step > 80, HOUR_S)
+    found = model_of(simulation.state, simulation.timeline.now_s())
+    assert not found.causes
+    assert found.group_max == 3
+    hours = simulation.timeline.elapsed_s / HOUR_S
+    assert found.per_hour_groups == pytest.approx(1 / hours, rel=0.05)
+
+
 def test_published_rates_are_those_of_their_sources() -> None:
     # Mean times between failures as the papers and our own facts have them, in hours.
     known = {("llama3", 16_384): 3.09, ("rsc1", 16_384): 1.80, ("rsc2", 16_384): 5.0}
