@@ -21,6 +21,7 @@ from midwatch.checkpoints.manifest import (
     read_manifest,
 )
 from midwatch.checkpoints.objects import open_store
+from midwatch.checkpoints.objects_folder import prepare_folder
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.shardfile import commit_manifest
 from midwatch.checkpoints.store import LocalStore
@@ -317,6 +318,7 @@ def test_an_export_from_a_store_leaves_nothing_else_behind(
     saved: tuple[Path, int], tmp_path: Path, cli: Cli
 ) -> None:
     store = {"url": str(tmp_path / "store")}
+    prepare_folder(tmp_path / "store")
     run = Run(tmp_path / "run", *saved, checkpoints={"store": store})
     run_id = run_id_of(run.folder)
     rewritten(run, run_id)
