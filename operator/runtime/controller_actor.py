@@ -82,8 +82,15 @@ class ControllerActor:
         )
         self._thread.start()
 
-    def ingest(self, agent: str, payload: bytes) -> tuple[int, int]:
-        """Take an agent's reports; return (this controller's epoch, highest journaled seq)."""
+    def ingest(self, agent: str, payload: bytes, heard_epoch: int = 0) -> tuple[int, int]:
+        """Take an agent's reports; return (this controller's epoch, highest journaled seq).
+
+        heard_epoch: of the controller that answered the agent last, 0 for none. Where that was
+        another one nothing is taken: what the agent kept for it comes first, or steps would be
+        heard of out of their order.
+        """
+        if heard_epoch not in (0, self._journal.epoch):
+            return self._journal.epoch, 0
         return self._journal.epoch, self._cluster.ingest(agent, payload)
 
     def ping(self) -> tuple[int, str]:

@@ -133,8 +133,8 @@ class NodeAgent:
                 self._supervisor.acknowledge(acknowledged)
                 pending = []
             else:
-                # A new controller took over: what the old one had not written down is unsaid, and
-                # what this one has heard of it so far is not all of it.
+                # A new controller took over and has taken nothing yet: what the old one had not
+                # written down is unsaid, and comes before what is new.
                 pending = list(self._supervisor.unacknowledged())
             self._epoch = epoch
 
@@ -143,7 +143,9 @@ class NodeAgent:
             if self._controller is None:
                 name = controller_name(self._settings.run)
                 self._controller = ray.get_actor(name, namespace=NAMESPACE)
-            ref = self._controller.ingest.remote(self._supervisor.agent, _encode(reports))
+            ref = self._controller.ingest.remote(
+                self._supervisor.agent, _encode(reports), self._epoch
+            )
             epoch, acknowledged = ray.get(ref, timeout=DELIVER_TIMEOUT_S)
             return int(epoch), int(acknowledged)
         except (RayError, GetTimeoutError, ValueError) as error:
