@@ -188,16 +188,21 @@ def with_memory(path: Path, seed: int, node: str, machine: MachineIdentity = BAD
     return night
 
 
+def fail_twice(path: Path, seed: int) -> None:
+    """Have one machine evicted in two runs, which is past its budget."""
+    for run in range(2):
+        night = with_memory(path, seed + run, "node-1")
+        night.run_to_step(10)
+        see(night, "node-1", finding("evict"))
+        night.run(lambda s: bool(s.nodes["node-1"].quarantined))
+        night.run_for(2.0)
+
+
 def test_a_gpu_past_its_budget_is_known_again_in_another_run_on_another_node(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "lemons.json"
-    for run in range(2):
-        night = with_memory(path, 20 + run, "node-1")
-        night.run_to_step(20)
-        see(night, "node-1", finding("evict"))
-        night.run(lambda s: bool(s.nodes["node-1"].quarantined))
-        night.run_for(2.0)
+    fail_twice(path, 20)
     # The provider returns it under another name, in another chassis.
     moved = MachineIdentity("machine-new", (GpuIdentity("GPU-1", "s1"),))
     night = with_memory(path, 22, "node-0", moved)
@@ -212,12 +217,7 @@ def test_a_gpu_past_its_budget_is_known_again_in_another_run_on_another_node(
 
 def test_a_person_forgives_a_lemon(tmp_path: Path) -> None:
     path = tmp_path / "lemons.json"
-    for run in range(2):
-        night = with_memory(path, 30 + run, "node-1")
-        night.run_to_step(10)
-        see(night, "node-1", finding("evict"))
-        night.run(lambda s: bool(s.nodes["node-1"].quarantined))
-        night.run_for(2.0)
+    fail_twice(path, 30)
     night = with_memory(path, 32, "node-1")
     night.run(lambda s: "node-1" in s.nodes and bool(s.nodes["node-1"].quarantined))
     night.ask("release", target="node-1")
@@ -253,12 +253,7 @@ def test_what_a_machine_does_is_remembered_though_its_driver_was_slow_to_open(
 
 def test_a_lemon_known_too_late_is_left_out_at_the_next_restart(tmp_path: Path) -> None:
     path = tmp_path / "lemons.json"
-    for run in range(2):
-        night = with_memory(path, 50 + run, "node-1")
-        night.run_to_step(10)
-        see(night, "node-1", finding("evict"))
-        night.run(lambda s: bool(s.nodes["node-1"].quarantined))
-        night.run_for(2.0)
+    fail_twice(path, 50)
     night = with_memory(path, 52, "node-1")
     night.world.trouble.drivers_open_s["node-1"] = night.timeline.now_s() + 20.0
     state = night.run(lambda s: "node-1" in s.nodes and bool(s.nodes["node-1"].lemon))
