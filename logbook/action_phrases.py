@@ -35,9 +35,13 @@ def action_text(action: de.Action) -> str:
             return f"end the run, {'stopped' if stopped else 'completed'} at step {step}"
         case de.SendCommand(command, _):
             return f"send {_command_text(command)} as command {command.seq}"
-        case de.VerifyCheckpoint(name) | de.PinCheckpoint(name) | de.UnpinCheckpoint(name):
-            return f"{_tag(action).split('-')[0]} {name}"
-        case de.QuarantineCheckpoint(name) | de.ReleaseCheckpoint(name):
+        case (
+            de.VerifyCheckpoint(name)
+            | de.PinCheckpoint(name)
+            | de.UnpinCheckpoint(name)
+            | de.QuarantineCheckpoint(name)
+            | de.ReleaseCheckpoint(name)
+        ):
             return f"{_tag(action).split('-')[0]} {name}"
         case de.PruneCheckpoints(checkpoints):
             return f"delete {some_of(checkpoints)}"

@@ -19,7 +19,7 @@ from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention, RunState
 from ..spec import RunSpec
 from .candidates import doomed, newest_checkpoint
-from .context import make_decision
+from .context import make_decision, said_by
 from .storage import is_being_read, is_choosing, retention_plan
 
 PRUNE = "prune"
@@ -55,7 +55,7 @@ def answer(
     state: RunState, spec: RunSpec, request: InterventionRequested, now_s: float
 ) -> Decision | None:
     """Return the decision that carries a request out; None while it has to wait."""
-    said = f"{request.by} asked: {request.reason or 'no reason given'}"
+    said = said_by(request)
     if request.action == PRUNE:
         return _prune(state, spec, said, now_s)
     known = state.checkpoints[request.target]
