@@ -7,8 +7,6 @@ import msgspec
 from ...logbook.findings import Finding, Severity
 from .point import Signal
 
-_RANK = {Severity.OBSERVE: 1, Severity.WARN: 2, Severity.ROLLBACK: 3}
-
 # Detectors that look at the same trouble from several sides speak with one voice.
 _FAMILY = {"spike": "loss", "level-shift": "loss", "creep": "loss", "non-finite": "loss"}
 
@@ -82,7 +80,7 @@ class VerdictKeeper:
         if signal.detector not in episode.open_detectors:
             episode.open_detectors.append(signal.detector)
         severity = self._cooled(key, step, signal.severity)
-        if episode.severity is not None and _RANK[severity] <= _RANK[episode.severity]:
+        if episode.severity is not None and severity.weight <= episode.severity.weight:
             return None
         onset = min(signal.onset_step, episode.onset_step)
         finding = episode.add(_finding(step, onset, severity, signal, shadow=shadow), count)
@@ -127,7 +125,7 @@ class VerdictKeeper:
         ]
         if not found:
             return Verdict()
-        worst = max(found, key=lambda finding: _RANK[finding.severity]).severity
+        worst = max(found, key=lambda finding: finding.severity.weight).severity
         onset = min(finding.onset_step for finding in found)
         return Verdict(worst, onset, tuple(sorted(found, key=lambda finding: finding.step)))
 
