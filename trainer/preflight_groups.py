@@ -52,6 +52,10 @@ class GroupChecks:
     def before_sending(self) -> None:
         """Called before each collective, within the time that is measured."""
 
+    def elapsed_s(self) -> float:
+        """Return the clock by which collectives are measured, from any origin."""
+        return time.perf_counter()
+
     # --- rounds ----------------------------------------------------------------------------------
 
     def run(self) -> tuple[GroupResult, ...]:
@@ -170,13 +174,13 @@ class GroupChecks:
 
     def _timed(self, begin: Callable[[], dist.Work | None]) -> float:
         self._finish()
-        started_s = time.perf_counter()
+        started_s = self.elapsed_s()
         self.before_sending()
         work = begin()
         assert work is not None
         work.wait(self._timeout)
         self._finish()
-        return time.perf_counter() - started_s
+        return self.elapsed_s() - started_s
 
     def _finish(self) -> None:
         if self._device.type == "cuda":

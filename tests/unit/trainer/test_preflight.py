@@ -42,8 +42,6 @@ LIMITS = PreflightLimits(
     repeats=2,
     disk_bytes_per_s_min=0.0,
     disk_free_bytes_min=0,
-    # Ranks outnumber cores here: only what is slower than any busy machine counts.
-    bandwidth_frac_min=0.01,
 )
 
 
@@ -114,18 +112,33 @@ class LimitedDisk(LocalChecks):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-class CorruptSender(GroupChecks):
+class TickingGroups(GroupChecks):
+    """A stopwatch that counts its readings: on a busy machine real times mean little."""
+
+    ticks = 0.0
+
+    def elapsed_s(self) -> float:
+        self.ticks += 1.0
+        return self.ticks
+
+
+class CorruptSender(TickingGroups):
     def outgoing(self, contribution: Tensor) -> Tensor:
         contribution[11] += 1
         return contribution
 
 
-class SlowSender(GroupChecks):
+class SlowSender(TickingGroups):
+    def before_sending(self) -> None:
+        self.ticks += 100.0
+
+
+class SleepySender(GroupChecks):
     def before_sending(self) -> None:
         time.sleep(DELAY_S)
 
 
-class DeafRank(GroupChecks):
+class DeafRank(TickingGroups):
     def before_sending(self) -> None:
         raise RuntimeError("the network card is gone")
 
@@ -159,9 +172,8 @@ def _be_rank(rank: int, num_ranks: int, order: PreflightOrder, sick: dict[int, s
     mine = kind(start, order, store, CPU)
     if fault is not None and issubclass(fault, LocalChecks):
         mine.local = fault(rank, start.node, CPU, order.limits)
-    elif fault is not None and issubclass(fault, GroupChecks):
-        shared = dist.PrefixStore("preflight", store)
-        mine.groups = fault(rank, num_ranks, CPU, order, shared)
+    groups = fault if fault is not None and issubclass(fault, GroupChecks) else TickingGroups
+    mine.groups = groups(rank, num_ranks, CPU, order, dist.PrefixStore("preflight", store))
     return mine.run()
 
 
@@ -222,6 +234,16 @@ def test_a_fault_is_found_and_laid_at_the_door_of_its_node_alone(
     assert failed(verdict) == {check: [NODES[BAD]] for check in checks}
     assert verdict.bad_nodes == (NODES[BAD],)
     assert verdict.suspect_nodes == ()
+
+
+def test_a_collective_is_as_slow_as_its_slowest_rank_by_the_real_clock(tmp_path: Path) -> None:
+    real = dict.fromkeys(range(NUM_NODES), "GroupChecks")
+    verdict = examined(tmp_path, real | {BAD: "SleepySender"})
+    found = {r.name: r for r in verdict.results if r.node == NODES[BAD] and "bandwidth" in r.name}
+    assert set(found) == {"all-gather-bandwidth", "all-reduce-bandwidth"}
+    for result in found.values():
+        # Of a pair's two messages each rank receives one.
+        assert 0.0 < result.value <= LIMITS.message_bytes / DELAY_S, result
 
 
 def test_two_corrupt_senders_among_four_are_both_singled_out(tmp_path: Path) -> None:
