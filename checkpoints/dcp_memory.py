@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
+from ..logbook.decoding import prepared
 from ..logbook.errors import ConfigError, IntegrityError, MidwatchError
 from ..logbook.tiers import SLOTS_PER_RANK, MemoryOrder
 from ..logbook.wire import StepSample
@@ -36,7 +37,7 @@ from .source import Repaired
 
 _ROUND_BYTES = 1 << 16
 _PAIR = SLOTS_PER_RANK // 2
-
+_decode_part = msgspec.msgpack.Decoder(prepared(RankPart)).decode
 
 Room = Callable[[bytes], torch.Tensor]
 
@@ -174,7 +175,7 @@ class MemoryTier:
         received: list[BodyFacts] = []
 
         def room(encoded: bytes) -> torch.Tensor:
-            coming = msgspec.msgpack.decode(encoded, type=BodyFacts)
+            coming = msgspec.msgpack.decode(encoded, type=prepared(BodyFacts))
             received.append(coming)
             if not coming.body_bytes:
                 return torch.empty(0, dtype=torch.uint8)
@@ -239,7 +240,7 @@ class MemoryTier:
             for shard, (_, head) in shards.items()
         ]
         said = self._messenger.all_gather(msgspec.msgpack.encode(mine))
-        rows = [msgspec.msgpack.decode(row, type=list[Holding]) for row in said]
+        rows = [msgspec.msgpack.decode(row, type=prepared(list[Holding])) for row in said]
         reason = missing_shards(rows)
         for generation in whole_generations(rows, oldest_step):
             found = self._open(generation, rows, held.get(generation, {}), state)
@@ -272,7 +273,7 @@ class MemoryTier:
         head = next((msgspec.msgpack.encode(s.head) for s in shards.values()), b"")
         mine = _Said(tuple(sorted(shards)), tuple(sorted(bad)), head, parts)
         gathered = self._messenger.all_gather(msgspec.msgpack.encode(mine))
-        said = [msgspec.msgpack.decode(row, type=_Said) for row in gathered]
+        said = [msgspec.msgpack.decode(row, type=prepared(_Said)) for row in gathered]
         wishes = [_Wish((rank,), "") for rank in range(len(said))]
         index = None
         if not is_simple:
@@ -296,7 +297,7 @@ class MemoryTier:
             for n in row.bad
         )
         head = next(row.head for row in said if row.head)
-        manifest = msgspec.msgpack.decode(head, type=ShardHead).as_manifest(
+        manifest = msgspec.msgpack.decode(head, type=prepared(ShardHead)).as_manifest(
             sum(len(shard.image) for shard in shards.values())
         )
         return MemorySource(manifest, index, shards, (self._config.rank, repaired, errors))
@@ -310,8 +311,7 @@ class MemoryTier:
             parts |= row.parts
         index, mine = None, _Wish((), "")
         try:
-            ordered = [parts[n] for n in range(num_shards)]
-            merged = merge_parts([msgspec.msgpack.decode(p, type=RankPart) for p in ordered])
+            merged = merge_parts([_decode_part(parts[n]) for n in range(num_shards)])
             index = encode_index(merged)
             names = files_needed("in memory", merged, state, self._config.rank)
             numbers = {rank_file(n): n for n in range(num_shards)}
@@ -321,7 +321,7 @@ class MemoryTier:
         except MidwatchError as error:
             mine = _Wish((), str(error))
         gathered = self._messenger.all_gather(msgspec.msgpack.encode(mine))
-        wishes = [msgspec.msgpack.decode(row, type=_Wish) for row in gathered]
+        wishes = [msgspec.msgpack.decode(row, type=prepared(_Wish)) for row in gathered]
         failed = [wish for wish in wishes if wish.error]
         return (None, failed) if failed else (index, wishes)
 
@@ -335,7 +335,7 @@ class MemoryTier:
         received: list[tuple[BodyFacts, torch.Tensor]] = []
 
         def room(encoded: bytes) -> torch.Tensor:
-            facts = msgspec.msgpack.decode(encoded, type=BodyFacts)
+            facts = msgspec.msgpack.decode(encoded, type=prepared(BodyFacts))
             received.append((facts, torch.empty(facts.body_bytes, dtype=torch.uint8)))
             return received[0][1]
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from ..logbook.decoding import prepared
 from ..logbook.errors import ConfigError, IntegrityError
 
 INDEX_NAME = "index.msgpack"
@@ -169,7 +170,7 @@ def decode_index(data: memoryview) -> Index:
     Raises: IntegrityError[index-corrupt].
     """
     try:
-        return msgspec.msgpack.decode(data, type=Index)
+        return msgspec.msgpack.decode(data, type=prepared(Index))
     except msgspec.DecodeError as error:
         raise IntegrityError(
             "index-corrupt", f"{INDEX_NAME} is not readable: {error}.", remedy="Load another."

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from ..logbook.decoding import prepared
 from ..logbook.errors import IntegrityError
 from ..logbook.tiers import Storage
 from ..logbook.wire import CheckpointTags, Hyper, Mesh
@@ -167,7 +168,7 @@ def decode(data: bytes) -> Manifest:
     Raises: IntegrityError[manifest-corrupt], IntegrityError[manifest-format].
     """
     try:
-        envelope = msgspec.json.decode(data, type=_Envelope)
+        envelope = msgspec.json.decode(data, type=prepared(_Envelope))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _corrupt(f"is not readable: {error}") from error
     if envelope.format != FORMAT:
@@ -180,7 +181,7 @@ def decode(data: bytes) -> Manifest:
     if hashlib.sha256(body).hexdigest() != envelope.sha256:
         raise _corrupt("does not match its own checksum")
     try:
-        return msgspec.json.decode(body, type=Manifest, strict=False)
+        return msgspec.json.decode(body, type=prepared(Manifest), strict=False)
     except msgspec.DecodeError as error:
         raise _corrupt(f"has unexpected content: {error}") from error
 

@@ -20,6 +20,7 @@ import struct
 import msgspec
 import xxhash
 
+from ..logbook.decoding import prepared
 from ..logbook.errors import IntegrityError
 from ..logbook.wire import Mesh, StepSample
 from .index import RankPart
@@ -95,9 +96,9 @@ class _Origin(msgspec.Struct, frozen=True):
     header: _StepOf
 
 
-_heads = msgspec.msgpack.Decoder(ShardHead)
-_origins = msgspec.msgpack.Decoder(_Origin)
-_parts = msgspec.msgpack.Decoder(RankPart)
+_heads = msgspec.msgpack.Decoder(prepared(ShardHead))
+_origins = msgspec.msgpack.Decoder(prepared(_Origin))
+_parts = msgspec.msgpack.Decoder(prepared(RankPart))
 
 
 class BodyFacts(msgspec.Struct, frozen=True, array_like=True):

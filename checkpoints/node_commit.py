@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..logbook.decoding import prepared
 from ..logbook.wire import CheckpointStage
 from .index import Index
 from .manifest import FileEntry, Manifest, SaveHeader, SaverConfig, checkpoint_dir, checkpoint_id
@@ -64,7 +65,9 @@ class NodeCommitter(Committer):
             reports = self._exchange.gather(msgspec.msgpack.encode(report))
             self._sent = staged.part
             offer = msgspec.msgpack.encode(self._propose(header, reports)) if reports else b""
-            proposal = msgspec.msgpack.decode(self._exchange.broadcast(offer), type=_Proposal)
+            proposal = msgspec.msgpack.decode(
+                self._exchange.broadcast(offer), type=prepared(_Proposal)
+            )
             acks = self._exchange.gather(self._keep(directory, proposal).encode())
             verdict = b""
             if acks:
@@ -72,7 +75,7 @@ class NodeCommitter(Committer):
                     self._conclude_acks(directory, header, proposal, acks, begun_s)
                 )
             outcome = msgspec.msgpack.decode(
-                self._exchange.broadcast(verdict), type=CheckpointStage
+                self._exchange.broadcast(verdict), type=prepared(CheckpointStage)
             )
         except Exception as error:  # The death of a peer has no type of its own in torch.
             return failed(directory, header, lost_peer(error))

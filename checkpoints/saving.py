@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from ..logbook.decoding import prepared
 from ..logbook.errors import MidwatchError, Retryable
 from ..logbook.wire import CheckpointStage
 from .index import INDEX_NAME, Index, RankPart, encode_index, merge_parts
@@ -92,7 +93,9 @@ class Committer:
                 outcome = msgspec.msgpack.encode(
                     self._conclude(directory, header, reports, begun_s)
                 )
-            return msgspec.msgpack.decode(self._exchange.broadcast(outcome), type=CheckpointStage)
+            return msgspec.msgpack.decode(
+                self._exchange.broadcast(outcome), type=prepared(CheckpointStage)
+            )
         except Exception as error:  # The death of a peer has no type of its own in torch.
             return failed(directory, header, lost_peer(error))
 
@@ -124,7 +127,9 @@ class Committer:
 
     def _entries(self, payloads: Sequence[bytes]) -> tuple[list[FileEntry], str]:
         """Return every rank's entry, and why there is none, "" when all ranks have written."""
-        reports = [msgspec.msgpack.decode(payload, type=_RankReport) for payload in payloads]
+        reports = [
+            msgspec.msgpack.decode(payload, type=prepared(_RankReport)) for payload in payloads
+        ]
         self._learn(reports)
         cause = next((report.error for report in reports if report.error), "")
         return [report.entry for report in reports if report.entry], cause

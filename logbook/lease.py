@@ -44,6 +44,7 @@ from pathlib import Path
 
 import msgspec
 
+from .decoding import prepared
 from .diskio import create_file
 from .errors import Fatal, Retryable
 
@@ -133,7 +134,9 @@ def read_claim(directory: Path) -> Claim | None:
     if not epochs:
         return None
     try:
-        return msgspec.json.decode(_claim_path(folder, epochs[-1]).read_bytes(), type=Claim)
+        return msgspec.json.decode(
+            _claim_path(folder, epochs[-1]).read_bytes(), type=prepared(Claim)
+        )
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
 

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from .decoding import prepared
 from .errors import IntegrityError
 
 E = TypeVar("E", bound=msgspec.Struct)
@@ -89,7 +90,7 @@ class JournalCorrupt(IntegrityError):
         self.offset = offset
 
 
-_head_decoder = msgspec.json.Decoder(RecordHead)
+_head_decoder = msgspec.json.Decoder(prepared(RecordHead))
 
 
 def decode_head(line: bytes) -> RecordHead:
@@ -126,7 +127,7 @@ def encode_header(header: SegmentHeader) -> bytes:
 def decode_header(line: bytes) -> SegmentHeader:
     """Return the header on a sound line. Raises IntegrityError[journal-format-unknown]."""
     try:
-        header = msgspec.json.decode(line, type=SegmentHeader)
+        header = msgspec.json.decode(line, type=prepared(SegmentHeader))
     except (ValueError, msgspec.MsgspecError) as error:
         raise _format_unknown(f"its first line is no segment header ({error})") from error
     if header.journal != FORMAT:
@@ -148,7 +149,7 @@ class Codec(Generic[E]):
     def __init__(self, event_type: Any) -> None:
         # Not strict: that is what reads "NaN" into a float field, at no cost that can be measured.
         self._decoder: msgspec.json.Decoder[Record[E]] = msgspec.json.Decoder(
-            Record[event_type], strict=False
+            prepared(Record[event_type]), strict=False
         )
 
     def encode(self, seq: int, time_s: float, attempt: int, epoch: int, event: E) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from .decoding import prepared
 from .diskio import disk_error, replace_file
 
 FORMAT = 1
@@ -78,7 +79,7 @@ def discard_snapshots(directory: Path) -> None:
 def _payload(path: Path, seq: int, version: str) -> bytes | None:
     try:
         line, _, payload = path.read_bytes().partition(b"\n")
-        header = msgspec.json.decode(line, type=_Header)
+        header = msgspec.json.decode(line, type=prepared(_Header))
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
     expected = _Header(FORMAT, seq, version, len(payload), hashlib.sha256(payload).hexdigest())

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import msgspec
 
+from .decoding import prepared
 from .snapshot import latest_snapshot, write_snapshot
 from .state import RunState
 
 EVERY_EVENTS = 5_000
 """Reading and folding so many takes a few hundredths of a second."""
 
-_decode = msgspec.msgpack.Decoder(RunState).decode
+_decode = msgspec.msgpack.Decoder(prepared(RunState)).decode
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from .decoding import prepared
 from .hyper import Command as Command
 from .hyper import Hyper as Hyper
 from .hyper import LrChange as LrChange
@@ -306,7 +307,7 @@ class FrameReader(Generic[M]):
     """Cut a byte stream back into messages, however the pipe split it."""
 
     def __init__(self, message_type: Any) -> None:
-        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(message_type)
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(prepared(message_type))
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> list[M]:

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from ..logbook.chapter import Chapter, read_chapter
+from ..logbook.decoding import prepared
 from ..logbook.errors import ConfigError, MidwatchError
 from ..logbook.events import Event, FaultInjected, InterventionRequested, NoteAdded
 from ..logbook.notes import picture_line, render_note
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 64 << 10
 
 Request = InterventionRequested | FaultInjected | NoteAdded
-_decode = msgspec.json.Decoder(Request).decode
+_decode = msgspec.json.Decoder(prepared(Request)).decode
 
 
 class FileDesk:

@@ -24,6 +24,7 @@ from ..health.nodes.lemons import (
     record,
     release,
 )
+from ..logbook.decoding import prepared
 from ..logbook.diskio import replace_file
 
 NAME = "lemons.json"
@@ -74,7 +75,7 @@ class LemonFile:
 
     def _read(self) -> LemonBook:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=LemonBook)
+            return msgspec.json.decode(self._path.read_bytes(), type=prepared(LemonBook))
         except FileNotFoundError:
             return LemonBook()
         except (OSError, msgspec.DecodeError) as error:

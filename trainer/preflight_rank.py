@@ -11,6 +11,7 @@ import msgspec
 import torch
 from torch._C._distributed_c10d import PrefixStore, Store
 
+from ..logbook.decoding import prepared
 from ..logbook.errors import ConfigError
 from ..logbook.preflight import ORDER_VARIABLE, CheckResult, PreflightDone, PreflightOrder
 from ..logbook.wire import WorkerStart
@@ -100,7 +101,7 @@ def order_from_environment() -> PreflightOrder | None:
     if not text:
         return None
     try:
-        return msgspec.json.decode(text, type=PreflightOrder)
+        return msgspec.json.decode(text, type=prepared(PreflightOrder))
     except (msgspec.MsgspecError, ValueError) as error:
         raise ConfigError(
             "preflight-order-invalid",

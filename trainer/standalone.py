@@ -20,6 +20,7 @@ import yaml
 from torch._C._distributed_c10d import Store
 
 from ..checkpoints.manifest import MANIFEST_NAME, checkpoint_dir, parse_checkpoint_id
+from ..logbook.decoding import prepared
 from ..logbook.errors import ConfigError, MidwatchError
 from ..logbook.wire import Mesh, WorkerStart
 from .control import Mailbox
@@ -95,7 +96,7 @@ def read_spec(path: Path) -> StandaloneSpec:
     Raises: ConfigError[spec-missing], ConfigError[spec-invalid].
     """
     try:
-        return msgspec.convert(yaml.safe_load(path.read_text("utf-8")), StandaloneSpec)
+        return msgspec.convert(yaml.safe_load(path.read_text("utf-8")), prepared(StandaloneSpec))
     except OSError as error:
         raise ConfigError(
             "spec-missing",
@@ -142,7 +143,7 @@ def agree_on_situation(run_dir: Path, rank: int, store: Store) -> Situation:
     key = "midwatch/situation"
     if rank == 0:
         store.set(key, msgspec.json.encode(look_at(run_dir)).decode())
-    return msgspec.json.decode(store.get(key), type=Situation)
+    return msgspec.json.decode(store.get(key), type=prepared(Situation))
 
 
 def look_at(run_dir: Path) -> Situation:

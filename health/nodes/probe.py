@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from ...logbook.decoding import prepared
 from .snapshot import ProbeReport, ProbeStatus
 
 ABANDONED_MAX = 2
@@ -128,7 +129,7 @@ class NvmlProbe:
 
     def _accept(self, line: bytes) -> ProbeReport:
         try:
-            report = msgspec.json.decode(line, type=ProbeReport)
+            report = msgspec.json.decode(line, type=prepared(ProbeReport))
         except msgspec.DecodeError as error:
             return self._give_up(ProbeStatus.DIED, f"the probe process answered nonsense: {error}")
         self._has_answered = True

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from ...logbook.decoding import prepared
 from ...logbook.errors import ConfigError
 from ...logbook.wire import WorkerFailed, WorkerStart, encode_frame
 from .forkwire import Spawn
@@ -138,7 +139,7 @@ def _answer_stack_requests(stack_path: str) -> None:
 
 
 def _worker_start(order: Spawn, fds: list[int]) -> WorkerStart:
-    start = msgspec.msgpack.decode(order.start, type=WorkerStart)
+    start = msgspec.msgpack.decode(order.start, type=prepared(WorkerStart))
     report_fd, command_fd, progress_fd, *others = fds
     listen_fd = others.pop(0) if order.has_listener else None
     memory = start.memory

@@ -17,6 +17,7 @@ import msgspec
 
 from ...logbook import events as ev
 from ...logbook.decisions import Decision
+from ...logbook.decoding import prepared
 from ...logbook.errors import ConfigError, IntegrityError, Retryable
 from ...logbook.events import InterventionRequested
 from ...logbook.live_status import RunStatus
@@ -144,7 +145,7 @@ class ApiClient:
     def _refused(self, answer: httpx.Response) -> Exception:
         status = answer.status_code
         try:
-            said = msgspec.json.decode(answer.content, type=ErrorDocument)
+            said = msgspec.json.decode(answer.content, type=prepared(ErrorDocument))
         except ValueError:
             return Retryable(
                 "api-unwilling",
@@ -163,7 +164,7 @@ class ApiClient:
     def _decoded(self, blob: bytes, kind: type[T]) -> T:
         try:
             # Not strict: that reads "NaN" into a float, as in the journal.
-            return msgspec.json.decode(blob, type=kind, strict=False)
+            return msgspec.json.decode(blob, type=prepared(kind), strict=False)
         except ValueError as error:
             raise IntegrityError(
                 "api-not-understood",

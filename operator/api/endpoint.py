@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from ...logbook.decoding import prepared
 from .order import ServeOrder
 from .tokens import FOLDER
 
@@ -79,7 +80,7 @@ def read_endpoint(run_dir: Path) -> Endpoint | None:
     """Return the server that a run's folder tells of, None where it tells of none."""
     try:
         blob = _path(run_dir).read_bytes()
-        return msgspec.json.decode(blob, type=Endpoint)
+        return msgspec.json.decode(blob, type=prepared(Endpoint))
     except (OSError, ValueError):
         return None
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 import msgspec
 
 from ...logbook.decisions import Decision
+from ...logbook.decoding import prepared
 from ...logbook.errors import MidwatchError
 from ...logbook.events import InterventionRequested
 from ...logbook.fold_interventions import recent_touches
@@ -219,7 +220,7 @@ def _refuse_bulk(request: Request) -> None:
 
 def _decoded(body: bytes, kind: Any) -> Any:
     try:
-        return msgspec.convert(_with_whole_numbers(msgspec.json.decode(body)), kind)
+        return msgspec.convert(_with_whole_numbers(msgspec.json.decode(body)), prepared(kind))
     except msgspec.ValidationError as error:
         raise Refusal(422, "body-invalid", f"{error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -12,6 +12,7 @@ import time
 
 import msgspec
 
+from ...logbook.decoding import prepared
 from ...logbook.errors import MidwatchError, Retryable
 from .endpoint import Endpoint
 from .order import ServeOrder
@@ -77,11 +78,11 @@ def start_server(order: ServeOrder, wake_fd: int) -> ServerProcess:
     with child.stdout:
         line = _first_line(child.stdout.fileno(), wake_fd)
     with contextlib.suppress(ValueError, ProcessLookupError):
-        return ServerProcess(msgspec.json.decode(line, type=Endpoint), child)
+        return ServerProcess(msgspec.json.decode(line, type=prepared(Endpoint)), child)
     child.kill()
     status = child.wait()
     with contextlib.suppress(ValueError):
-        said = msgspec.json.decode(line, type=ErrorDocument)
+        said = msgspec.json.decode(line, type=prepared(ErrorDocument))
         raise MidwatchError(said.code, said.message, remedy=said.remedy)
     raise _not_started(f"its process said nothing and ended with status {status}.")
 

@@ -24,6 +24,7 @@ from types import FrameType
 import msgspec
 import uvicorn
 
+from ...logbook.decoding import prepared
 from ...logbook.errors import ConfigError, MidwatchError
 from .app import make_app
 from .connections import protocol_of
@@ -181,7 +182,7 @@ def _warn(service: Service) -> None:
 
 def main(arguments: list[str]) -> int:
     """Serve the run of an order; return the exit status."""
-    order = msgspec.json.decode(arguments[0], type=ServeOrder)
+    order = msgspec.json.decode(arguments[0], type=prepared(ServeOrder))
     _log_to_file(Path(order.run_dir))
     try:
         serve(order, lambda endpoint: _say(msgspec.json.encode(endpoint)))

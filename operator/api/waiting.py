@@ -6,11 +6,12 @@ from pathlib import Path
 
 import msgspec
 
+from ...logbook.decoding import prepared
 from ...logbook.events import InterventionRequested
 from ...logbook.state import Intervention
 from ..desk import MAX_REQUEST_BYTES, Request
 
-_decode = msgspec.json.Decoder(Request).decode
+_decode = msgspec.json.Decoder(prepared(Request)).decode
 
 
 def waiting_requests(run_dir: Path) -> list[Intervention]:

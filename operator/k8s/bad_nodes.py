@@ -18,6 +18,7 @@ import msgspec
 
 from ...health.nodes.evidence import DEFAULT_RULES, EvidenceRule, SignSource, weigh_signs
 from ...health.nodes.verdicts import Action as Verdict
+from ...logbook.decoding import prepared
 from ...logbook.findings import Finding
 from . import names
 from .actions import Ask, Cordon, RemovePod
@@ -68,7 +69,7 @@ def known_exclusions(observed: Observed) -> list[Object]:
     if noted is None:
         return list(observed.status.get("excludedNodes") or ())
     try:
-        return msgspec.json.decode(noted, type=list[dict[str, str]])
+        return msgspec.json.decode(noted, type=prepared(list[dict[str, str]]))
     except msgspec.MsgspecError:
         return list(observed.status.get("excludedNodes") or ())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ...health.nodes.evidence import EvidenceRule
+from ...logbook.decoding import prepared
 from ...logbook.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ def load_rules(path: Path) -> tuple[EvidenceRule, ...]:
     Raises: ConfigError[evidence-file-invalid].
     """
     try:
-        rules = msgspec.yaml.decode(path.read_bytes(), type=tuple[EvidenceRule, ...])
+        rules = msgspec.yaml.decode(path.read_bytes(), type=prepared(tuple[EvidenceRule, ...]))
         for rule in rules:
             re.compile(rule.key)
             re.compile(rule.value)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from ...health.nodes.evidence import Sign, SignSource
+from ...logbook.decoding import prepared
 from . import names
 
 Object = dict[str, Any]
@@ -120,7 +121,7 @@ class RunSight(msgspec.Struct, frozen=True):
     @property
     def nodes(self) -> tuple[RayNode, ...]:
         found = self.state.get("nodes") or {}
-        return tuple(msgspec.convert(each, RayNode) for each in found.values())
+        return tuple(msgspec.convert(each, prepared(RayNode)) for each in found.values())
 
     @property
     def placed(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from ...checkpoints.store import LocalStore
+from ...logbook.decoding import prepared
 from ...logbook.errors import MidwatchError
 from ...logbook.wire import Command
 from ..agent.plan import AgentConfig, LocalPlan
@@ -36,7 +37,7 @@ MACHINE_WAIT_S = 5.0
 # A node may have to read back what it holds of a large checkpoint.
 ERRAND_TIMEOUT_S = 900.0
 
-_decode_errand = msgspec.msgpack.Decoder(Errand).decode
+_decode_errand = msgspec.msgpack.Decoder(prepared(Errand)).decode
 _encode = msgspec.msgpack.Encoder().encode
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class NodeAgent:
     """Created as a detached actor with several threads; never restarted by Ray."""
 
     def __init__(self, settings: bytes) -> None:
-        self._settings = msgspec.msgpack.decode(settings, type=AgentSettings)
+        self._settings = msgspec.msgpack.decode(settings, type=prepared(AgentSettings))
         log_to_file(Path(self._settings.run_dir), f"agent-{self._settings.config.node}")
         self._gone = threading.Event()
         self._epoch = 0
@@ -82,7 +83,7 @@ class NodeAgent:
 
     def start(self, plan: bytes) -> None:
         """Start this node's part of an attempt (older workers die first)."""
-        self._supervisor.start(msgspec.msgpack.decode(plan, type=LocalPlan))
+        self._supervisor.start(msgspec.msgpack.decode(plan, type=prepared(LocalPlan)))
 
     def stop(self, attempt: int) -> None:
         """Kill the workers of this attempt and of every older one."""
@@ -90,7 +91,7 @@ class NodeAgent:
 
     def send(self, attempt: int, command: bytes) -> None:
         """Hand a command to every local worker of the attempt."""
-        self._supervisor.send(attempt, msgspec.msgpack.decode(command, type=Command))
+        self._supervisor.send(attempt, msgspec.msgpack.decode(command, type=prepared(Command)))
 
     def verify(self, checkpoint: str) -> str:
         """Read a checkpoint back; return "" or what is wrong with it."""

@@ -17,6 +17,7 @@ import msgspec
 
 from ...checkpoints.retention import collect_garbage
 from ...checkpoints.store import LocalStore
+from ...logbook.decoding import prepared
 from ...logbook.errors import is_out_of_reach
 from ...logbook.events import CheckpointCommitted
 from ...logbook.state import RunState
@@ -39,7 +40,7 @@ VERIFY_PATIENCE_S = 900.0
 """A checkpoint that is asked for again meanwhile is not read a second time beside the first."""
 PARTS_MAX = 64
 _encode = msgspec.msgpack.Encoder().encode
-_decode_parts = msgspec.msgpack.Decoder(tuple[PartHeld, ...]).decode
+_decode_parts = msgspec.msgpack.Decoder(prepared(tuple[PartHeld, ...])).decode
 _log = logging.getLogger(__name__)
 
 Agents = Callable[[], list[tuple[str, Any]]]
@@ -349,7 +350,7 @@ def _run(agent: Any, errand: Errand) -> Any:
 
 
 def _decoded(answer: bytes) -> Answer:
-    return msgspec.msgpack.decode(answer, type=Answer)
+    return msgspec.msgpack.decode(answer, type=prepared(Answer))
 
 
 def _told(answer: bytes) -> None:

@@ -21,6 +21,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ...health.nodes.liveness import HangLimits
+from ...logbook.decoding import prepared
 from ...logbook.events import CheckpointCommitted
 from ...logbook.plan import AttemptPlan, PreflightPlan
 from ...logbook.preflight import ORDER_VARIABLE
@@ -49,7 +50,7 @@ from .starts import preflight_starts, worker_starts
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
-_decode_reports = msgspec.msgpack.Decoder(list[AgentReport]).decode
+_decode_reports = msgspec.msgpack.Decoder(prepared(list[AgentReport])).decode
 _log = logging.getLogger(__name__)
 
 AGENT_THREADS = 8
@@ -268,7 +269,7 @@ class RayCluster:
         return actor.remote(_encode(settings))
 
     def _registered(self, node: str, encoded: bytes) -> None:
-        who = msgspec.msgpack.decode(encoded, type=Identity)
+        who = msgspec.msgpack.decode(encoded, type=prepared(Identity))
         with self._lock:
             self._fleet.register(who, time.time())
         self._checkpoints.met(node, self._agents[node])

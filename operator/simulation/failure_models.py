@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from ...logbook.decoding import prepared
 from ...logbook.errors import ConfigError
 
 HOUR_S = 3600.0
@@ -197,7 +198,7 @@ def read_model(path: Path) -> FailureModel:
     Raises: ConfigError[bad-failure-model].
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=FailureModel, strict=True)
+        found = msgspec.json.decode(path.read_bytes(), type=prepared(FailureModel), strict=True)
         _check(found)
     except (OSError, msgspec.MsgspecError, ValueError) as error:
         raise ConfigError(

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ...logbook.decoding import prepared
 from ...logbook.errors import ConfigError, IntegrityError
 
 FORMAT_VERSION = 1
@@ -72,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(path.read_bytes(), type=prepared(Manifest))
     except FileNotFoundError as error:
         raise ConfigError(
             "corpus-missing",
