@@ -92,7 +92,7 @@ def judge_preflight(
     nodes: of every rank that was started, by rank. silent: what is known of ranks without a report.
     """
     rows = [_Row(result) for rank in sorted(reports) for result in reports[rank].results]
-    rows = _not_the_node(rows, nodes)
+    rows = _not_the_node(rows)
     rows += _silent_rows(nodes, reports, silent)
     rows += _agreement_rows(reports)
     rows += _clock_rows(order, reports)
@@ -109,16 +109,18 @@ def judge_preflight(
     )
 
 
-def _not_the_node(rows: list[_Row], nodes: Sequence[str]) -> list[_Row]:
-    """A checkpoint store that fails on every node is itself at fault, not all of its users.
+def _not_the_node(rows: list[_Row]) -> list[_Row]:
+    """A node is to blame for the store, which all share, only where most others could write to it.
 
-    A scratch folder that cannot be one is whoever named it's.
+    Two at least: one may have written before the store failed. A node alone proves nothing. A
+    scratch folder that cannot be one is whoever named it's.
     """
-    rows = [_Row(r.result, r.is_certain and r.result.name != SCRATCH_CHECK) for r in rows]
     failed = {r.result.node for r in rows if r.result.name == STORE_CHECK and not r.result.ok}
-    if len(failed) < 2 or failed != set(nodes):
-        return rows
-    return [_Row(r.result, r.is_certain and r.result.name != STORE_CHECK) for r in rows]
+    wrote = {r.result.node for r in rows if r.result.name == STORE_CHECK} - failed
+    proves_nothing = {SCRATCH_CHECK}
+    if len(wrote) <= max(len(failed), 1):
+        proves_nothing.add(STORE_CHECK)
+    return [_Row(r.result, r.is_certain and r.result.name not in proves_nothing) for r in rows]
 
 
 def _silent_rows(

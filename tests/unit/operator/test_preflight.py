@@ -9,7 +9,7 @@ import torch
 from midwatch.logbook import events as ev
 from midwatch.logbook.findings import Finding
 from midwatch.logbook.plan import PreflightPlan
-from midwatch.logbook.preflight import LIMITS, PreflightDone, Thoroughness
+from midwatch.logbook.preflight import LIMITS, CheckResult, PreflightDone, SilentRank, Thoroughness
 from midwatch.logbook.state import NodeAnswers, PreflightState, RunState
 from midwatch.operator.preflight import judge_when_over
 from midwatch.trainer.preflight_checks import LocalChecks
@@ -47,3 +47,69 @@ def test_a_scratch_folder_that_cannot_be_one_condemns_no_replacement(
     (finding,) = findings
     assert (finding.kind, finding.node, finding.action) == ("preflight-scratch-unusable", None, "")
     assert "nodes.preflight_scratch" in finding.message
+
+
+# --- a checkpoint store that all share -----------------------------------------------------------
+
+
+def wrote(rank: int, node: str, ok: bool) -> NodeAnswers:
+    result = CheckResult(
+        name="store-write",
+        node=node,
+        rank=rank,
+        ok=ok,
+        quantity="written_bytes_per_s",
+        value=1e9 if ok else 0.0,
+        limit=1e6,
+        message="" if ok else "cannot be written to: No space left on device",
+    )
+    done = PreflightDone(rank=rank, node=node, kind="cpu", checksum="c", results=(result,))
+    return NodeAnswers((done,), ())
+
+
+def judged_with_store(*can_write: bool | None) -> tuple[list[Finding], ev.PreflightJudged]:
+    """Return what the store leads to, by node; None is a node that was cut off from the others."""
+    nodes = tuple(f"node-{rank}" for rank in range(len(can_write)))
+    plan = PreflightPlan(1, nodes, 1, Thoroughness.QUICK, is_gate=True)
+    cut_off = "could not reach rank 0"
+    answers = {
+        node: NodeAnswers((), (SilentRank(rank, cut_off, is_own=False),))
+        if ok is None
+        else wrote(rank, node, ok)
+        for rank, (node, ok) in enumerate(zip(nodes, can_write, strict=True))
+    }
+    current = PreflightState(plan, heard_s=0.0, answers=answers, num_answered=len(nodes))
+    verdict = judge_when_over(RunState(preflight=current), 1.0)
+    assert verdict is not None
+    return verdict
+
+
+@pytest.mark.parametrize(
+    "can_write",
+    [
+        (False,),
+        (False, False),
+        (False, True),
+        (False, False, False, True),
+        (False, False, False, None),
+        (False, False, True, True),
+    ],
+)
+def test_a_store_that_may_have_failed_for_all_condemns_nobody(
+    can_write: tuple[bool | None, ...],
+) -> None:
+    findings, judged = judged_with_store(*can_write)
+    assert judged.bad_nodes == ()
+    assert "node-0" in judged.suspect_nodes
+    (finding,) = findings
+    assert (finding.kind, finding.node, finding.action) == ("preflight-in-doubt", None, "")
+
+
+@pytest.mark.parametrize("can_write", [(False, True, True), (False, True, False, True, True)])
+def test_a_node_that_alone_cannot_write_to_the_store_is_left_out(
+    can_write: tuple[bool, ...],
+) -> None:
+    findings, judged = judged_with_store(*can_write)
+    bad = tuple(f"node-{rank}" for rank, ok in enumerate(can_write) if not ok)
+    assert judged.bad_nodes == bad
+    assert [(f.kind, f.action) for f in findings] == [("preflight-store-write", "evict")] * len(bad)
