@@ -12,10 +12,14 @@ from enum import StrEnum
 
 import msgspec
 
+from .tiers import Storage
+
 ORDER_VARIABLE = "MIDWATCH_PREFLIGHT"
 """Environment variable that carries a PreflightOrder as JSON."""
 SCRATCH_CHECK = "scratch-path"
 """Name of the result that stands for the disk's where the scratch folder cannot be one at all."""
+REACH_CHECK = "store-reach"
+"""Name of the result that says whether a node can use the durable store."""
 
 
 class Thoroughness(StrEnum):
@@ -93,6 +97,7 @@ class PreflightOrder(msgspec.Struct, frozen=True, kw_only=True):
     clock_ranks: whose clocks are compared with rank 0's: the first rank of every other node.
     scratch_dir: a folder on each node's own disk; store_dir: where checkpoints are written. ""
         leaves the check out. Both are created when missing.
+    storage: the durable store to try; its local_root is not used.
     """
 
     limits: PreflightLimits
@@ -101,6 +106,7 @@ class PreflightOrder(msgspec.Struct, frozen=True, kw_only=True):
     clock_ranks: tuple[int, ...] = ()
     scratch_dir: str = ""
     store_dir: str = ""
+    storage: Storage | None = None
 
     def ranks_of(self, units: tuple[int, ...]) -> list[int]:
         """Return the ranks of some units, in the order of units."""

@@ -16,6 +16,7 @@ import msgspec
 from ..health.nodes.preflight_judge import PreflightVerdict, Silence, judge_preflight
 from ..logbook.errors import Fatal
 from ..logbook.preflight import ORDER_VARIABLE, PreflightDone, PreflightLimits, PreflightOrder
+from ..logbook.tiers import Storage
 from ..logbook.wire import PEER_CODES, Mesh, WorkerFailed, WorkerStart
 from .agent.plan import AgentConfig, LocalPlan, Preload
 from .agent.reports import (
@@ -45,7 +46,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     """What to examine. nodes > 1 on one machine only plays several nodes.
 
     deadline_s: for the whole of it, births included; ranks that have not answered by then failed.
-    work_dir: for logs; store_dir: "" leaves the checkpoint store out.
+    work_dir: for logs; store_dir: "" leaves the checkpoint store out; storage: a durable one.
     entry_point, preload: of the workers, by name.
     """
 
@@ -56,6 +57,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     work_dir: str
     scratch_dir: str
     store_dir: str = ""
+    storage: Storage | None = None
     device: str = "auto"
     entry_point: str = ENTRY_POINT
     preload: str = PRELOAD
@@ -79,6 +81,7 @@ def examine(examination: Examination) -> PreflightVerdict:
         examination.limits,
         examination.scratch_dir,
         examination.store_dir,
+        examination.storage,
     )
     gathered = _Gathered(len(examination.nodes))
     supervisor = Supervisor(_agent_config(examination), gathered.take)

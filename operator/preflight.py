@@ -17,6 +17,7 @@ from ..logbook.findings import Finding, Severity
 from ..logbook.plan import PreflightPlan
 from ..logbook.preflight import (
     LIMITS,
+    REACH_CHECK,
     SCRATCH_CHECK,
     CheckResult,
     PreflightLimits,
@@ -24,7 +25,9 @@ from ..logbook.preflight import (
     Thoroughness,
 )
 from ..logbook.state import PreflightState, RunState
+from ..logbook.tiers import Storage
 from .spec import RunSpec
+from .storage import storage_of
 
 DEADLINE_S = {Thoroughness.QUICK: 180.0, Thoroughness.FULL: 1800.0}
 """Longer than healthy ranks wait for one that hangs, so that they can still say who it was."""
@@ -41,6 +44,7 @@ _ACTIONS = {
     "disk-write": Action.EVICT,
     "store-write": Action.EVICT,
     "disk-free": Action.DRAIN,
+    REACH_CHECK: Action.DRAIN,
     "all-gather-bandwidth": Action.DRAIN,
     "all-reduce-bandwidth": Action.DRAIN,
     "all-gather-bandwidth-alone": Action.DRAIN,
@@ -49,7 +53,12 @@ _ACTIONS = {
 
 
 def plan_order(
-    num_nodes: int, ranks_per_node: int, limits: PreflightLimits, scratch_dir: str, store_dir: str
+    num_nodes: int,
+    ranks_per_node: int,
+    limits: PreflightLimits,
+    scratch_dir: str,
+    store_dir: str,
+    storage: Storage | None = None,
 ) -> PreflightOrder:
     """Return the order for the workers: groups of nodes, or of ranks where there is one node."""
     world_size = num_nodes * ranks_per_node
@@ -61,6 +70,7 @@ def plan_order(
         clock_ranks=tuple(range(ranks_per_node, world_size, ranks_per_node)),
         scratch_dir=scratch_dir,
         store_dir=store_dir,
+        storage=storage,
     )
 
 
@@ -72,6 +82,7 @@ def order_of(plan: PreflightPlan, spec: RunSpec, run_dir: str) -> PreflightOrder
         LIMITS[plan.thoroughness],
         spec.nodes.preflight_scratch,
         str(Path(run_dir) / "preflight"),
+        storage_of(spec, run_dir, "", ""),
     )
 
 

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from ..checkpoints.manifest import FileEntry
 from ..checkpoints.shardfile import save_error, sync_directory, verify_file, write_file
-from ..logbook.errors import IntegrityError
-from ..logbook.preflight import SCRATCH_CHECK, CheckResult, PreflightLimits
+from ..checkpoints.store_trial import try_store
+from ..logbook.errors import IntegrityError, MidwatchError
+from ..logbook.preflight import REACH_CHECK, SCRATCH_CHECK, CheckResult, PreflightLimits
+from ..logbook.tiers import Storage
 
 SEED = 20_211_106
 """The same on every rank, so that products can be compared across ranks."""
@@ -31,6 +33,7 @@ _CHUNK_BYTES = 16 << 20
 _PATTERNS = (0, -1, 0x5555555555555555, -0x5555555555555556)
 _USE_ANOTHER = "Make it a folder that can be written to, or look at its file system."
 _NAME_ANOTHER = "Let nodes.preflight_scratch (or --scratch) name a folder that can be written to."
+_LOOK_AT_STORE = "See that this node can reach the store, and what its credentials may do there."
 _MISNAMED = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST})
 """What a sound disk answers where its user asks for the wrong place."""
 _REPAIR = "Take it out of service and have it repaired; do not train on it."
@@ -191,6 +194,29 @@ class LocalChecks:
     def store(self, folder: str) -> list[CheckResult]:
         """Try the place of the checkpoints, written to as a save does."""
         return [self._file("store-write", Path(folder))]
+
+    def reach(self, storage: Storage) -> list[CheckResult]:
+        """Try the durable store, whose failures that may pass are tried again for a while."""
+        began_s = time.perf_counter()
+        message = remedy = ""
+        try:
+            try_store(storage, self._node, self._limits.group_timeout_s / 2)
+        except MidwatchError as error:
+            message, remedy = str(error), error.remedy or _LOOK_AT_STORE
+        took_s = time.perf_counter() - began_s
+        return [
+            CheckResult(
+                name=REACH_CHECK,
+                node=self._node,
+                rank=None,
+                ok=not message,
+                quantity="usable_stores_total",
+                value=float(not message),
+                limit=1.0,
+                message=message or f"written, read back and removed in {took_s:.3f} s",
+                remedy=remedy,
+            )
+        ]
 
     def _misnamed(self, folder: str) -> str:
         """Return why no file can be put there, "" where one can, or where the disk is at fault."""

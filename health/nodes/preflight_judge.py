@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ...logbook.preflight import (
+    REACH_CHECK,
     SCRATCH_CHECK,
     CheckResult,
     GroupResult,
@@ -115,11 +116,12 @@ def _not_the_node(rows: list[_Row]) -> list[_Row]:
     Two at least: one may have written before the store failed. A node alone proves nothing. A
     scratch folder that cannot be one is whoever named it's.
     """
-    failed = {r.result.node for r in rows if r.result.name == STORE_CHECK and not r.result.ok}
-    wrote = {r.result.node for r in rows if r.result.name == STORE_CHECK} - failed
     proves_nothing = {SCRATCH_CHECK}
-    if len(wrote) <= max(len(failed), 1):
-        proves_nothing.add(STORE_CHECK)
+    for check in (STORE_CHECK, REACH_CHECK):
+        failed = {r.result.node for r in rows if r.result.name == check and not r.result.ok}
+        wrote = {r.result.node for r in rows if r.result.name == check} - failed
+        if len(wrote) <= max(len(failed), 1):
+            proves_nothing.add(check)
     return [_Row(r.result, r.is_certain and r.result.name not in proves_nothing) for r in rows]
 
 

@@ -11,8 +11,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ...checkpoints.objects import check_url
 from ...health.nodes.preflight_judge import PreflightVerdict
+from ...logbook.errors import ConfigError
 from ...logbook.preflight import LIMITS, CheckResult, Thoroughness
+from ...logbook.tiers import Storage
 from ..doctor import Examination, examine
 from .output import FAILED, OK, Output, OutputOption, console, print_json
 
@@ -40,7 +43,12 @@ def doctor(
         Path | None, typer.Option(help="Folder on the disk to try; a temporary one by default.")
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Folder of checkpoints to try writing to.")
+        str | None,
+        typer.Option(metavar="PATH|URL", help="Folder, or s3://BUCKET/PREFIX, to try."),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where the bucket is served, if not by AWS."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="A row for each passed check too.")] = False,
     device: Annotated[Device, typer.Option(help="What computes.")] = Device.AUTO,
@@ -48,6 +56,7 @@ def doctor(
 ) -> None:
     """Check arithmetic, memory, disk, clocks and collectives of this machine; 1 if any fails."""
     how = Thoroughness.FULL if full else Thoroughness.QUICK
+    bucket = _bucket(store, endpoint)
     with tempfile.TemporaryDirectory(prefix="midwatch-doctor-") as folder:
         examination = Examination(
             num_nodes=nodes,
@@ -56,7 +65,8 @@ def doctor(
             deadline_s=DEADLINES_S[how],
             work_dir=folder,
             scratch_dir=str((scratch or Path(folder) / "scratch").absolute()),
-            store_dir="" if store is None else str(store.absolute()),
+            store_dir="" if not store or bucket else str(Path(store).absolute()),
+            storage=bucket,
             device=device.value,
         )
         verdict = examine(examination)
@@ -66,6 +76,17 @@ def doctor(
         console.print(table_of(verdict, every=every))
         console.print(summary_of(verdict))
     raise typer.Exit(OK if verdict.is_ok else FAILED)
+
+
+def _bucket(store: str | None, endpoint: str | None) -> Storage | None:
+    """Return the bucket that store names, None where it is a folder. Raises: typer.BadParameter."""
+    if store is None or "://" not in store:
+        return None
+    try:
+        check_url(store)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--store") from error
+    return Storage(url=store, local_root="", endpoint_url=endpoint, path_style=endpoint is not None)
 
 
 def table_of(verdict: PreflightVerdict, *, every: bool = False) -> Table:

@@ -12,13 +12,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from midwatch.checkpoints.manifest import FileEntry
+from midwatch.checkpoints.objects import prepare_store
 from midwatch.health.nodes.grouping import plan_groups
 from midwatch.health.nodes.preflight_judge import PreflightVerdict, judge_preflight
-from midwatch.logbook.preflight import PreflightDone, PreflightLimits, PreflightOrder
+from midwatch.logbook.preflight import CheckResult, PreflightDone, PreflightLimits, PreflightOrder
+from midwatch.logbook.tiers import Storage
 from midwatch.logbook.wire import Mesh, WorkerStart
 from midwatch.trainer.preflight_checks import LocalChecks
 from midwatch.trainer.preflight_groups import GroupChecks
 from midwatch.trainer.preflight_rank import PreflightRank
+from msgspec.structs import replace
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
@@ -53,6 +56,7 @@ def order_for(folder: Path, num_units: int = NUM_NODES, ranks_per_unit: int = 1)
         clock_ranks=tuple(range(ranks_per_unit, num_units * ranks_per_unit, ranks_per_unit)),
         scratch_dir=str(folder / "scratch"),
         store_dir=str(folder / "store"),
+        storage=Storage(url=str(folder / "durable"), local_root=""),
     )
 
 
@@ -110,6 +114,11 @@ class LimitedDisk(LocalChecks):
             return super().write(path, data)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class CutOff(LocalChecks):
+    def reach(self, storage: Storage) -> list[CheckResult]:
+        return super().reach(replace(storage, url=f"{storage.url}-not-mounted"))
 
 
 class TickingGroups(GroupChecks):
@@ -177,10 +186,14 @@ def _be_rank(rank: int, num_ranks: int, order: PreflightOrder, sick: dict[int, s
     return mine.run()
 
 
-def examined(folder: Path, sick: dict[int, str], ranks_per_node: int = 1) -> PreflightVerdict:
+def examined(
+    folder: Path, sick: dict[int, str], ranks_per_node: int = 1, *, has_store: bool = True
+) -> PreflightVerdict:
     """Return the verdict on four nodes, some ranks of which have a fault by name."""
     num_ranks = NUM_NODES * ranks_per_node
     order = order_for(folder, NUM_NODES, ranks_per_node)
+    if has_store:
+        prepare_store(str(folder / "durable"))
     reports: list[PreflightDone] = run_ranks(_be_rank, num_ranks, num_ranks, order, sick)
     nodes = [node for node in NODES for _ in range(ranks_per_node)]
     return judge_preflight(order, nodes, dict(enumerate(reports)), {})
@@ -205,11 +218,15 @@ def test_healthy_ranks_pass_every_check_and_leave_nothing_behind(tmp_path: Path)
     for result in verdict.results:
         counts[result.name] = counts.get(result.name, 0) + 1
     per_rank = ("matmul-repeat", "matmul-exact", "matmul-agreement", "memory")
-    per_node = ("disk-free", "disk-write", "store-write", "clock-skew", "collectives-alone")
+    per_node = ("disk-free", "disk-write", "store-write", "store-reach", "clock-skew")
+    per_node += ("collectives-alone",)
     per_node += ("collectives", "all-gather-bandwidth", "all-reduce-bandwidth")
     per_node += ("all-gather-bandwidth-alone", "all-reduce-bandwidth-alone")
     assert counts == dict.fromkeys(per_rank, 8) | dict.fromkeys(per_node, 4)
     assert list((tmp_path / "scratch").iterdir()) == list((tmp_path / "store").iterdir()) == []
+    assert [p for p in (tmp_path / "durable").rglob("*") if p.is_file()] == [
+        tmp_path / "durable" / ".midwatch-store"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +238,7 @@ def test_healthy_ranks_pass_every_check_and_leave_nothing_behind(tmp_path: Path)
         ("FullDisk", ["disk-write", "store-write"]),
         ("RottingDisk", ["disk-write", "store-write"]),
         ("LimitedDisk", ["disk-write", "store-write"]),
+        ("CutOff", ["store-reach"]),
         ("CorruptSender", ["collectives"]),
         ("DeafRank", ["collectives"]),
         ("SlowSender", ["all-gather-bandwidth", "all-reduce-bandwidth"]),
@@ -275,6 +293,12 @@ def test_a_store_that_is_full_for_everybody_is_no_fault_of_the_nodes(tmp_path: P
     assert failed(verdict) == {"store-write": list(NODES)}
     assert verdict.bad_nodes == ()
     assert verdict.suspect_nodes == NODES
+
+
+def test_a_durable_store_that_nobody_reaches_is_no_fault_of_the_nodes(tmp_path: Path) -> None:
+    verdict = examined(tmp_path, {}, has_store=False)
+    assert failed(verdict) == {"store-reach": list(NODES)}
+    assert (verdict.bad_nodes, verdict.suspect_nodes) == ((), NODES)
 
 
 def test_a_scratch_folder_that_cannot_be_one_is_no_fault_of_any_node(tmp_path: Path) -> None:
