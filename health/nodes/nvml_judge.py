@@ -19,6 +19,7 @@ from .verdicts import Action
 from .xid import explain, recovery_action
 
 DETECTOR = "nvml"
+_OPEN = "nvmlDeviceGetHandleByIndex"
 _HOT = ("hw-thermal", "sw-thermal")
 
 
@@ -136,6 +137,9 @@ def _judge_gpu(before: GpuSnapshot | None, now: GpuSnapshot, rules: NodeRules) -
         if before is None or not before.lost:
             yield _Sight("gpu-lost", Action.EVICT, 1.0, 0.0, f"GPU {now.index} is lost", now.uuid)
         return
+    if _is_unopened(now) and not (before and _is_unopened(before)):
+        message = f"GPU {now.index} cannot be opened: {_OPEN} failed"
+        yield _Sight("gpu-unopened", Action.WATCH, 1.0, 0.0, message)
     yield from _judge_memory(before, now, rules)
     yield from _judge_links(before, now, rules)
     yield from _judge_bus(before, now, rules)
@@ -241,6 +245,10 @@ def _growth(before: GpuSnapshot | None, now: GpuSnapshot, field: str) -> float:
 
 def _appeared(before: GpuSnapshot | None, now: GpuSnapshot, field: str) -> bool:
     return bool(getattr(now, field)) and not (before and getattr(before, field))
+
+
+def _is_unopened(gpu: GpuSnapshot) -> bool:
+    return _OPEN in gpu.failed_calls
 
 
 def _is_slow(gpu: GpuSnapshot, rules: NodeRules) -> bool:
