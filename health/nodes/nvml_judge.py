@@ -64,8 +64,8 @@ def judge(
 ) -> list[Finding]:
     """Return what current shows that previous did not.
 
-    Returns: findings with device (GPU UUID) and action; severity WARN for "drain" and "evict",
-        OBSERVE for the rest.
+    Returns: findings with device (GPU UUID) and action, never "ignore"; severity WARN for "drain"
+        and "evict", OBSERVE for the rest.
     """
     sights = [*_judge_driver(previous, current)]
     if current.status is ProbeStatus.OK:
@@ -75,7 +75,7 @@ def judge(
         sights += _judge_xids(current)
         for gpu in current.gpus:
             sights += _judge_gpu(before.get(_key(gpu)), gpu, limits)
-    return [_to_finding(sight, node, step) for sight in sights]
+    return [_to_finding(s, node, step) for s in sights if s.action is not Action.IGNORE]
 
 
 def carry(previous: ProbeReport | None, current: ProbeReport) -> ProbeReport:
