@@ -145,6 +145,9 @@ class Uploads:
         with self._lock:
             self._child = child
             self._write(self._config)
+            if self._closed.is_set() and child.stdin is not None:
+                # Whoever closed this object came too early to find the process.
+                child.stdin.close()
         return child
 
     def _listen(self, child: subprocess.Popen[bytes], backoff: Backoff) -> None:

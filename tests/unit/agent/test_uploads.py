@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from midwatch.checkpoints.objects import open_store, prepare_store
 from midwatch.checkpoints.remote import RunObjects
+from midwatch.checkpoints.retrying import Backoff
 from midwatch.checkpoints.store import LocalStore
 from midwatch.logbook.errors import Retryable
 from midwatch.logbook.tiers import Storage
@@ -121,6 +122,14 @@ def test_a_killed_uploader_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(Retryable) as caught:
         hold.uploads.ask(Sweep(1), 0.0)
     assert caught.value.code == "uploader-away"
+
+
+def test_an_uploader_that_is_started_as_its_agent_closes_ends(tmp_path: Path) -> None:
+    hold = Hold(tmp_path)
+    hold.uploads.close()
+    # Its thread may have looked just before that whether it is closed.
+    hold.uploads._live_once(Backoff(1.0, 1.0))
+    assert hold.uploads._child is None
 
 
 def test_an_uploader_that_cannot_be_started_is_told_and_tried_again(tmp_path: Path) -> None:
