@@ -138,8 +138,9 @@ def _judge(state: RunState, current: PreflightState) -> tuple[list[Finding], Pre
     failed = [r for r in verdict.results if not r.ok and not (shared and _is_speed(r))]
     misnamed = [r for r in failed if r.name == SCRATCH_CHECK]
     blaming = [r for r in failed if r.name != SCRATCH_CHECK]
-    bad = tuple(n for n in verdict.bad_nodes if any(r.node == n for r in blaming))
-    findings = [_about_node(state, node, blaming) for node in bad]
+    certain = [r for r in blaming if r not in verdict.doubtful]
+    bad = tuple(n for n in verdict.bad_nodes if any(r.node == n for r in certain))
+    findings = [_about_node(state, node, certain) for node in bad]
     if len(bad) == len(plan.nodes) > 1:
         # What fails everywhere is what all have in common, and leaving all out helps nobody.
         findings = [_in_doubt(state, "every node", blaming)]

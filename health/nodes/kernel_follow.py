@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -53,8 +54,9 @@ def parse_record(record: bytes) -> KernelLine | None:
 class KernelLogFollower:
     """Reads one kernel log from its end (or, with from_start, from its beginning).
 
-    Raises: Fatal[kernel-log-unreadable] when the log exists and may not be read. A file that does
-        not exist yet is waited for.
+    Raises: Fatal[kernel-log-unreadable] when the log exists and may not be read, OSError when
+        reading it fails; the next poll opens it again, and goes on where this one ended if it is
+        the same log. A file that does not exist yet is waited for.
     """
 
     def __init__(self, path: Path = KMSG, *, from_start: bool = False) -> None:
@@ -62,6 +64,7 @@ class KernelLogFollower:
         self._fd = -1
         self._is_device = False
         self._identity = (0, 0)
+        self._position = 0
         self._partial = b""
         self._next_seq: int | None = None
         self._open(from_start)
@@ -69,24 +72,34 @@ class KernelLogFollower:
     def poll(self) -> KernelReading:
         """Return the records that have arrived."""
         if self._fd < 0:
-            self._open(from_start=True)
+            # Without a number to go on from, what a device still holds from before is no news.
+            self._open(from_start=not self._is_device or self._next_seq is not None)
         if self._fd < 0:
             return KernelReading(())
-        return self._poll_device() if self._is_device else self._poll_file()
+        try:
+            return self._poll_device() if self._is_device else self._poll_file()
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                # Nothing was written, so nothing is lost by a file system that is gone.
+                os.close(fd)
 
     def _open(self, from_start: bool) -> None:
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             found = os.fstat(self._fd)
             self._is_device = stat.S_ISCHR(found.st_mode)
-            self._identity = (found.st_dev, found.st_ino)
-            if not from_start:
-                os.lseek(self._fd, 0, os.SEEK_END)
+            known, self._identity = self._identity, (found.st_dev, found.st_ino)
+            if known == self._identity and not self._is_device and self._position <= found.st_size:
+                os.lseek(self._fd, self._position, os.SEEK_SET)
+            else:
+                self._partial = b""
+                self._position = 0 if from_start else os.lseek(self._fd, 0, os.SEEK_END)
         except FileNotFoundError:
             self._fd = -1
         except OSError as error:
@@ -100,7 +113,7 @@ class KernelLogFollower:
     def _poll_device(self) -> KernelReading:
         lines: list[KernelLine] = []
         lost = 0
-        while len(lines) < RECORDS_MAX:
+        for _ in range(RECORDS_MAX):
             try:
                 record = os.read(self._fd, _RECORD_BYTES)
             except BlockingIOError:
@@ -109,11 +122,16 @@ class KernelLogFollower:
                 # The ring overtook this reader; the next read continues at its oldest record,
                 # and the gap in the sequence numbers tells how many are gone.
                 continue
+            if not record:
+                # A device that holds no kernel log, such as /dev/null.
+                break
             line = parse_record(record)
             if line is None:
                 continue
             if self._next_seq is not None and line.seq is not None:
-                lost += max(0, line.seq - self._next_seq)
+                if line.seq < self._next_seq:
+                    continue
+                lost += line.seq - self._next_seq
             self._next_seq = None if line.seq is None else line.seq + 1
             lines.append(line)
         return KernelReading(tuple(lines), lost)
@@ -122,9 +140,9 @@ class KernelLogFollower:
         data = os.read(self._fd, _CHUNK_BYTES)
         if not data and self._is_replaced():
             self.close()
-            self._partial = b""
             self._open(from_start=True)
             data = os.read(self._fd, _CHUNK_BYTES) if self._fd >= 0 else b""
+        self._position += len(data)
         *complete, self._partial = (self._partial + data).split(b"\n")
         if len(self._partial) > _LINE_BYTES_MAX:
             complete.append(self._partial)
@@ -139,5 +157,5 @@ class KernelLogFollower:
             found = os.stat(self._path)
         except FileNotFoundError:
             return False
-        position = os.lseek(self._fd, 0, os.SEEK_CUR)
-        return (found.st_dev, found.st_ino) != self._identity or found.st_size < position
+        is_other = (found.st_dev, found.st_ino) != self._identity
+        return is_other or found.st_size < self._position

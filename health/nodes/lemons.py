@@ -70,6 +70,8 @@ class Failure(msgspec.Struct, frozen=True):
 class LemonEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """The record of one machine or GPU. score is as of time_s.
 
+    last_weight: what the last attempt in which it failed has counted so far; in books from before
+             it was noted, as much as there is.
     members: UUIDs of the GPUs seen in a machine, by which it is known again.
     """
 
@@ -84,6 +86,7 @@ class LemonEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     members: tuple[str, ...] = ()
     quarantined_s: float | None = None
     released_by: str = ""
+    last_weight: float = 1.0
 
 
 class LemonBook(msgspec.Struct, frozen=True):
@@ -104,8 +107,8 @@ class LemonVerdict(msgspec.Struct, frozen=True):
 def record(book: LemonBook, failure: Failure, budget: LemonBudget) -> LemonBook:
     """Return the book with one more failure in it.
 
-    One attempt counts once per machine and per GPU, however many of its ranks report it; a
-    weightless failure changes nothing.
+    One attempt counts once per machine and per GPU, however many of its ranks report it, and by the
+    heaviest of its failures; a weightless failure changes nothing.
     """
     if failure.weight <= 0:
         return book
@@ -166,20 +169,22 @@ def _add(
 ) -> LemonEntry:
     if entry is None:
         entry = LemonEntry(0.0, failure.time_s, 0, "", 0, "")
-    if (entry.last_run, entry.last_attempt) == (failure.run, failure.attempt):
+    is_same_attempt = (entry.last_run, entry.last_attempt) == (failure.run, failure.attempt)
+    added = failure.weight - (entry.last_weight if is_same_attempt else 0.0)
+    if added <= 0:
         return entry
     # A late report is counted as of the newest time known, so that time never runs backwards.
     time_s = max(entry.time_s, failure.time_s)
     before = _score_at(entry, time_s, budget)
     still_held = _is_held(entry, before, score_max, budget)
-    score = before + failure.weight
+    score = before + added
     since_s = entry.quarantined_s if still_held else None
     if since_s is None and score >= score_max:
         since_s = time_s
     return LemonEntry(
         score=score,
         time_s=time_s,
-        failures_total=entry.failures_total + 1,
+        failures_total=entry.failures_total + (not is_same_attempt),
         last_run=failure.run,
         last_attempt=failure.attempt,
         last_cause=failure.cause,
@@ -188,6 +193,7 @@ def _add(
         members=entry.members,
         quarantined_s=since_s,
         released_by="" if since_s is not None else entry.released_by,
+        last_weight=failure.weight,
     )
 
 

@@ -44,7 +44,10 @@ class NodeJudge:
         return self._gpus
 
     def look(self, report: ProbeReport) -> list[Finding]:
-        """Take one look of the probe; return what it shows that the one before did not."""
+        """Take one look of the probe; return what it shows that the one before did not.
+
+        At most FINDINGS_MAX of it, the weightiest: what is left out is not said at the next look.
+        """
         report = self.own(report)
         findings = judge(self._previous, report, self._rules)
         self._previous = carry(self._previous, report)
@@ -53,19 +56,19 @@ class NodeJudge:
         if not seen.keys() <= known.keys():
             # In one go: another thread may be asking.
             self._gpus = tuple((known | seen).values())
-        return findings[:FINDINGS_MAX]
+        return _weightiest(findings)
 
     def read(self, lines: Iterable[str]) -> list[Finding]:
-        """Take new lines of the kernel log; return what matters, at most FINDINGS_MAX of it."""
+        """Take new lines of the kernel log; return what matters, the weightiest FINDINGS_MAX."""
         findings: list[Finding] = []
         for line in lines:
             event = parse_line(line)
             if event is None or event.action is Action.IGNORE:
                 continue
             device = self._uuids.get(plain_pci(event.device), event.device)
-            if device not in self._foreign and len(findings) < FINDINGS_MAX:
+            if device not in self._foreign:
                 findings.append(_finding(event, device))
-        return findings
+        return _weightiest(findings)
 
     def own(self, report: ProbeReport) -> ProbeReport:
         """Return a look without the GPUs that are not this node's."""
@@ -100,8 +103,7 @@ class Repeats:
 
     def is_new(self, node: str, finding: Finding, time_s: float) -> bool:
         """Note a finding; return whether it says anything that was not said."""
-        code = finding.value if finding.kind in ("xid", "sxid") else 0.0
-        key = (node, finding.device, finding.kind, code)
+        key = (node, *_subject(finding))
         weight = _WEIGHTS.get(finding.action, 0)
         last = self._said.get(key)
         if last is not None and abs(time_s - last[0]) < self._window_s and weight <= last[1]:
@@ -129,6 +131,23 @@ def plain_pci(address: str) -> str:
 
 _WEIGHTS = {"watch": 1, "drain": 2, "evict": 3}
 _KINDS = {"gpu_xid": "xid", "nvswitch": "sxid"}
+
+
+def _subject(finding: Finding) -> tuple[str, str, float]:
+    """Return the device, kind and code of a finding: what two of one event have in common."""
+    code = finding.value if finding.kind in ("xid", "sxid") else 0.0
+    return finding.device, finding.kind, code
+
+
+def _weightiest(findings: Iterable[Finding]) -> list[Finding]:
+    """Return each thing once, in order; where there is too much, what asks for most."""
+    each: dict[tuple[object, ...], Finding] = {}
+    for finding in findings:
+        each.setdefault((finding.action, *_subject(finding)), finding)
+    found = list(each.values())
+    if len(found) <= FINDINGS_MAX:
+        return found
+    return sorted(found, key=lambda f: -_WEIGHTS.get(f.action, 0))[:FINDINGS_MAX]
 
 
 def _finding(event: KernelEvent, device: str) -> Finding:

@@ -84,13 +84,17 @@ class _Calls:
 
 
 class _Gpu:
-    """A GPU as found when the driver was opened; its identity outlives its loss."""
+    """A GPU as found when the driver was opened; its identity outlives its loss.
+
+    handle: None when it is lost, or when the driver would not give one.
+    """
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.uuid = self.serial = self.name = self.pci_address = ""
         self.handle: Any = None
-        calls = _Calls()
+        self.is_lost = False
+        self.opening = calls = _Calls()
         try:
             self.handle = calls.ask(pynvml.nvmlDeviceGetHandleByIndex, index)
             if self.handle is None:
@@ -102,6 +106,13 @@ class _Gpu:
             self.pci_address = _text(pci.busId) if pci is not None else ""
         except _Lost:
             self.handle = None
+            self.is_lost = True
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process may not open it: the driver counts those of other containers too."""
+        has_failed = self.is_lost or self.opening.reset_required or bool(self.opening.failed)
+        return self.handle is None and not has_failed
 
     @property
     def address(self) -> int:
@@ -146,7 +157,8 @@ class NvmlReader:
         pynvml.nvmlInit()
         self._is_open = True
         self._driver_version = _Calls().ask(pynvml.nvmlSystemGetDriverVersion) or ""
-        self._gpus = [_Gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        counted = [_Gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        self._gpus = [gpu for gpu in counted if not gpu.is_foreign]
         self._events = _Calls().ask(pynvml.nvmlEventSetCreate)
         for gpu in self._gpus:
             if self._events is not None and gpu.handle is not None:
@@ -191,9 +203,11 @@ def _register_xids(handle: Any, events: Any) -> None:
 
 
 def _read_gpu(gpu: _Gpu) -> GpuSnapshot:
-    calls = _Calls()
-    if gpu.handle is None:
+    if gpu.is_lost:
         return GpuSnapshot(**gpu.identity(), lost=True)
+    if gpu.handle is None:
+        return _snapshot(gpu, gpu.opening, {})
+    calls = _Calls()
     try:
         fields = {
             **_read_memory_health(calls, gpu.handle),
@@ -204,6 +218,10 @@ def _read_gpu(gpu: _Gpu) -> GpuSnapshot:
         }
     except _Lost:
         return GpuSnapshot(**gpu.identity(), lost=True)
+    return _snapshot(gpu, calls, fields)
+
+
+def _snapshot(gpu: _Gpu, calls: _Calls, fields: dict[str, Any]) -> GpuSnapshot:
     return GpuSnapshot(
         **gpu.identity(),
         **fields,

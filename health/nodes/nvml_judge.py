@@ -19,6 +19,9 @@ from .verdicts import Action
 from .xid import explain, recovery_action
 
 DETECTOR = "nvml"
+_OPEN = "nvmlDeviceGetHandleByIndex"
+_SILENT = (ProbeStatus.STUCK, ProbeStatus.DIED)
+_GONE = (ProbeStatus.NO_NVML, ProbeStatus.NO_DRIVER)
 _HOT = ("hw-thermal", "sw-thermal")
 
 
@@ -61,18 +64,18 @@ def judge(
 ) -> list[Finding]:
     """Return what current shows that previous did not.
 
-    Returns: findings with device (GPU UUID) and action; severity WARN for "drain" and "evict",
-        OBSERVE for the rest.
+    Returns: findings with device (GPU UUID) and action, never "ignore"; severity WARN for "drain"
+        and "evict", OBSERVE for the rest.
     """
     sights = [*_judge_driver(previous, current)]
     if current.status is ProbeStatus.OK:
         limits = rules or NodeRules()
-        before = {gpu.uuid: gpu for gpu in previous.gpus if gpu.uuid} if previous else {}
+        before = {_key(gpu): gpu for gpu in previous.gpus} if previous else {}
         sights += _judge_missing(before, current)
         sights += _judge_xids(current)
         for gpu in current.gpus:
-            sights += _judge_gpu(before.get(gpu.uuid), gpu, limits)
-    return [_to_finding(sight, node, step) for sight in sights]
+            sights += _judge_gpu(before.get(_key(gpu)), gpu, limits)
+    return [_to_finding(s, node, step) for s in sights if s.action is not Action.IGNORE]
 
 
 def carry(previous: ProbeReport | None, current: ProbeReport) -> ProbeReport:
@@ -83,7 +86,17 @@ def carry(previous: ProbeReport | None, current: ProbeReport) -> ProbeReport:
     """
     if current.status is ProbeStatus.OK or previous is None:
         return current
-    return msgspec.structs.replace(current, gpus=previous.gpus)
+    failed_before = previous.failed_before + 1 if _fail_alike(previous, current) else 0
+    return msgspec.structs.replace(current, gpus=previous.gpus, failed_before=failed_before)
+
+
+def _key(gpu: GpuSnapshot) -> str:
+    """Return what tells a GPU from others; one that could not be asked for its name has a place."""
+    return gpu.uuid or f"#{gpu.index}"
+
+
+def _fail_alike(previous: ProbeReport, current: ProbeReport) -> bool:
+    return any(previous.status in kind and current.status in kind for kind in (_SILENT, _GONE))
 
 
 def _to_finding(sight: _Sight, node: str | None, step: int) -> Finding:
@@ -106,22 +119,22 @@ def _to_finding(sight: _Sight, node: str | None, step: int) -> Finding:
 def _judge_driver(previous: ProbeReport | None, current: ProbeReport) -> Iterator[_Sight]:
     """A driver that stops answering is watched once and drained when it does not come back."""
     had_gpus = previous is not None and bool(previous.gpus)
-    again = previous is not None and previous.status is current.status
-    if current.status in (ProbeStatus.STUCK, ProbeStatus.DIED):
+    again = previous is not None and _fail_alike(previous, current)
+    if current.status in _SILENT:
         action = Action.DRAIN if again else Action.WATCH
-        yield _Sight("driver-stuck", action, 1.0, 0.0, f"GPU driver: {current.detail}")
-    elif had_gpus and current.status in (ProbeStatus.NO_NVML, ProbeStatus.NO_DRIVER):
+        if previous is None or not (again and previous.failed_before):
+            yield _Sight("driver-stuck", action, 1.0, 0.0, f"GPU driver: {current.detail}")
+    elif had_gpus and current.status in _GONE and not again:
         yield _Sight("driver-gone", Action.EVICT, 1.0, 0.0, f"GPU driver gone: {current.detail}")
 
 
 def _judge_missing(before: dict[str, GpuSnapshot], current: ProbeReport) -> Iterator[_Sight]:
     """A GPU that was listed and is not any more has fallen off so hard that its name is gone."""
     present = {gpu.uuid for gpu in current.gpus}
-    for uuid, gpu in before.items():
-        if uuid not in present and not gpu.lost:
-            yield _Sight(
-                "gpu-lost", Action.EVICT, 1.0, 0.0, f"GPU {gpu.index} is not listed any more", uuid
-            )
+    for gpu in before.values():
+        if gpu.uuid and gpu.uuid not in present and not gpu.lost:
+            message = f"GPU {gpu.index} is not listed any more"
+            yield _Sight("gpu-lost", Action.EVICT, 1.0, 0.0, message, gpu.uuid)
 
 
 def _judge_xids(current: ProbeReport) -> Iterator[_Sight]:
@@ -136,6 +149,9 @@ def _judge_gpu(before: GpuSnapshot | None, now: GpuSnapshot, rules: NodeRules) -
         if before is None or not before.lost:
             yield _Sight("gpu-lost", Action.EVICT, 1.0, 0.0, f"GPU {now.index} is lost", now.uuid)
         return
+    if _is_unopened(now) and not (before and _is_unopened(before)):
+        message = f"GPU {now.index} cannot be opened: {_OPEN} failed"
+        yield _Sight("gpu-unopened", Action.WATCH, 1.0, 0.0, message)
     yield from _judge_memory(before, now, rules)
     yield from _judge_links(before, now, rules)
     yield from _judge_bus(before, now, rules)
@@ -241,6 +257,10 @@ def _growth(before: GpuSnapshot | None, now: GpuSnapshot, field: str) -> float:
 
 def _appeared(before: GpuSnapshot | None, now: GpuSnapshot, field: str) -> bool:
     return bool(getattr(now, field)) and not (before and getattr(before, field))
+
+
+def _is_unopened(gpu: GpuSnapshot) -> bool:
+    return _OPEN in gpu.failed_calls
 
 
 def _is_slow(gpu: GpuSnapshot, rules: NodeRules) -> bool:

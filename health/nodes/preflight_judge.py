@@ -52,12 +52,14 @@ class PreflightVerdict(msgspec.Struct, frozen=True):
     """The outcome of one preflight.
 
     results: ordered by check, then rank. bad_nodes: certainly to blame for a failed check.
-    suspect_nodes: one of them is, but the results cannot say which.
+    suspect_nodes: one of them is, but the results cannot say which. doubtful: the failed results
+    that are not certainly the fault of the node they name, be it a bad one by others.
     """
 
     results: tuple[CheckResult, ...]
     bad_nodes: tuple[str, ...] = ()
     suspect_nodes: tuple[str, ...] = ()
+    doubtful: tuple[CheckResult, ...] = ()
 
     @property
     def is_ok(self) -> bool:
@@ -107,6 +109,7 @@ def judge_preflight(
         results=tuple(row.result for row in rows),
         bad_nodes=tuple(sorted(bad, key=order_of.__getitem__)),
         suspect_nodes=tuple(sorted(suspects, key=order_of.__getitem__)),
+        doubtful=tuple(doubtful),
     )
 
 

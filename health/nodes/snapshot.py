@@ -85,7 +85,11 @@ class XidSeen(msgspec.Struct, frozen=True):
 
 
 class ProbeReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one look found. took_s: how long the driver needed for it."""
+    """What one look found.
+
+    took_s:        how long the driver needed for it.
+    failed_before: looks right before it that failed alike, as nvml_judge.carry counts them.
+    """
 
     status: ProbeStatus
     detail: str = ""
@@ -93,3 +97,4 @@ class ProbeReport(msgspec.Struct, frozen=True, omit_defaults=True):
     gpus: tuple[GpuSnapshot, ...] = ()
     xids: tuple[XidSeen, ...] = ()
     took_s: float = 0.0
+    failed_before: int = 0

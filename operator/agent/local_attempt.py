@@ -167,6 +167,7 @@ class LocalAttempt:
         if worker is not None and not worker.is_over:
             self._discard(worker)
             self._fail("fork-failed", f"rank {news.rank} could not be forked: {news.error}")
+            self._check_over()
 
     def _report_if_started(self) -> None:
         born = {rank: worker.pid for rank, worker in self._workers.items() if worker.is_born}

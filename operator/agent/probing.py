@@ -82,6 +82,7 @@ class NodeProber:
         self._judge = NodeJudge(visible_gpus(visible))
         self._probe: NvmlProbe | None = None
         self._kernel: KernelLogFollower | None = None
+        self._kernel_trouble = ""
         self._last: ProbeReport | None = None
         self._uuid = "" if config.is_shared_machine else read_machine_uuid()
         self._stop = threading.Event()
@@ -150,13 +151,15 @@ class NodeProber:
                 self._kernel.close()
 
     def _look(self) -> None:
-        try:
-            findings = [*self._look_at_gpus(), *self._read_kernel_log()]
-        except OSError as error:
-            _log.warning("a look at the node failed: %s", error)
-            return
-        if findings:
-            self._listener.on_findings(findings)
+        """Ask both witnesses; what one has seen is told whatever becomes of the other."""
+        for witness in (self._look_at_gpus, self._read_kernel_log):
+            try:
+                findings = witness()
+            except OSError as error:
+                _log.warning("a look at the node failed: %s", error)
+                continue
+            if findings:
+                self._listener.on_findings(findings)
 
     def _tell_energy(self, is_last: bool = False) -> None:
         """Once a period, whenever another attempt begins to use it, and at the end."""
@@ -188,7 +191,18 @@ class NodeProber:
     def _read_kernel_log(self) -> list[Finding]:
         if self._kernel is None:
             return []
-        reading = self._kernel.poll()
+        try:
+            reading = self._kernel.poll()
+        except (OSError, Fatal) as error:
+            self._say_of_kernel_log(f"cannot be followed, and is tried again: {error}")
+            return []
+        self._say_of_kernel_log("")
         if reading.lost:
             _log.warning("%d lines of the kernel log were lost", reading.lost)
         return self._judge.read(line.text for line in reading.lines)
+
+    def _say_of_kernel_log(self, trouble: str) -> None:
+        """Log a trouble once, and its end."""
+        if trouble != self._kernel_trouble:
+            self._kernel_trouble = trouble
+            _log.warning("the kernel log %s", trouble or "is followed again")

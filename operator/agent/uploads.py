@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from ...checkpoints.retrying import Backoff
+from ...checkpoints.upload_part import Troubles
 from ...logbook.errors import Retryable
 from ...logbook.wire import encode_frame
 from .reports import AgentReport, CheckpointStored, PartHeld, UploadTrouble
@@ -59,6 +60,7 @@ class Uploads:
         self._asked: dict[int, Future[Answer]] = {}
         self._parts: dict[str, PartFound] = {}
         self._child: subprocess.Popen[bytes] | None = None
+        self._troubles = Troubles(self._tell_trouble)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
@@ -110,10 +112,27 @@ class Uploads:
     def _run(self) -> None:
         backoff = Backoff(_RESTART_FIRST_S, _RESTART_MAX_S)
         while not self._closed.is_set():
-            self._live_once(backoff)
+            try:
+                self._live_once(backoff)
+            except Exception as error:
+                # Whatever it was, nobody but this thread starts the next one.
+                _log.exception("the uploader cannot be kept running")
+                self._troubles.tell("uploader-lost", f"it cannot be kept running: {error!r}")
             self._closed.wait(backoff.next_s())
 
     def _live_once(self, backoff: Backoff) -> None:
+        child = self._start()
+        try:
+            self._listen(child, backoff)
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            self._part_with(child)
+        if not self._closed.is_set():
+            _log.warning("the uploader ended with status %s", child.returncode)
+
+    def _start(self) -> subprocess.Popen[bytes]:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("ab") as log:
             child = subprocess.Popen(
@@ -123,28 +142,35 @@ class Uploads:
                 stderr=log,
                 env={**os.environ, **self._config.env},
             )
-        assert child.stdin is not None
-        assert child.stdout is not None
         with self._lock:
             self._child = child
             self._write(self._config)
+            if self._closed.is_set() and child.stdin is not None:
+                # Whoever closed this object came too early to find the process.
+                child.stdin.close()
+        return child
+
+    def _listen(self, child: subprocess.Popen[bytes], backoff: Backoff) -> None:
+        assert child.stdout is not None
         reader = news_reader()
         with child.stdout as pipe:
             while data := os.read(pipe.fileno(), _READ_BYTES):
                 for news in reader.feed(data):
                     self._take(news)
                 backoff.reset()
+                self._troubles.keep(())
+
+    def _part_with(self, child: subprocess.Popen[bytes]) -> None:
         child.wait()
         with self._lock:
             self._child = None
             with contextlib.suppress(OSError):
                 # What it was not told any more is of no use to the next one.
-                child.stdin.close()
+                if child.stdin is not None:
+                    child.stdin.close()
             asked, self._asked = self._asked, {}
         for future in asked.values():
             future.set_exception(EOFError())
-        if not self._closed.is_set():
-            _log.warning("the uploader ended with status %s", child.returncode)
 
     def _write(self, message: Request | UploadConfig) -> None:
         child = self._child
@@ -179,14 +205,11 @@ class Uploads:
                 )
             )
         else:
-            self._tell(
-                UploadTrouble(
-                    attempt=self._newest(),
-                    code=news.code,
-                    message=news.message,
-                    since_s=news.since_s,
-                )
-            )
+            self._tell_trouble(news.code, news.message, news.since_s)
+
+    def _tell_trouble(self, code: str, message: str, since_s: float) -> None:
+        trouble = UploadTrouble(attempt=self._newest(), code=code, message=message, since_s=since_s)
+        self._tell(trouble)
 
     def _part_held(self, part: PartFound) -> PartHeld:
         return PartHeld(

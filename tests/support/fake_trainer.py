@@ -10,6 +10,7 @@ saving), "garbage" (bytes that are no frame), "flood" COUNT (StepSamples at once
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -47,7 +48,22 @@ def preload(config: dict[str, Any]) -> None:
         time.sleep(config["sleep_s"])
     if "open" in config:
         config["file"] = open(config["open"])  # noqa: SIM115 - held for the workers to inherit
+    if "failing_forks" in config:
+        _fail_forks(config["failing_forks"])
     PRELOADED.update(config, pid=os.getpid())
+
+
+def _fail_forks(count: int) -> None:
+    """Have the next forks of this process fail as they do past a limit on processes."""
+    fork, left = os.fork, [count]
+
+    def failing() -> int:
+        if not left[0]:
+            return fork()
+        left[0] -= 1
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    os.fork = failing
 
 
 def main(start: WorkerStart) -> int | None:

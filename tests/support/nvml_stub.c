@@ -7,6 +7,7 @@
  *     block FUNCTION            this function never returns
  *     crash FUNCTION            this function ends the process
  *     fail FUNCTION CODE        this function returns CODE
+ *     I.fail FUNCTION CODE      this function returns CODE when asked about GPU I
  *     lost I                    GPU I answers every call with NVML_ERROR_GPU_IS_LOST
  *     I.NAME VALUE              a value of GPU I, e.g. "0.ecc_uncorrected_volatile 3"
  *     link_down I LINK          NVLink LINK of GPU I is inactive
@@ -85,9 +86,11 @@ static int gate(const char *function) {
 }
 
 static int gate_gpu(const char *function, const gpu_t *gpu) {
-  char key[32], text[8];
+  char key[128], text[8];
   int code = gate(function);
   if (code != OK) return code;
+  snprintf(key, sizeof key, "%d.fail %s", gpu->index, function);
+  if (find(key, text, sizeof text)) return atoi(text);
   snprintf(key, sizeof key, "lost %d", gpu->index);
   return find(key, text, sizeof text) ? LOST : OK;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import threading
 from pathlib import Path
 
@@ -92,6 +93,34 @@ def test_the_kernel_log_names_the_gpu_as_nvml_does(stub: NvmlStub, tmp_path: Pat
         # What stood there before the agent came is no news.
         assert len(agent.recorder.all_of(NodeFindings)) == 1
     assert (finding.value, finding.device, finding.action) == (48.0, uuid_of(0), "evict")
+
+
+@pytest.mark.parametrize("how", ["socket", "loop"])
+def test_a_kernel_log_that_cannot_be_read_hides_no_gpu(
+    stub: NvmlStub, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    log = tmp_path / "kern.log"
+    log.write_text(XID_48)
+
+    def is_said(words: str) -> bool:
+        return any(words in r.getMessage() for r in caplog.records if "probing" in r.name)
+
+    with site(tmp_path, probe=watching(stub, str(log))) as agent:
+        agent.supervisor.machine(60.0)
+        log.unlink()
+        # Neither can be opened, by root either.
+        if how == "socket":
+            with socket.socket(socket.AF_UNIX) as blocking:
+                blocking.bind(str(log))
+        else:
+            log.symlink_to(log)
+        wait_until(lambda: is_said("the kernel log cannot be followed"), "the trouble is noticed")
+        stub.set("0.ecc_uncorrected_volatile 1")
+        assert wait_finding(agent, "ecc", "nvml").device == uuid_of(0)
+        log.unlink()
+        log.write_text(XID_48)
+        assert wait_finding(agent, "xid", "kernel-log").device == uuid_of(0)
+        assert is_said("the kernel log is followed again")
 
 
 def test_a_stuck_driver_blocks_nobody(stub: NvmlStub, tmp_path: Path) -> None:

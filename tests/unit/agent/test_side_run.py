@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from midwatch.logbook.wire import Resumed
+from midwatch.operator.agent.plan import Preload
 from midwatch.operator.agent.reports import (
     AttemptStopped,
     StartFailed,
     WorkerExited,
     WorkersStarted,
 )
-from midwatch.tests.support.agents import Site, is_running, wait_gone
+from midwatch.tests.support.agents import FAKE, Site, is_running, site, wait_gone
 
 
 def started(agent: Site, attempt: int) -> list[int]:
@@ -83,6 +86,19 @@ def test_stopping_an_older_one_leaves_the_newer_alone(agent: Site) -> None:
     agent.supervisor.start(agent.plan(1, ranks=()))
     agent.recorder.wait(WorkersStarted, lambda report: report.attempt == 1)
     assert all(is_running(pid) for pid in pids)
+
+
+def test_one_whose_workers_cannot_be_forked_is_over_and_blocks_nobody(tmp_path: Path) -> None:
+    preload = Preload(f"{FAKE}:preload", {"failing_forks": 2})
+    with site(tmp_path, preload=(preload,)) as agent:
+        agent.supervisor.start(agent.plan(-1))
+        failed = agent.recorder.wait(StartFailed)
+        assert (failed.attempt, failed.code) == (-1, "fork-failed")
+        agent.recorder.wait(AttemptStopped, lambda report: report.attempt == -1)
+        agent.supervisor.start(agent.plan(-2))
+        started(agent, -2)
+        agent.supervisor.start(agent.plan(1))
+        started(agent, 1)
 
 
 def test_closing_the_agent_ends_it(agent: Site) -> None:

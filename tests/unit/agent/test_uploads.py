@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from midwatch.checkpoints.objects import open_store, prepare_store
 from midwatch.checkpoints.remote import RunObjects
+from midwatch.checkpoints.retrying import Backoff
 from midwatch.checkpoints.store import LocalStore
 from midwatch.logbook.errors import Retryable
 from midwatch.logbook.tiers import Storage
@@ -29,12 +30,20 @@ from tests.support.agents import Recorder, is_running, site, wait_until
 from tests.support.parts import save_parts
 
 ANSWER_S = 60.0
+BABBLE = """
+import os, sys
+if os.path.exists({flag!r}):
+    os.unlink({flag!r})
+    print("loading libraries, this may take a while", flush=True)
+"""
 
 
 class Hold:
     """Uploads of one node over a shared folder."""
 
-    def __init__(self, folder: Path, is_there: bool = True) -> None:
+    def __init__(
+        self, folder: Path, is_there: bool = True, env: dict[str, str] | None = None
+    ) -> None:
         self.root = folder / "node"
         self.storage = Storage(
             url=str(folder / "store"), local_root=str(self.root), run_id="id", retry_max_s=0.1
@@ -43,7 +52,7 @@ class Hold:
         if is_there:
             prepare_store(self.storage.url)
         self.heard = Recorder()
-        config = UploadConfig(run="r", storage=self.storage)
+        config = UploadConfig(run="r", storage=self.storage, env=env or {})
         self.uploads = Uploads(
             config, folder / "uploader.log", lambda report: self.heard([report]), lambda: 7
         )
@@ -56,8 +65,10 @@ class Hold:
 
 
 @contextmanager
-def holding(folder: Path, is_there: bool = True) -> Iterator[Hold]:
-    hold = Hold(folder, is_there)
+def holding(
+    folder: Path, is_there: bool = True, env: dict[str, str] | None = None
+) -> Iterator[Hold]:
+    hold = Hold(folder, is_there, env)
     hold.uploads.begin()
     try:
         yield hold
@@ -111,6 +122,38 @@ def test_a_killed_uploader_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(Retryable) as caught:
         hold.uploads.ask(Sweep(1), 0.0)
     assert caught.value.code == "uploader-away"
+
+
+def test_an_uploader_that_is_started_as_its_agent_closes_ends(tmp_path: Path) -> None:
+    hold = Hold(tmp_path)
+    hold.uploads.close()
+    # Its thread may have looked just before that whether it is closed.
+    hold.uploads._live_once(Backoff(1.0, 1.0))
+    assert hold.uploads._child is None
+
+
+def test_an_uploader_that_cannot_be_started_is_told_and_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "uploader.log").mkdir()
+    with holding(tmp_path) as hold:
+        trouble = hold.heard.wait(UploadTrouble)
+        assert trouble.code == "uploader-lost"
+        assert "IsADirectoryError" in trouble.message
+        assert (trouble.attempt, trouble.since_s > 0) == (7, True)
+        (tmp_path / "uploader.log").rmdir()
+        manifest, _ = save_parts([hold.root], 5)
+        assert hold.heard.wait(CheckpointStored).checkpoint == manifest.id
+
+
+def test_an_uploader_that_cannot_be_understood_is_replaced(tmp_path: Path) -> None:
+    """Something prints to its standard output as it starts, once."""
+    (tmp_path / "flag").touch()
+    (tmp_path / "sitecustomize.py").write_text(BABBLE.format(flag=str(tmp_path / "flag")))
+    with holding(tmp_path, env={"PYTHONPATH": str(tmp_path)}) as hold:
+        trouble = hold.heard.wait(UploadTrouble)
+        assert trouble.code == "uploader-lost"
+        assert "frame of" in trouble.message
+        save_parts([hold.root], 5)
+        hold.heard.wait(CheckpointStored)
 
 
 def test_a_store_that_is_not_there_is_told_before_anything_is_saved(tmp_path: Path) -> None:

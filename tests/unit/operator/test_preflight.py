@@ -24,10 +24,7 @@ def judged_with_scratch(folder: Path) -> tuple[list[Finding], ev.PreflightJudged
     done = PreflightDone(rank=0, node=NODE, kind="cpu", checksum="c", results=results)
     plan = PreflightPlan(1, (NODE,), 1, Thoroughness.QUICK, is_gate=False)
     answers = {NODE: NodeAnswers((done,), ())}
-    current = PreflightState(plan, heard_s=0.0, answers=answers, num_answered=1)
-    verdict = judge_when_over(RunState(preflight=current), 1.0)
-    assert verdict is not None
-    return verdict
+    return judged_of(plan, answers)
 
 
 def test_a_folder_that_can_be_written_to_leads_to_nothing(tmp_path: Path) -> None:
@@ -52,8 +49,8 @@ def test_a_scratch_folder_that_cannot_be_one_condemns_no_replacement(
 # --- a checkpoint store that all share -----------------------------------------------------------
 
 
-def wrote(rank: int, node: str, ok: bool) -> NodeAnswers:
-    result = CheckResult(
+def stored(rank: int, node: str, ok: bool) -> CheckResult:
+    return CheckResult(
         name="store-write",
         node=node,
         rank=rank,
@@ -63,7 +60,10 @@ def wrote(rank: int, node: str, ok: bool) -> NodeAnswers:
         limit=1e6,
         message="" if ok else "cannot be written to: No space left on device",
     )
-    done = PreflightDone(rank=rank, node=node, kind="cpu", checksum="c", results=(result,))
+
+
+def answered(rank: int, node: str, *results: CheckResult) -> NodeAnswers:
+    done = PreflightDone(rank=rank, node=node, kind="cpu", checksum="c", results=results)
     return NodeAnswers((done,), ())
 
 
@@ -75,10 +75,16 @@ def judged_with_store(*can_write: bool | None) -> tuple[list[Finding], ev.Prefli
     answers = {
         node: NodeAnswers((), (SilentRank(rank, cut_off, is_own=False),))
         if ok is None
-        else wrote(rank, node, ok)
+        else answered(rank, node, stored(rank, node, ok))
         for rank, (node, ok) in enumerate(zip(nodes, can_write, strict=True))
     }
-    current = PreflightState(plan, heard_s=0.0, answers=answers, num_answered=len(nodes))
+    return judged_of(plan, answers)
+
+
+def judged_of(
+    plan: PreflightPlan, answers: dict[str, NodeAnswers]
+) -> tuple[list[Finding], ev.PreflightJudged]:
+    current = PreflightState(plan, heard_s=0.0, answers=answers, num_answered=len(plan.nodes))
     verdict = judge_when_over(RunState(preflight=current), 1.0)
     assert verdict is not None
     return verdict
@@ -113,3 +119,22 @@ def test_a_node_that_alone_cannot_write_to_the_store_is_left_out(
     bad = tuple(f"node-{rank}" for rank, ok in enumerate(can_write) if not ok)
     assert judged.bad_nodes == bad
     assert [(f.kind, f.action) for f in findings] == [("preflight-store-write", "evict")] * len(bad)
+
+
+def test_a_node_is_answered_for_its_own_fault_and_not_for_the_stores() -> None:
+    full = CheckResult(
+        name="disk-free",
+        node=NODE,
+        rank=None,
+        ok=False,
+        quantity="free_bytes",
+        value=0.0,
+        limit=1.0,
+        message="it is nearly full",
+    )
+    plan = PreflightPlan(1, (NODE,), 1, Thoroughness.QUICK, is_gate=False)
+    findings, judged = judged_of(plan, {NODE: answered(0, NODE, full, stored(0, NODE, ok=False))})
+    assert judged.bad_nodes == (NODE,)
+    assert [result.name for result in judged.failed] == ["disk-free", "store-write"]
+    (finding,) = findings
+    assert (finding.kind, finding.node, finding.action) == ("preflight-disk-free", NODE, "drain")

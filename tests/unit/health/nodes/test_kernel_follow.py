@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,49 @@ def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     assert texts(follower) == []
     log.write_text("first\n")
     assert texts(follower) == ["first"]
+    follower.close()
+
+
+def test_a_rotated_file_that_cannot_be_opened_is_followed_once_it_can(tmp_path: Path) -> None:
+    log = tmp_path / "kern.log"
+    log.write_text("old\n")
+    follower = KernelLogFollower(log)
+    log.rename(tmp_path / "kern.log.1")
+    # Nobody can open a socket, root included.
+    with socket.socket(socket.AF_UNIX) as blocking:
+        blocking.bind(str(log))
+        for _ in range(2):
+            with pytest.raises(Fatal) as caught:
+                follower.poll()
+            assert caught.value.code == "kernel-log-unreadable"
+    log.unlink()
+    log.write_text("new\n")
+    assert texts(follower) == ["new"]
+    follower.close()
+
+
+def test_a_file_that_failed_to_be_read_goes_on_where_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "kern.log"
+    log.write_text("old\n")
+    follower = KernelLogFollower(log)
+    with log.open("a") as writer:
+        writer.write("one\ntw")
+        writer.flush()
+        assert texts(follower) == ["one"]
+        writer.write("o\nthree\n")
+    folder_fd = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(folder_fd, follower._fd)
+    os.close(folder_fd)
+    with pytest.raises(OSError):
+        follower.poll()
+    assert texts(follower) == ["two", "three"]
+    follower.close()
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
+def test_a_device_without_a_kernel_log_holds_nobody_up(device: str) -> None:
+    follower = KernelLogFollower(Path(device))
+    assert texts(follower) == []
     follower.close()
 
 

@@ -85,6 +85,25 @@ def test_one_attempt_counts_once() -> None:
     assert book.machines[MACHINE.uuid].failures_total == 1
 
 
+def test_an_attempt_counts_by_the_heaviest_of_its_failures() -> None:
+    mild = {"weight": 0.5, "cause": "row-remap", "gpus": ["GPU-3"]}
+    grave = {"weight": 1.0, "cause": "xid", "gpus": ["GPU-3"]}
+    both = filled(failure(1, **mild), failure(1, **grave), failure(1, **mild))
+    alone = filled(failure(1, **grave))
+    assert both == alone
+    assert both.machines[MACHINE.uuid].last_cause == "xid"
+    thrice = filled(*[failure(i, **fields) for i in (1, 2, 3) for fields in (mild, grave)])
+    assert is_held(thrice, MACHINE, 0.0)
+    assert thrice.machines[MACHINE.uuid].failures_total == 3
+
+
+def test_an_attempt_in_a_book_from_before_weights_were_noted_has_counted_in_full() -> None:
+    entry = filled(failure(1)).machines[MACHINE.uuid]
+    assert b"last_weight" not in msgspec.json.encode(entry)
+    book = LemonBook(machines={MACHINE.uuid: entry})
+    assert record(book, failure(1), BUDGET) == book
+
+
 def test_the_same_attempt_number_of_another_run_counts_again() -> None:
     book = filled(failure(1), failure(1, run="bloom"), failure(1, run="glm"))
     assert is_held(book, MACHINE, 0.0)

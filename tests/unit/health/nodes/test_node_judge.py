@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 from midwatch.health.nodes.node_judge import NodeJudge, Repeats, plain_pci, visible_gpus
 from midwatch.health.nodes.snapshot import GpuSnapshot, ProbeReport, ProbeStatus, XidSeen
 from midwatch.logbook.findings import Finding, Severity
 
+XID_31 = "NVRM: Xid (PCI:0000:b3:00): 31, pid=1234, Ch 00000008, MMU Fault"
 XID_79 = "NVRM: Xid (PCI:0000:b3:00): 79, pid=1234, GPU has fallen off the bus."
 
 
@@ -66,8 +68,46 @@ def test_ordinary_kernel_lines_say_nothing() -> None:
     assert NodeJudge().read(["usb 1-1: new high-speed device", "NVRM: loading driver"]) == []
 
 
-def test_a_flood_is_cut() -> None:
-    assert len(NodeJudge().read([XID_79] * 5000)) == 64
+def on_bus(line: str, bus: int) -> str:
+    return line.replace("b3", f"{bus:02x}")
+
+
+def test_one_event_in_a_thousand_lines_is_one_finding() -> None:
+    assert len(NodeJudge().read([XID_79] * 5000)) == 1
+
+
+def test_a_flood_is_cut_and_what_asks_for_most_is_kept() -> None:
+    judge = NodeJudge()
+    flood = [on_bus(XID_31, bus) for bus in range(200)]
+    found = judge.read([*flood, on_bus(XID_79, 201), on_bus(XID_79, 202)])
+    assert len(found) == 64
+    assert [f.device for f in found if f.action == "evict"] == ["0000:c9:00", "0000:ca:00"]
+    assert {f.action for f in found[2:]} == {"watch"}
+
+
+def test_an_eviction_in_a_storm_of_lesser_events_is_not_cut_off() -> None:
+    """What a look left out would never be said again: the fault is standing by the next one."""
+    judge = NodeJudge()
+    before = report()
+    judge.look(before)
+    lost = msgspec.structs.replace(before.gpus[1], lost=True)
+    notes = [XidSeen(code, gpu.uuid) for gpu in before.gpus for code in (31, 45, 43)]
+    storm = tuple(notes) * 20 + (XidSeen(79, "GPU-b"),)
+    found = judge.look(ProbeReport(ProbeStatus.OK, gpus=(before.gpus[0], lost), xids=storm))
+    said = {(f.kind, f.value, f.device, f.action) for f in found}
+    assert {("xid", 79.0, "GPU-b", "evict"), ("gpu-lost", 1.0, "GPU-b", "evict")} <= said
+    assert "ignore" not in {f.action for f in found}
+
+
+def test_a_look_with_too_much_in_it_keeps_what_asks_for_most() -> None:
+    judge = NodeJudge()
+    gpus = tuple(GpuSnapshot(index, f"GPU-{index}") for index in range(80))
+    judge.look(ProbeReport(ProbeStatus.OK, gpus=gpus))
+    hot = [msgspec.structs.replace(gpu, throttle=("hw-thermal",)) for gpu in gpus[:-1]]
+    lost = msgspec.structs.replace(gpus[-1], lost=True)
+    found = judge.look(ProbeReport(ProbeStatus.OK, gpus=(*hot, lost)))
+    assert len(found) == 64
+    assert (found[0].kind, found[0].device) == ("gpu-lost", "GPU-79")
 
 
 def test_visible_gpus_and_addresses_are_read_in_every_spelling() -> None:

@@ -119,6 +119,53 @@ def test_a_driver_that_goes_away_takes_the_node() -> None:
     assert judge(None, gone) == []
 
 
+@pytest.mark.parametrize(
+    ("looks", "actions"),
+    [
+        ([ProbeStatus.NO_DRIVER] * 9, ["evict"]),
+        ([ProbeStatus.NO_DRIVER, ProbeStatus.NO_NVML] * 3, ["evict"]),
+        ([ProbeStatus.STUCK] * 9, ["watch", "drain"]),
+        ([ProbeStatus.STUCK, ProbeStatus.DIED] * 3, ["watch", "drain"]),
+        ([ProbeStatus.NO_DRIVER, ProbeStatus.OK, ProbeStatus.NO_DRIVER], ["evict", "evict"]),
+        ([ProbeStatus.DIED, ProbeStatus.OK, ProbeStatus.DIED], ["watch", "watch"]),
+    ],
+)
+def test_a_driver_that_stays_away_is_said_once(
+    looks: list[ProbeStatus], actions: list[str]
+) -> None:
+    found = []
+    previous = report(HEALTHY)
+    for status in looks:
+        look = report(HEALTHY) if status is ProbeStatus.OK else ProbeReport(status, "no answer")
+        found += judge(previous, look)
+        previous = carry(previous, look)
+    assert [f.action for f in found] == actions
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ({"lost": True}, "gpu-lost"),
+        ({"reset_required": True}, "gpu-reset"),
+        ({"failed_calls": ("nvmlDeviceGetHandleByIndex",)}, "gpu-unopened"),
+    ],
+)
+def test_a_standing_fault_of_a_gpu_without_a_name_is_said_once(
+    fault: dict[str, Any], kind: str
+) -> None:
+    nameless = GpuSnapshot(1, "", **fault)
+    first = report(HEALTHY, nameless)
+    assert [f.kind for f in judge(None, first)] == [kind]
+    assert judge(first, first) == []
+    beside_another = report(HEALTHY, nameless, GpuSnapshot(2, "", **fault))
+    assert [f.kind for f in judge(first, beside_another)] == [kind]
+
+
+def test_a_gpu_that_gets_its_name_was_not_lost() -> None:
+    nameless = GpuSnapshot(1, "", failed_calls=("nvmlDeviceGetHandleByIndex",))
+    assert judge(report(HEALTHY, nameless), report(HEALTHY, GpuSnapshot(1, "GPU-b"))) == []
+
+
 def test_a_host_without_gpus_is_silent() -> None:
     none = ProbeReport(ProbeStatus.NO_NVML, "not found")
     assert judge(None, none) == []

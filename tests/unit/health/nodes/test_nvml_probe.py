@@ -166,6 +166,33 @@ def test_a_gpu_lost_before_the_driver_was_opened_is_missed_by_name(
     assert actions(before, after)[("gpu-lost", uuid_of(0))] == "evict"
 
 
+def test_a_gpu_that_this_process_may_not_open_is_no_lost_one(
+    stub: NvmlStub, probe: NvmlProbe
+) -> None:
+    """The driver counts the GPUs of other containers too, and refuses to open them."""
+    stub.set("0.fail nvmlDeviceGetHandleByIndex_v2 4")
+    report = probe.sample()
+    assert [(gpu.index, gpu.uuid) for gpu in report.gpus] == [(1, uuid_of(1))]
+    assert judge(None, report) == []
+    stub.add("lost 1")
+    assert actions(report, probe.sample()) == {("gpu-lost", uuid_of(1)): "evict"}
+
+
+def test_a_gpu_that_cannot_be_opened_says_why_and_is_not_called_lost(
+    stub: NvmlStub, probe: NvmlProbe
+) -> None:
+    stub.set(
+        "0.fail nvmlDeviceGetHandleByIndex_v2 16",
+        "1.fail nvmlDeviceGetHandleByIndex_v2 18",
+    )
+    report = probe.sample()
+    assert not any(gpu.lost for gpu in report.gpus)
+    assert [gpu.reset_required for gpu in report.gpus] == [True, False]
+    assert report.gpus[1].failed_calls == ("nvmlDeviceGetHandleByIndex",)
+    found = [(f.kind, f.action) for f in judge(None, report)]
+    assert found == [("gpu-reset", "evict"), ("gpu-unopened", "watch")]
+
+
 def test_a_function_the_driver_lacks_leaves_only_its_own_field_empty(
     stub: NvmlStub, probe: NvmlProbe
 ) -> None:
