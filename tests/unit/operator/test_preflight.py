@@ -11,8 +11,10 @@ from midwatch.logbook.findings import Finding
 from midwatch.logbook.plan import PreflightPlan
 from midwatch.logbook.preflight import LIMITS, CheckResult, PreflightDone, SilentRank, Thoroughness
 from midwatch.logbook.state import NodeAnswers, PreflightState, RunState
-from midwatch.operator.preflight import judge_when_over
+from midwatch.operator.preflight import judge_when_over, order_of
 from midwatch.trainer.preflight_checks import LocalChecks
+
+from tests.support.builders import make_spec
 
 NODE = "node-7"
 
@@ -119,6 +121,49 @@ def test_a_node_that_alone_cannot_write_to_the_store_is_left_out(
     bad = tuple(f"node-{rank}" for rank, ok in enumerate(can_write) if not ok)
     assert judged.bad_nodes == bad
     assert [(f.kind, f.action) for f in findings] == [("preflight-store-write", "evict")] * len(bad)
+
+
+def reached(rank: int, node: str, ok: bool) -> CheckResult:
+    return CheckResult(
+        name="store-reach",
+        node=node,
+        rank=None,
+        ok=ok,
+        quantity="usable_stores_total",
+        value=float(ok),
+        limit=1.0,
+        message="" if ok else "[store-denied] it may not write there.",
+    )
+
+
+@pytest.mark.parametrize("can_reach", [(False, True, True), (False, False), (False, True)])
+def test_a_node_is_left_out_where_it_alone_cannot_reach_the_durable_store(
+    can_reach: tuple[bool, ...],
+) -> None:
+    nodes = tuple(f"node-{rank}" for rank in range(len(can_reach)))
+    plan = PreflightPlan(1, nodes, 1, Thoroughness.QUICK, is_gate=True)
+    answers = {
+        node: answered(rank, node, reached(rank, node, ok))
+        for rank, (node, ok) in enumerate(zip(nodes, can_reach, strict=True))
+    }
+    (finding,), judged = judged_of(plan, answers)
+    if len(nodes) > 2:
+        assert judged.bad_nodes == ("node-0",)
+        assert (finding.kind, finding.action) == ("preflight-store-reach", "drain")
+    else:
+        assert judged.bad_nodes == ()
+        assert (finding.kind, finding.node, finding.action) == ("preflight-in-doubt", None, "")
+    assert "[store-denied]" in finding.message
+
+
+def test_the_store_of_the_spec_is_what_a_preflight_tries(tmp_path: Path) -> None:
+    plan = PreflightPlan(1, ("node-0",), 2, Thoroughness.QUICK, is_gate=True)
+    bare = make_spec()
+    assert order_of(plan, bare, str(tmp_path)).storage is None
+    store = {"url": "s3://bucket/runs", "endpoint_url": "http://127.0.0.1:9000"}
+    storage = order_of(plan, make_spec(checkpoints={"store": store}), str(tmp_path)).storage
+    assert storage is not None
+    assert (storage.url, storage.endpoint_url) == ("s3://bucket/runs", "http://127.0.0.1:9000")
 
 
 def test_a_node_is_answered_for_its_own_fault_and_not_for_the_stores() -> None:
