@@ -206,6 +206,26 @@ async def test_a_learning_rate_reaches_the_run_once_and_its_outcome_comes_back()
         assert sum(a["id"] == uid for a in st.run.asked) == 1
 
 
+async def test_what_lies_on_the_desk_is_not_judged_again_and_shows_its_outcome() -> None:
+    async with stage() as st, st.operator() as operator:
+        await st.submit(make_run())
+        await st.bring_up()
+        st.run.is_controller_away = True
+        wanted = make_intervention("slower", "SetLearningRate", params={"multiplier": "0.5"})
+        made = await st.server.put(INTERVENTIONS, wanted)
+        await st.until(lambda: st.intervention("slower", "Accepted") == ("Unknown", "Requested"))
+        await st.change_spec(interventionPolicy={"allowed": ["Stop"]})
+        await st.until(lambda: st.run.desk)
+        runs = operator._runs
+        assert runs is not None
+        looks = runs.num_looks
+        await st.until(lambda: runs.num_looks > looks + 2)
+        st.run.take_desk()
+        st.run.apply_command(made["metadata"]["uid"], at_step=12, previous=1e-3, current=5e-4)
+        await st.until(lambda: st.intervention("slower", "Applied")[0] == "True")
+        assert len(st.run.asked) == 1
+
+
 async def test_a_dry_run_says_what_would_be_decided_and_asks_for_nothing() -> None:
     async with stage() as st, st.operator():
         await st.submit(make_run())
