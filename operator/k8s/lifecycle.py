@@ -82,14 +82,17 @@ def finished_at(observed: Observed) -> float | None:
 
 
 def own_stop(observed: Observed) -> str:
-    """Return the id of the stop by which the operator itself ended the run, "" if none did."""
+    """Return the id of the stop by which the operator itself ended the run, "" if none did.
+
+    One that was asked for after the end has ended nothing: it is not applied, nor will it be.
+    """
     sight = observed.sight
     if sight is None or sight.status != "stopped":
         return ""
     stops = [
         (float(known.get("requested_s", 0.0)), str(name))
         for name, known in sight.interventions.items()
-        if (known.get("request") or {}).get("action") == "stop"
+        if (known.get("request") or {}).get("action") == "stop" and known.get("stage") == "applied"
     ]
     last = max(stops, default=(0.0, ""))[1]
     return last if last.startswith(_OWN_STOPS) else ""

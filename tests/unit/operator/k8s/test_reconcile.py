@@ -180,6 +180,17 @@ def test_a_run_that_a_person_stopped_ends_and_one_that_the_operator_stopped_goes
     assert of_kind(reconcile(fresh), act.StartController)
 
 
+def test_a_stop_that_came_too_late_has_not_ended_the_run() -> None:
+    status = {"job": {"id": "midwatch-run-uid-1"}}
+    late = ev.InterventionRequested("late", "stop", "ann", "the night is over")
+    asked = fold([late], stopped_by("k8s-suspend-run-uid-1"))
+    rejected = fold([decided(asked, d.RejectIntervention("late"))], asked)
+    for state in (asked, rejected):
+        actions = reconcile(look(sight=seen_run(state), status=status))
+        assert of_kind(actions, act.RemoveCluster)
+        assert condition(actions, "Succeeded")[1] != "Stopped"
+
+
 def test_a_run_stopped_before_this_object_was_made_goes_on() -> None:
     actions = reconcile(look(jobs=(), sight=seen_run(stopped_by("abc"))))
     assert of_kind(actions, act.StartController)
