@@ -100,7 +100,8 @@ class _Author:
         self._saved: list[int] = []
         self._resumed: list[tuple[int, int]] = []
         self._measured: list[ev.ValidationDone] = []
-        self._left_out = {"worker-exited": 0, "finding": 0}
+        self._told = {"worker-exited": 0, "finding": 0}
+        self._left_out = dict.fromkeys(self._told, 0)
         self._steps_after = 0
 
     def take(self, record: Record[Any]) -> bool:
@@ -158,17 +159,18 @@ class _Author:
             return False
         if isinstance(event, ev.WorkerExited):
             self._exits.append(event)
-            return self._has_room("worker-exited", len(self._exits) <= EXITS_MAX)
+            return self._has_room("worker-exited", EXITS_MAX)
         if isinstance(event, ev.WorkersExited):
             self._exits.extend(event.exits)
             return True
         if isinstance(event, ev.FindingSeen):
-            seen = sum(m.text.startswith("finding:") for m in self._moments)
-            return not event.finding.shadow and self._has_room("finding", seen < FINDINGS_MAX)
+            return not event.finding.shadow and self._has_room("finding", FINDINGS_MAX)
         return isinstance(event, _TOLD)
 
-    def _has_room(self, kind: str, has_room: bool) -> bool:
-        self._left_out[kind] += not has_room
+    def _has_room(self, kind: str, most: int) -> bool:
+        # Only what is told takes room: where any is left out, the note tells of others of its kind.
+        has_room = self._told[kind] < most
+        (self._told if has_room else self._left_out)[kind] += 1
         return has_room
 
     def chapter(self) -> Chapter:

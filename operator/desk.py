@@ -30,6 +30,7 @@ from ..logbook.state import Incident, RunState
 
 _log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 64 << 10
+REQUEST_MODE = 0o644
 
 Request = InterventionRequested | FaultInjected | NoteAdded
 _decode = msgspec.json.Decoder(prepared(Request)).decode
@@ -46,13 +47,17 @@ class FileDesk:
         for folder in (self._requests, self._notes, self._evidence):
             folder.mkdir(parents=True, exist_ok=True)
         self._taken: list[Path] = []
+        self._unread: set[Path] = set()
         # Looked up once: thousands of dumps at once would each ask the file system.
         self._given = {path.name for path in self._evidence.iterdir()}
         # A hang of a large run brings a dump from every node at once, and its answer is urgent.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence")
 
     def requests(self) -> Sequence[Event]:
-        """Return the requests that lie here, oldest first; unreadable ones are put aside."""
+        """Return the requests that lie here, oldest first.
+
+        What is no request is put aside. One that cannot be read just now stays for the next time.
+        """
         found: list[Event] = []
         for path in sorted(self._requests.glob("*.json")):
             if path in self._taken:
@@ -63,10 +68,17 @@ class FileDesk:
                 found.append(_decode(path.read_bytes()))
             except FileNotFoundError:
                 continue
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 path.with_suffix(".refused").write_text(f"{error}\n")
                 path.unlink(missing_ok=True)
                 continue
+            except OSError as error:
+                # The file system's trouble says nothing about what somebody asked for.
+                if path not in self._unread:
+                    self._unread.add(path)
+                    _log.warning("a request waits, it cannot be read: %s", error)
+                continue
+            self._unread.discard(path)
             self._taken.append(path)
         return found
 
@@ -170,7 +182,8 @@ def post_request(run_dir: Path, request: Request, *, time_s: float) -> None:
             remedy="Name a run under runs/, or the run's folder.",
         )
     name = f"{time_s:017.6f}-{secrets.token_hex(4)}.json"
-    _write_atomically(folder / name, _encoded(request))
+    # The controller may be another user than whoever asks, of any umask.
+    _write_atomically(folder / name, _encoded(request), REQUEST_MODE)
 
 
 def _encoded(request: Request) -> bytes:
@@ -202,7 +215,10 @@ def _write_evidence(path: Path, text: str) -> None:
         _log.warning("evidence is lost: %s cannot be written: %s", path, error)
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def _write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Write a file in one piece. mode: its permissions, None for what the umask leaves."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(data)
+    if mode is not None:
+        draft.chmod(mode)
     draft.replace(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..logbook import events as ev
 from ..logbook.journal import Journal, JournalOptions
 from ..logbook.state import RunState
-from .cli.runs import StateFollower
+from .cli.runs import load_state
 from .desk import FileDesk, post_request
 
 MAX_CHARS = 8000
@@ -37,7 +37,6 @@ def record_remark(run_dir: Path, state: RunState, note: ev.NoteAdded) -> bool:
     finally:
         journal.close()
     if note.incident is not None:
-        follower = StateFollower(run_dir)
-        follower.poll()
-        FileDesk(run_dir).write_note(follower.state, follower.state.incidents[note.incident])
+        told = load_state(run_dir)
+        FileDesk(run_dir).write_note(told, told.incidents[note.incident])
     return True

@@ -91,15 +91,25 @@ class IncidentsPane(Pane):
 
     async def _read_on(self, incident: Incident) -> None:
         """Complete the note by what the journal holds around the incident."""
-        chapter = await cast("WatchApp", self.app).chapter_of(incident)
+        trouble = ""
+        try:
+            chapter = await cast("WatchApp", self.app).chapter_of(incident)
+        except Exception as error:
+            # A mistake of ours about one incident must not end the watch over the run.
+            chapter, trouble = Chapter(), repr(error)
         if self._noted is incident:
-            self._write(incident, chapter)
+            self._write(incident, chapter, trouble)
 
-    def _write(self, incident: Incident, chapter: Chapter) -> None:
+    def _write(self, incident: Incident, chapter: Chapter, trouble: str = "") -> None:
         # A tenth of a second to import, which the first screen does not have.
         from rich.markdown import Markdown
 
-        text = render_note(self.book.state, incident, chapter)
+        try:
+            text = render_note(self.book.state, incident, chapter)
+        except Exception as error:
+            text, trouble = f"# {incident.draft.id}", repr(error)
+        if trouble:
+            text = f"Not all of this incident can be told: `{trouble}`\n\n{text}"
         self.query_one("#note", Static).update(Markdown(text))
 
 

@@ -51,6 +51,7 @@ class RunView:
                 self._follower.poll()
             except Exception:
                 # Whatever it was, what comes after is to be read anew.
+                self._follower.close()
                 self._follower = None
                 raise
             return self._follower.state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,10 @@ class StateFollower:
         """The last pulse of the controller, 0.0 where there is none."""
         return pulse_s(self._directory)
 
+    def close(self) -> None:
+        """Let go of the journal's files; the state stays."""
+        self._follower.close()
+
     def poll(self) -> list[Record[ev.Event]]:
         """Fold everything new and return it."""
         new: list[Record[ev.Event]] = []
@@ -95,6 +100,6 @@ class StateFollower:
 
 def load_state(run_dir: Path) -> RunState:
     """Return the state of a run as its journal stands now."""
-    follower = StateFollower(run_dir)
-    follower.poll()
-    return follower.state
+    with closing(StateFollower(run_dir)) as follower:
+        follower.poll()
+        return follower.state

@@ -20,7 +20,7 @@ from ...logbook.errors import Fatal, MidwatchError, Retryable
 from . import actions as act
 from . import names
 from .client import CLUSTERS, INTERVENTIONS, KINDS, NODES, PODS, RUNS, SECRETS, Kube
-from .intervention_status import previewed, refused
+from .intervention_status import laid, previewed, refused
 from .look import Lookout
 from .observed import Failure, Object, Observed
 from .run_api import Refused, lay_request, start_job, stop_job
@@ -194,6 +194,7 @@ class Applier:
                 raise
             if error.told == "intervention-id-taken":
                 # Nobody else has this object's uid: it lies there already.
+                await self._note_laid(about, turn)
                 return
             said = refused(about, error.told or "refused", error.message, turn.observed.now_s)
             await self._write_intervention(said.name, said.status, turn)
@@ -201,7 +202,14 @@ class Applier:
         if action.is_dry_run and about is not None:
             said = previewed(about, _foretold(answer), turn.observed.now_s)
             await self._write_intervention(said.name, said.status, turn)
+        elif about is not None:
+            await self._note_laid(about, turn)
         turn.soon(1.0)
+
+    async def _note_laid(self, about: Object, turn: _Turn) -> None:
+        """Have the object itself say that the run has its request, which the run may tell late."""
+        said = laid(about, turn.observed.now_s)
+        await self._write_intervention(said.name, said.status, turn)
 
     async def _set_run_status(self, action: act.SetRunStatus, turn: _Turn) -> None:
         if _without_times(action.status) == _without_times(turn.observed.status):

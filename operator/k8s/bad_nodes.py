@@ -210,16 +210,21 @@ def _findings(
 
 
 def plan_evidence(
-    observed: Observed, weighed: Sequence[tuple[RayNode, Pod, Finding]]
+    observed: Observed, weighed: Sequence[tuple[RayNode, Pod, Finding]], excluded: Sequence[str]
 ) -> list[Ask | RemovePod]:
-    """Return what follows from the signs: save first where the node is asked for, then leave it."""
+    """Return what follows from the signs: save first where the node is asked for, then leave it.
+
+    The pod of a sick node goes only if the node is excluded: it would come back without end.
+    """
     planned: list[Ask | RemovePod] = []
     handled: list[str] = []
     for node, pod, finding in sorted(weighed, key=lambda each: _urgency(each[2])):
         if node.node in handled or finding.action not in (Verdict.EVICT, Verdict.DRAIN):
             continue
-        handled.append(node.node)
         leaves = finding.kind in LEAVING
+        if node.quarantined and not (leaves or pod.node in excluded):
+            continue
+        handled.append(node.node)
         if leaves and not node.quarantined:
             save = _saving(observed, pod, finding)
             if save is not None:

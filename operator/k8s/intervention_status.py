@@ -11,6 +11,9 @@ from .conditions import FALSE, TRUE, UNKNOWN, Conditions
 from .observed import Object, Observed, time_text
 
 TYPES = ("Accepted", "Approved", "Applied", "Reverted", "Failed")
+_TO_BE_JUDGED = ("Requested", "the run has yet to judge it")
+_IN_THE_RUN = ("requested", "sent", "scheduled", "applied")
+"""Stages that only the run tells of."""
 
 
 class StatusOf:
@@ -42,6 +45,12 @@ class StatusOf:
         }
         return SetInterventionStatus(self._name, status)
 
+    def settle_as_told(self) -> SetInterventionStatus:
+        """Return what was told last as final."""
+        return SetInterventionStatus(
+            self._name, {**self._before, "settledAt": time_text(self._now_s)}
+        )
+
     def is_news(self, written: SetInterventionStatus) -> bool:
         """Whether it says anything that is not written yet."""
         return written.status != self._before
@@ -52,6 +61,19 @@ def refused(intervention: Object, code: str, message: str, now_s: float) -> SetI
     status = StatusOf(intervention, now_s)
     status.conditions.set("Accepted", FALSE, _camel(code), message)
     return status.settle("rejected", message)
+
+
+def laid(intervention: Object, now_s: float) -> SetInterventionStatus:
+    """Return the status of a request that was just laid before the run."""
+    status = StatusOf(intervention, now_s)
+    status.conditions.set("Accepted", UNKNOWN, *_TO_BE_JUDGED)
+    return status.write("requested", "")
+
+
+def is_laid(intervention: Object) -> bool:
+    """Whether the run was asked, and has not said yet that this is over: only the run judges it."""
+    status = intervention.get("status") or {}
+    return status.get("stage") in _IN_THE_RUN and not status.get("settledAt")
 
 
 def previewed(intervention: Object, answer: str, now_s: float) -> SetInterventionStatus:
@@ -73,7 +95,7 @@ def mirrored(
     if acks:
         status.more["acks"] = f"{acks}/{world}"
     if stage == "requested":
-        conditions.set("Accepted", UNKNOWN, "Requested", "the run has yet to judge it")
+        conditions.set("Accepted", UNKNOWN, *_TO_BE_JUDGED)
         return status.write(stage, detail)
     if stage == "rejected":
         conflict = detail.startswith("conflict")

@@ -16,7 +16,7 @@ from . import names
 from .actions import Action, Ask, LabelIntervention, RemoveIntervention, SetInterventionStatus
 from .bad_nodes import known_exclusions
 from .conditions import FALSE, TRUE, UNKNOWN
-from .intervention_status import StatusOf, mirrored
+from .intervention_status import StatusOf, is_laid, mirrored
 from .model import InterventionPolicy
 from .observed import Object, Observed, time_of
 
@@ -112,7 +112,9 @@ def released_nodes(observed: Observed, policy: InterventionPolicy) -> tuple[str,
         if each["spec"]["action"] != "ReleaseNode" or is_automatic(each) or is_over:
             continue
         status = StatusOf(each, observed.now_s)
-        is_held = _refusal(observed, policy, each) or _approval(observed, policy, each, status)
+        is_held = not is_laid(each) and (
+            _refusal(observed, policy, each) or _approval(observed, policy, each, status)
+        )
         found += [] if is_held else [_target(each)]
     return tuple(found)
 
@@ -132,7 +134,9 @@ def plan_orphans(
         if name in runs or age_s < ORPHAN_S:
             continue
         settled_s = time_of(status.get("settledAt"))
-        if settled_s is None:
+        if settled_s is None and is_laid(each):
+            planned.append(StatusOf(each, now_s).settle_as_told())
+        elif settled_s is None:
             said = StatusOf(each, now_s)
             message = f"there is no TrainingRun {name!r} in this namespace"
             said.conditions.set("Accepted", FALSE, "NoSuchRun", message)
@@ -147,6 +151,9 @@ def _next(observed: Observed, policy: InterventionPolicy, each: Object) -> list[
     known = observed.sight.interventions.get(each["metadata"]["uid"]) if observed.sight else None
     if known is not None:
         return _news(status, mirrored(observed, each, status, known))
+    if is_laid(each):
+        # The run has it, and may have done it: what it told last stands until it is seen again.
+        return []
     why = _refusal(observed, policy, each)
     if why is not None:
         status.conditions.set("Accepted", FALSE, *why)

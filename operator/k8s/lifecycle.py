@@ -54,7 +54,7 @@ def judge_want(observed: Observed, spec: TrainingRunSpec) -> Want:
         return Want(keep and observed.now_s < deadline_s, stop=stop)
     finished_s = finished_at(observed)
     if finished_s is None:
-        recycles = spec.owns_cluster and _is_left_behind(observed)
+        recycles = spec.owns_cluster and _is_left_behind(observed, "SUCCEEDED")
         return Want(cluster=not recycles, recycles=recycles)
     is_due = observed.now_s >= finished_s + spec.deletion.ttl_seconds_after_finished
     # Only what is seen to be over is taken away: it may have been resumed behind our back.
@@ -82,14 +82,17 @@ def finished_at(observed: Observed) -> float | None:
 
 
 def own_stop(observed: Observed) -> str:
-    """Return the id of the stop by which the operator itself ended the run, "" if none did."""
+    """Return the id of the stop by which the operator itself ended the run, "" if none did.
+
+    One that was asked for after the end has ended nothing: it is not applied, nor will it be.
+    """
     sight = observed.sight
     if sight is None or sight.status != "stopped":
         return ""
     stops = [
         (float(known.get("requested_s", 0.0)), str(name))
         for name, known in sight.interventions.items()
-        if (known.get("request") or {}).get("action") == "stop"
+        if (known.get("request") or {}).get("action") == "stop" and known.get("stage") == "applied"
     ]
     last = max(stops, default=(0.0, ""))[1]
     return last if last.startswith(_OWN_STOPS) else ""
@@ -107,7 +110,8 @@ def plan_start(observed: Observed, spec: TrainingRunSpec, run: RunSpec, want: Wa
     """Return the start of the controller when everything it needs is there and none was made.
 
     A job that succeeded has put the controller there; from then on Ray keeps it alive. One that
-    failed is followed by another, later each time, and by none once the budget is spent.
+    failed is followed by another, later each time, and by none once the budget is spent. One that
+    serves a stopped run, as on a cluster that is not the run's own, is ended first.
     """
     may_start = not (want.stop or want.finished_s is not None or _is_held(observed))
     if observed.reach.jobs or not may_start or not pods_ready(observed, spec, run):
@@ -115,9 +119,12 @@ def plan_start(observed: Observed, spec: TrainingRunSpec, run: RunSpec, want: Wa
     last = last_job(observed)
     number = 1 if last is None else last.number + 1
     if last is not None:
-        due_s = last.ended_s + min(START_WAIT_S * 2.0 ** (last.number - 1), START_WAIT_MAX_S)
+        if not spec.owns_cluster and _is_left_behind(observed, "RUNNING"):
+            return [StopController(last.id)]
+        tries = _num_tries(observed)
+        due_s = last.ended_s + min(START_WAIT_S * 2.0 ** max(tries - 1, 0), START_WAIT_MAX_S)
         failed = last.status in ("FAILED", "STOPPED")
-        if not failed or number > STARTS_MAX or observed.now_s < due_s:
+        if not failed or tries >= STARTS_MAX or observed.now_s < due_s:
             return []
     job_id = f"{names.job_prefix(observed.uid)}{number}"
     env, entrypoint = _job_env(spec, run), _entrypoint(observed, spec)
@@ -184,7 +191,14 @@ def last_job(observed: Observed) -> Any:
 def is_start_spent(observed: Observed) -> bool:
     """Whether the controller could not be started as often as is tried."""
     last = last_job(observed)
-    return last is not None and last.status == "FAILED" and last.number >= STARTS_MAX
+    return last is not None and last.status == "FAILED" and _num_tries(observed) >= STARTS_MAX
+
+
+def _num_tries(observed: Observed) -> int:
+    """Return how often a start was tried; a job that somebody ended was no failure to start."""
+    last = last_job(observed)
+    num_ended = sum(job.status == "STOPPED" for job in observed.jobs)
+    return 0 if last is None else int(last.number) - num_ended
 
 
 def plan_removal(observed: Observed, timeout_s: float, owns_cluster: bool) -> list[Action]:
@@ -234,11 +248,14 @@ def _is_new_here(observed: Observed) -> bool:
     return not observed.jobs and not (observed.status.get("job") or {}).get("id")
 
 
-def _is_left_behind(observed: Observed) -> bool:
-    """Whether a run that is to go on has only the controller that saw it end."""
+def _is_left_behind(observed: Observed, at_work: str) -> bool:
+    """Whether a run that is to go on has only the controller that saw it end.
+
+    at_work: the status of a job whose controller is there.
+    """
     sight, last = observed.sight, last_job(observed)
     is_over = sight is not None and sight.status == "stopped"
-    has_started = last is not None and last.status == "SUCCEEDED"
+    has_started = last is not None and last.status == at_work
     return is_over and has_started and not _is_set_going(observed)
 
 

@@ -97,13 +97,15 @@ class RayNode(msgspec.Struct, frozen=True):
 class RunSight(msgspec.Struct, frozen=True):
     """The run as its HTTP API told it. summary, state: as the API answers, decoded to plain data.
 
-    interventions: by id, as the API tells them.
+    waiting: what was asked for and lies on the run's desk still, by id, as the API tells it.
+    interventions: by id, those of the journal and those of the desk.
     """
 
     doing: str
     seq: int
     summary: Mapping[str, Any]
     state: Mapping[str, Any] = {}
+    waiting: Mapping[str, Any] = {}
 
     @property
     def status(self) -> str:
@@ -115,8 +117,7 @@ class RunSight(msgspec.Struct, frozen=True):
 
     @property
     def interventions(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.state.get("interventions") or {}
-        return found
+        return {**self.waiting, **(self.state.get("interventions") or {})}
 
     @property
     def nodes(self) -> tuple[RayNode, ...]:

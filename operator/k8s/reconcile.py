@@ -48,7 +48,7 @@ def reconcile(observed: Observed, rules: Sequence[EvidenceRule] = DEFAULT_RULES)
         actions += lifecycle.plan_start(observed, spec, run, want)
         actions += lifecycle.plan_stop(observed, want)
         if spec.owns_cluster and want.finished_s is None:
-            actions += bad_nodes.plan_evidence(observed, weighed)
+            actions += bad_nodes.plan_evidence(observed, weighed, exclusions.nodes)
             actions += bad_nodes.plan_returns(observed, exclusions.nodes)
             actions += bad_nodes.plan_homecomings(observed, exclusions)
             actions += bad_nodes.plan_removals(observed, exclusions.nodes)

@@ -93,16 +93,21 @@ def _refusal(status: int, path: str, data: bytes) -> MidwatchError:
 async def see_run(remote: Remote) -> RunSight:
     """Return the run as its API tells it."""
     status = await remote.ask("GET", "/v1/status")
+    # The desk first: what is taken from it meanwhile is found in the state then.
+    asked = await remote.ask("GET", "/v1/interventions")
     state = await remote.ask("GET", "/v1/state")
     try:
+        known = state.get("interventions") or {}
+        waiting = {str(each["request"]["id"]): each for each in asked}
         return RunSight(
             doing=str(status["doing"]),
             seq=int(status["seq"]),
             summary=dict(status["summary"]),
             state=dict(state),
+            waiting={name: each for name, each in waiting.items() if name not in known},
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise Fatal("remote-refused", f"/v1/status answered something else: {error!r}.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Fatal("remote-refused", f"the run's API told something else: {error!r}.") from error
 
 
 async def lay_request(remote: Remote, request: dict[str, Any], *, is_dry_run: bool) -> Any:

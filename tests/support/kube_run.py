@@ -18,7 +18,7 @@ from midwatch.logbook.fold import evolve
 from midwatch.logbook.live_view import doing_text
 from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.record import to_json
-from midwatch.logbook.state import RunState
+from midwatch.logbook.state import Intervention, RunState
 from midwatch.logbook.summary import summarize
 from midwatch.logbook.wire import Command, Hyper, Mesh
 
@@ -189,7 +189,10 @@ def _barred(template: Object) -> set[str]:
 
 
 class RunServer:
-    """Serves both the run's API and Ray's jobs. state None: there is no run folder yet."""
+    """Serves both the run's API and Ray's jobs. state None: there is no run folder yet.
+
+    desk: requests that the run's controller, being away, has not taken yet.
+    """
 
     def __init__(self, server: ApiServer) -> None:
         self._server = server
@@ -198,6 +201,8 @@ class RunServer:
         self.asked: list[Object] = []
         self.refuses: dict[str, tuple[int, Object]] = {}
         self.is_away = False
+        self.is_controller_away = False
+        self.desk: list[ev.InterventionRequested] = []
         self.ray_token = RAY_TOKEN
         self.num_requests = 0
         self.url = ""
@@ -208,6 +213,7 @@ class RunServer:
         app = aiohttp.web.Application()
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/v1/state", self._state)
+        app.router.add_get("/v1/interventions", self._interventions)
         app.router.add_post("/v1/interventions", self._intervene)
         app.router.add_get("/api/jobs/", self._list_jobs)
         app.router.add_post("/api/jobs/", self._submit)
@@ -228,6 +234,11 @@ class RunServer:
         for event in events:
             state = self.state or RunState()
             self.state = evolve(state, event, seq=state.seq + 1, time_s=time.time())
+
+    def take_desk(self) -> None:
+        """Journal what lies on the desk, as the run's controller does."""
+        self.tell(*self.desk)
+        self.desk.clear()
 
     def train(self, step: int = 10) -> None:
         """Have the run train on the pods that are there: n0 and n1 carry ranks, n2 is the spare."""
@@ -309,6 +320,11 @@ class RunServer:
     async def _state(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
         return _json(to_json(self._allow_run(request)))
 
+    async def _interventions(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
+        known = self._allow_run(request).interventions
+        waiting = [Intervention(asked, time.time()) for asked in self.desk]
+        return _json(to_json([*known.values(), *(w for w in waiting if w.request.id not in known)]))
+
     async def _intervene(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
         state = self._allow_run(request)
         body = await request.json()
@@ -319,7 +335,10 @@ class RunServer:
         if request.query.get("dry_run") == "true":
             return _json(b'[{"reason": "it would be done"}]')
         if body["id"] not in state.interventions:
-            self.tell(msgspec.convert(body, ev.InterventionRequested))
+            asked = msgspec.convert(body, ev.InterventionRequested)
+            self.desk += [] if asked in self.desk else [asked]
+            if not self.is_controller_away:
+                self.take_desk()
         return _json(msgspec.json.encode({"id": body["id"], "stage": "requested"}), 202)
 
     async def _list_jobs(self, request: aiohttp.web.Request) -> aiohttp.web.Response:

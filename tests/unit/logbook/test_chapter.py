@@ -110,6 +110,20 @@ def test_the_echo_of_one_death_fills_no_note() -> None:
     assert exits[-1].text == f"worker-exited: and {1990 + 1 - EXITS_MAX} more"
 
 
+def test_deaths_told_of_all_at_once_take_no_room_from_the_next(killed: Night) -> None:
+    told = list(records(killed))
+    at = next(i for i, r in enumerate(told) if isinstance(r.event, ev.WorkerExited))
+    deaths = tuple(ev.WorkerExited(1, rank, "n0", exit_code=1) for rank in range(EXITS_MAX + 1))
+    first, then = ev.WorkersExited(1, "n0", deaths), ev.WorkerExited(1, 8, "n1", exit_code=1)
+    told[at : at + 1] = [replace(told[at], event=event) for event in (first, then)]
+    told = [replace(record, seq=seq) for seq, record in enumerate(told, 1)]
+    incident = incident_of(killed.state)
+    found = chapter_of(told, replace(incident, opened_seq=incident.opened_seq + 1))
+    kinds = [moment.text.partition(":")[0] for moment in found.moments]
+    assert kinds[:2] == ["workers-exited", "worker-exited"]
+    assert "rank 8" in found.moments[1].text
+
+
 def exit_with(log: str, night: Night) -> Chapter:
     told = list(records(night))
     at = next(i for i, r in enumerate(told) if isinstance(r.event, ev.WorkerExited))

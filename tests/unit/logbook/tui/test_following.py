@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import NoReturn
 
+import pytest
 from midwatch.logbook import decisions as d
 from midwatch.logbook.segment import segment_path
+from midwatch.logbook.state import Incident
+from midwatch.logbook.tui import source
 from midwatch.logbook.tui.timeline_list import TimelineList
 from midwatch.tests.support.screens import drive, text_on, until, watch_app, watching
 from midwatch.tests.support.synthetic_run import SyntheticRun
@@ -20,6 +25,25 @@ def test_new_steps_and_incidents_appear(small_run: SyntheticRun) -> None:
             await until(pilot, lambda: "RECOVERING" in text_on(pilot))
             await pilot.press("4")
             await until(pilot, lambda: "rank 3 on n001 died" in text_on(pilot))
+
+    drive(scenario())
+
+
+def test_a_note_that_cannot_be_made_is_told_of_and_the_watch_goes_on(
+    small_run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_chapter(directory: Path, incident: Incident) -> NoReturn:
+        raise ValueError("a mistake of ours")
+
+    async def scenario() -> None:
+        monkeypatch.setattr(source, "read_chapter", read_chapter)
+        async with watching(small_run) as pilot:
+            small_run.crash(rank=3)
+            await pilot.press("4")
+            await until(pilot, lambda: "Not all of this incident can be told" in text_on(pilot))
+            assert "rank 3 on n001 died" in text_on(pilot)
+            small_run.train(75)
+            await until(pilot, lambda: "75/2000" in text_on(pilot))
 
     drive(scenario())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from midwatch.operator.api.tokens import Role
 from midwatch.operator.cli.runs import load_state
 from midwatch.operator.cli.steer import plan_request
 from midwatch.operator.desk import FileDesk
+from midwatch.operator.k8s.observed import RunSight
+from midwatch.operator.k8s.run_api import Remote, see_run
 from midwatch.tests.support.api_server import ApiServer
 from midwatch.tests.support.synthetic_run import SyntheticRun
 
@@ -60,6 +63,24 @@ def test_a_request_is_followed_from_the_desk_through_the_journal(small_run: Synt
         known = client.intervention("ask-1")
         assert known is not None
         assert (known.stage, known.detail) == ("rejected", "out of bounds")
+
+
+def test_the_kubernetes_operator_sees_what_no_controller_has_taken_yet(
+    small_run: SyntheticRun,
+) -> None:
+    async def look(server: ApiServer) -> RunSight:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            return await see_run(Remote(http, server.endpoint.url, server.token(Role.OPERATOR)))
+
+    with ApiServer(small_run.folder) as server:
+        assert ask(server).status_code == 202
+        before = asyncio.run(look(server))
+        assert list(before.waiting) == ["ask-1"]
+        assert before.interventions["ask-1"]["stage"] == "requested"
+        taken(small_run)
+        after = asyncio.run(look(server))
+        assert not after.waiting
+        assert after.interventions["ask-1"]["request"]["action"] == "lr-factor"
 
 
 def test_the_same_request_is_made_once_however_often_it_is_sent(small_run: SyntheticRun) -> None:

@@ -17,10 +17,13 @@ import pytest
 from midwatch.logbook import events as ev
 from midwatch.logbook.pulse import Pulse, pulse_s
 from midwatch.logbook.reader import read
-from midwatch.logbook.record import Record, to_json
+from midwatch.logbook.record import JournalCorrupt, Record, to_json
 from midwatch.logbook.state import RunState
+from midwatch.operator.api.order import Bounds
 from midwatch.operator.api.remote_run import RemoteSource
+from midwatch.operator.api.run_view import RunView
 from midwatch.operator.api.tokens import Role
+from midwatch.operator.cli.runs import load_state
 from midwatch.operator.desk import FileDesk, note_path, note_text, plot_path
 from midwatch.tests.support.api_server import ApiServer
 from midwatch.tests.support.builders import make_sample
@@ -247,6 +250,23 @@ def test_a_journal_that_cannot_be_read_is_said_and_the_server_goes_on(
         assert http.get("/healthz").json() == {"alive": True}
         segment.write_bytes(sound)
         assert msgspec.json.decode(http.get("/v1/state").content, type=RunState, strict=False).step
+
+
+def test_no_question_about_such_a_journal_leaves_a_file_open(small_run: SyntheticRun) -> None:
+    (segment,) = (small_run.folder / "journal").glob("*.jsonl")
+    segment.write_bytes(re.sub(rb"node-joined", rb"node-jained", segment.read_bytes(), count=1))
+    before = num_open(segment)
+    view = RunView(small_run.folder, Bounds())
+    for ask in (view.state, lambda: load_state(small_run.folder)):
+        with pytest.raises(JournalCorrupt):
+            ask()
+        assert num_open(segment) == before
+
+
+def num_open(path: Path) -> int:
+    """Return how many descriptors of this process are of a file."""
+    opened = (link for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+    return sum(link.exists() and link.samefile(path) for link in opened)
 
 
 def test_the_description_is_whole_and_names_every_address(server: ApiServer) -> None:

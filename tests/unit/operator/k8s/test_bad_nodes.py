@@ -134,6 +134,18 @@ def test_a_node_that_is_sick_is_quarantined_at_once_and_left_once_it_is() -> Non
     assert condition(left, "Degraded")[0] == "True"
 
 
+def test_a_sick_node_that_may_not_be_excluded_keeps_its_pod() -> None:
+    spec = {"placement": {"maxExcludedNodes": 0}}
+    nodes = sick("k-1", ("GpuMemWatch", "ECC"))
+    actions = reconcile(seen(running("n1"), nodes=nodes, spec=spec))
+    assert excluded(actions) == []
+    # It would come back to the very node.
+    assert not of_kind(actions, act.RemovePod)
+    nodes = sick("k-1", ("GpuMemWatch", "ECC"), cordoned=True)
+    actions = reconcile(seen(running("n1"), nodes=nodes, spec=spec))
+    assert of_kind(actions, act.RemovePod) == [act.RemovePod("worker-1", "uid-1")]
+
+
 def test_a_cordoned_node_is_left_after_a_save_or_after_it_was_waited_for_long_enough() -> None:
     nodes = sick("k-1", cordoned=True)
     (save,) = of_kind(reconcile(seen(running(), nodes=nodes)), act.Ask)

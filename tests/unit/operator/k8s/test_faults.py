@@ -199,6 +199,22 @@ async def test_an_operator_that_cannot_renew_its_lease_ends_and_writes_nothing_m
             operator._lease.guard()
 
 
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_an_operator_without_a_run_is_alive(is_away: bool) -> None:
+    async with stage() as st, st.operator() as operator:
+        await st.until(lambda: operator._runs is not None and operator.health().trouble == "")
+        if is_away:
+            outage = st.server.fail("GET", "", 503, times=10_000)
+            await st.until(lambda: outage.struck)
+        runs = operator._runs
+        assert runs is not None
+        # One turn may have been under way: that there are two more is what keeps it alive.
+        for _ in range(2):
+            before_s = runs.turned_s
+            await st.until(lambda before_s=before_s: runs.turned_s > before_s)
+        assert operator.health().is_alive
+
+
 async def test_a_missing_definition_is_an_alarm_until_it_is_there(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

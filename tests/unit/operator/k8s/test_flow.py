@@ -206,6 +206,26 @@ async def test_a_learning_rate_reaches_the_run_once_and_its_outcome_comes_back()
         assert sum(a["id"] == uid for a in st.run.asked) == 1
 
 
+async def test_what_lies_on_the_desk_is_not_judged_again_and_shows_its_outcome() -> None:
+    async with stage() as st, st.operator() as operator:
+        await st.submit(make_run())
+        await st.bring_up()
+        st.run.is_controller_away = True
+        wanted = make_intervention("slower", "SetLearningRate", params={"multiplier": "0.5"})
+        made = await st.server.put(INTERVENTIONS, wanted)
+        await st.until(lambda: st.intervention("slower", "Accepted") == ("Unknown", "Requested"))
+        await st.change_spec(interventionPolicy={"allowed": ["Stop"]})
+        await st.until(lambda: st.run.desk)
+        runs = operator._runs
+        assert runs is not None
+        looks = runs.num_looks
+        await st.until(lambda: runs.num_looks > looks + 2)
+        st.run.take_desk()
+        st.run.apply_command(made["metadata"]["uid"], at_step=12, previous=1e-3, current=5e-4)
+        await st.until(lambda: st.intervention("slower", "Applied")[0] == "True")
+        assert len(st.run.asked) == 1
+
+
 async def test_a_dry_run_says_what_would_be_decided_and_asks_for_nothing() -> None:
     async with stage() as st, st.operator():
         await st.submit(make_run())
@@ -303,15 +323,7 @@ async def test_a_run_is_put_on_a_cluster_that_is_there_and_leaves_it_as_it_is(
 ) -> None:
     async with stage() as st, st.operator():
         st.run.ray_token = RAY_TOKEN if auth else ""
-        shared = {
-            "metadata": {"name": "shared", "namespace": "ml"},
-            "spec": {
-                **auth,
-                "headGroupSpec": {"template": {"metadata": {"labels": {}}, "spec": {}}},
-                "workerGroupSpecs": [],
-            },
-        }
-        await st.server.put("ray.io/v1/rayclusters", shared)
+        await st.server.put("ray.io/v1/rayclusters", shared_cluster(auth))
         job = {"metadata": {"name": "batch", "namespace": "ml"}}
         await st.server.put("ray.io/v1/rayjobs", {**job, "status": {"rayClusterName": "shared"}})
         name = "shared" if kind == "RayCluster" else "batch"
@@ -335,3 +347,34 @@ async def test_a_run_is_put_on_a_cluster_that_is_there_and_leaves_it_as_it_is(
         assert started["status"] == "STOPPED"
         assert st.cluster("shared") is not None
         assert st.cluster() is None
+
+
+async def test_a_run_on_an_attached_cluster_goes_on_after_it_was_suspended() -> None:
+    async with stage() as st, st.operator():
+        st.run.ray_token = ""
+        await st.server.put("ray.io/v1/rayclusters", shared_cluster({}))
+        await st.submit(make_run(clusterSelector={"kind": "RayCluster", "name": "shared"}))
+        (first,) = await st.until(lambda: list(st.run.jobs.values()))
+        first["status"] = "RUNNING"
+        st.run.train()
+        await st.until(lambda: st.condition("Ready")[0] == "True")
+        await st.change_spec(suspend=True)
+        await st.until(lambda: any(a["action"] == "stop" for a in st.run.asked))
+        st.run.decide(d.EndRun(stopped=True, step=11))
+        await st.until(lambda: st.condition("Ready") == ("False", "Suspending"))
+        assert first["status"] == "RUNNING"
+        await st.change_spec(suspend=False)
+        await st.until(lambda: len(st.run.jobs) == 2, "another controller is started")
+        assert first["status"] == "STOPPED"
+
+
+def shared_cluster(auth: Object) -> Object:
+    """A RayCluster that is there already. auth: what its spec says of tokens."""
+    return {
+        "metadata": {"name": "shared", "namespace": "ml"},
+        "spec": {
+            **auth,
+            "headGroupSpec": {"template": {"metadata": {"labels": {}}, "spec": {}}},
+            "workerGroupSpecs": [],
+        },
+    }

@@ -8,14 +8,20 @@ import msgspec
 import pytest
 from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
-from midwatch.logbook.state import RunState
+from midwatch.logbook.record import to_json
+from midwatch.logbook.state import Intervention, RunState
 from midwatch.logbook.wire import Command
 from midwatch.operator.k8s import actions as act
 from midwatch.operator.k8s.automatic import plan_automatic
-from midwatch.operator.k8s.intervention_status import previewed, refused
-from midwatch.operator.k8s.interventions import plan_interventions, plan_orphans, to_request
+from midwatch.operator.k8s.intervention_status import laid, previewed, refused
+from midwatch.operator.k8s.interventions import (
+    plan_interventions,
+    plan_orphans,
+    released_nodes,
+    to_request,
+)
 from midwatch.operator.k8s.model import InterventionPolicy
-from midwatch.operator.k8s.observed import Observed, time_text
+from midwatch.operator.k8s.observed import Observed, Reach, time_text
 from midwatch.operator.policy.requests import plan_answer
 from midwatch.tests.support.builders import decided, fold, make_sample, make_spec, started
 from midwatch.tests.support.kube import Object
@@ -97,6 +103,51 @@ def test_a_request_is_laid_before_the_run_until_the_run_knows_it() -> None:
     assert not of_kind(plan_interventions(seen(each, state=known), POLICY), act.Ask)
     each["status"] = status
     assert plan_interventions(seen(each, state=known), POLICY) == []
+
+
+AWAY: dict[str, Any] = {"sight": None, "reach": Reach(api="it does not answer")}
+GONE: dict[str, Any] = {
+    "sight": None,
+    "cluster": None,
+    "pods": (),
+    "jobs": (),
+    "status": {"finishedAt": time_text(NOW_S), "run": {"status": "completed", "seq": 9}},
+}
+
+
+@pytest.mark.parametrize("unseen", [{"sight": seen_run(trained())}, AWAY, GONE])
+@pytest.mark.parametrize("stage", ["requested", "applied"])
+def test_what_was_laid_before_the_run_is_judged_by_the_run_alone(
+    stage: str, unseen: dict[str, Any]
+) -> None:
+    spec = {"params": {"multiplier": "0.5"}, "expect": {"learningRate": "0.7"}, "forSteps": 10}
+    each = asked("a", "SetLearningRate", expiresAt=time_text(NOW_S - 1.0), **spec)
+    each["status"] = laid(each, NOW_S - 5.0).status
+    if stage == "applied":
+        short = asked("a", "SetLearningRate", params={"multiplier": "0.5"})
+        each["status"] = outcome(seen(each, state=applied(trained(), short)))
+    assert each["status"]["stage"] == stage
+    assert plan_interventions(look(interventions=(each,), **unseen), POLICY) == []
+    (kept,) = plan_orphans([each], (), NOW_S)
+    assert isinstance(kept, act.SetInterventionStatus)
+    assert kept.status == {**each["status"], "settledAt": time_text(NOW_S)}
+
+
+def test_a_release_that_was_laid_before_the_run_holds_when_its_time_is_over() -> None:
+    each = asked("a", "ReleaseNode", params={"target": "k-0"}, expiresAt=time_text(NOW_S - 1.0))
+    assert released_nodes(seen(each), POLICY) == ()
+    each["status"] = laid(each, NOW_S - 5.0).status
+    assert released_nodes(seen(each), POLICY) == ("k-0",)
+
+
+def test_what_lies_on_the_desk_still_is_shown_as_requested() -> None:
+    each = asked("a", "Checkpoint", expiresAt=time_text(NOW_S - 1.0))
+    request = msgspec.convert(to_request(each), ev.InterventionRequested)
+    waiting = {"uid-a": msgspec.json.decode(to_json(Intervention(request, NOW_S - 5.0)))}
+    sight = msgspec.structs.replace(seen_run(trained()), waiting=waiting)
+    status = outcome(look(sight=sight, interventions=(each,)))
+    assert status["stage"] == "requested"
+    assert said(status, "Accepted") == ("Unknown", "Requested")
 
 
 def applied(state: RunState, request: Object) -> RunState:

@@ -11,7 +11,7 @@ from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
 from midwatch.logbook.state import RunState
 from midwatch.operator.k8s import actions as act
-from midwatch.operator.k8s.observed import JobSight, Pod, Reach, time_text
+from midwatch.operator.k8s.observed import JobSight, Observed, Pod, Reach, time_text
 from midwatch.operator.k8s.reconcile import reconcile
 from midwatch.operator.spec_file import parse_spec
 from midwatch.tests.support.builders import decided, fold, started
@@ -180,6 +180,17 @@ def test_a_run_that_a_person_stopped_ends_and_one_that_the_operator_stopped_goes
     assert of_kind(reconcile(fresh), act.StartController)
 
 
+def test_a_stop_that_came_too_late_has_not_ended_the_run() -> None:
+    status = {"job": {"id": "midwatch-run-uid-1"}}
+    late = ev.InterventionRequested("late", "stop", "ann", "the night is over")
+    asked = fold([late], stopped_by("k8s-suspend-run-uid-1"))
+    rejected = fold([decided(asked, d.RejectIntervention("late"))], asked)
+    for state in (asked, rejected):
+        actions = reconcile(look(sight=seen_run(state), status=status))
+        assert of_kind(actions, act.RemoveCluster)
+        assert condition(actions, "Succeeded")[1] != "Stopped"
+
+
 def test_a_run_stopped_before_this_object_was_made_goes_on() -> None:
     actions = reconcile(look(jobs=(), sight=seen_run(stopped_by("abc"))))
     assert of_kind(actions, act.StartController)
@@ -263,6 +274,35 @@ def test_an_attached_cluster_is_never_made_changed_or_removed() -> None:
     stop = deleting(901, spec=spec, cluster=cluster, sight=seen_run(trained()), status=asked)
     assert not of_kind(reconcile(stop), act.RemoveCluster)
     assert act.SetFinalizer(present=False) in reconcile(stop)
+
+
+def attached(**changes: Any) -> Observed:
+    spec = {"clusterSelector": {"kind": "RayCluster", "name": "shared"}, "image": ""}
+    status = {"job": {"id": "midwatch-run-uid-1", "status": "RUNNING"}}
+    cluster = {"metadata": {"name": "shared", "uid": "s"}}
+    return look(spec=spec, cluster=cluster, pods=(), status=status, **changes)
+
+
+def test_on_an_attached_cluster_the_job_of_a_stopped_run_makes_way_for_the_next() -> None:
+    stopped = stopped_by("k8s-suspend-run-uid-1")
+    assert stopped.ended_s is not None
+    serving = JobSight("midwatch-run-uid-1", 1, "RUNNING", begun_s=stopped.ended_s - 100)
+
+    def planned(state: RunState, *jobs: JobSight) -> list[act.Action]:
+        actions = reconcile(attached(sight=seen_run(state), jobs=jobs))
+        return [a for a in actions if isinstance(a, act.StopController | act.StartController)]
+
+    assert planned(stopped, serving) == [act.StopController(serving.id)]
+    assert planned(trained(), serving) == []
+    assert planned(stopped_by("by-ann"), serving) == []
+    begun = JobSight("midwatch-run-uid-1", 1, "RUNNING", begun_s=stopped.ended_s + 1)
+    assert planned(stopped, begun) == []
+    # However often it was suspended: to end a job is no failure to start one.
+    ended = [
+        JobSight(f"midwatch-run-uid-{n}", n, "STOPPED", ended_s=NOW_S - 20) for n in range(1, 31)
+    ]
+    (start,) = of_kind(reconcile(attached(jobs=tuple(ended))), act.StartController)
+    assert start.id == "midwatch-run-uid-31"
 
 
 def test_what_is_told_is_told_only_when_it_changes() -> None:
