@@ -33,15 +33,16 @@ def check_part(directory: Path) -> tuple[Names, Bad, Names]:
 
 
 def check_stored(
-    remote: RunObjects, manifest: Manifest, names: Collection[str]
+    remote: RunObjects, manifest: Manifest, names: Collection[str] | None
 ) -> tuple[Names, Bad]:
     """Return (sound files, bad or missing ones with the reason) of those named, in the store.
 
+    names: None for all of the manifest's.
     Raises: Retryable and Fatal of the store: they say nothing about the bytes.
     """
     sound, bad = [], []
     for entry in manifest.files:
-        if entry.name not in names:
+        if names is not None and entry.name not in names:
             continue
         try:
             remote.read_back(manifest.id, entry)
