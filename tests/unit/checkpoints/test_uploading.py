@@ -474,6 +474,30 @@ def test_a_deletion_cut_short_is_finished_by_a_sweep(tmp_path: Path, store: Coun
     assert node.remote.sweep(1, 2e9).deleted == ()
 
 
+@pytest.mark.parametrize("left", ["mark", "orphan"])
+def test_a_sweep_leaves_what_another_run_of_the_same_name_committed(
+    tmp_path: Path, store: CountingStore, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    ours, theirs = RunObjects(store, "r", "ours"), RunObjects(store, "r", "id")
+    manifest, files = save_parts([tmp_path / "n0"], 5)
+    if left == "mark":
+        ours.delete(manifest.id)
+    node = Node(tmp_path, "n0", store)
+    node.turns()
+    objects = store.listing("r/")
+    if left == "orphan":
+        # It is committed between the sweep's look at the store and the deletion.
+        without = [o for o in objects if not o.key.endswith(MANIFEST_NAME)]
+        monkeypatch.setattr(store, "listing", lambda prefix: without)
+    swept = ours.sweep(2, max(o.modified_s for o in objects) + ORPHAN_S + 60)
+    assert swept == type(swept)()
+    monkeypatch.undo()
+    there = theirs.manifest(manifest.id)
+    assert there is not None
+    assert theirs.missing(there) == ()
+    assert {o.key for o in store.listing("r/")} >= {theirs.key(manifest.id, n) for n in files}
+
+
 def test_what_nobody_will_finish_is_swept_in_time(tmp_path: Path, store: CountingStore) -> None:
     first, second = (Node(tmp_path, name, store) for name in ("n0", "n1"))
     manifest, _ = save_parts([first.root, second.root], 5)
