@@ -274,6 +274,8 @@ class Uploader:
 
         Only once what the store has of them was read back: here may be the last sound copy.
         """
+        if self.is_cut_off:
+            return
         stored = [p for p in self._newest_first() if p.is_stored and not p.is_spoiled]
         for part in reversed(stored[self._keep_local :]):
             if time.monotonic() < part.look_s:
@@ -289,7 +291,7 @@ class Uploader:
                 self._put_off(part, error)
 
     def _is_safe(self, part: UploadPart) -> bool:
-        """Whether the store is known to have, sound, what lies here of a part.
+        """Whether the store is known to have, sound, what lies here of a part, and its commit.
 
         False as well when a newer checkpoint came meanwhile, which goes first.
         """
@@ -297,7 +299,7 @@ class Uploader:
         for entry in manifest.files:
             if entry.name in part.read_back or not self._path(manifest, entry).exists():
                 continue
-            if self.is_cut_off or self._is_outdated(manifest):
+            if self._is_outdated(manifest):
                 return False
             try:
                 self._remote.read_back(manifest.id, entry)
@@ -308,7 +310,27 @@ class Uploader:
                 self._troubles.tell(error.code, f"the store's copy is sent again: {error}")
                 if not self._mend(part, entry):
                     return False
-        return True
+        return self._is_still_committed(part)
+
+    def _is_still_committed(self, part: UploadPart) -> bool:
+        """Whether the commit stands; where it is lost, the part is brought to the store again."""
+        manifest = part.manifest
+        code = "manifest-missing"
+        try:
+            if self._remote.is_committed(manifest):
+                return True
+        except IntegrityError as error:
+            # It was this checkpoint's when the part was stored, so nobody else's is replaced.
+            if error.code != "manifest-corrupt":
+                raise
+            code = error.code
+        if self._remote.is_deleted(manifest.id):
+            return True
+        if code == "manifest-corrupt":
+            self._remote.store.delete([self._remote.key(manifest.id, MANIFEST_NAME)])
+        self._troubles.tell(code, f"the commit of {manifest.id} in the store is made again.")
+        part.is_stored = part.is_sent = False
+        return False
 
     def _mend(self, part: UploadPart, entry: FileEntry) -> bool:
         """Put a file in the store once more; True when it can be read back from there."""

@@ -213,6 +213,44 @@ def test_a_copy_in_the_store_is_read_back_and_mended_before_the_last_other_goes(
     assert shards == [first.remote.key(old.id, "__0_0.distcp")]
 
 
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_lost_commit_is_made_again_before_the_last_part_goes(
+    tmp_path: Path, store: CountingStore, damage: str
+) -> None:
+    node = Node(tmp_path, "n0", store, keep_local=1)
+    old, _ = save_parts([node.root], 5)
+    node.turns()
+    path = Path(store._root, node.remote.key(old.id, MANIFEST_NAME))
+    if damage == "flipped":
+        flip(path)
+    else:
+        path.unlink()
+    new, _ = save_parts([node.root], 10)
+    node.turns(1)
+    assert node.local == (old.id, new.id)
+    node.turns()
+    code = {"flipped": "manifest-corrupt", "gone": "manifest-missing"}[damage]
+    assert node.heard.troubles == [code]
+    assert node.uploader.is_well
+    assert node.local == (new.id,)
+    assert node.remote.is_committed(old)
+
+
+def test_a_lost_commit_is_not_made_again_over_files_that_are_gone(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    first, second = (Node(tmp_path, name, store, keep_local=1) for name in ("n0", "n1"))
+    old, _ = save_parts([first.root, second.root], 5)
+    settle(first, second)
+    LocalStore(second.root).delete(old.id)
+    for name in (MANIFEST_NAME, "__3_0.distcp"):
+        Path(store._root, first.remote.key(old.id, name)).unlink()
+    new, _ = save_parts([first.root], 10)
+    first.turns()
+    assert first.remote.committed() == (new.id,)
+    assert first.local == (old.id, new.id)
+
+
 def test_what_is_rotten_in_the_store_and_here_stays(tmp_path: Path, store: CountingStore) -> None:
     node = Node(tmp_path, "n0", store, keep_local=1)
     old, _ = save_parts([node.root], 5)
