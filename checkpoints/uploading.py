@@ -83,6 +83,7 @@ class Uploader:
         self._retry_max_s = retry_max_s
         self._backoff = Backoff(RETRY_FIRST_S, retry_max_s)
         self._parts: dict[str, UploadPart] = {}
+        self._listed: set[str] = set()
         self._refused: set[str] = set()
         self._troubles = Troubles(witness.trouble)
         self._outage = ""
@@ -98,7 +99,7 @@ class Uploader:
         try:
             self._look()
             self._abort_orphans()
-            wait_s = min(map(self._try, self._newest_first()), default=OTHERS_MAX_S)
+            wait_s = self._try_all()
             self._backoff.reset()
         except (MidwatchError, OSError) as error:
             wait_s = self._cut_off(error)
@@ -106,7 +107,7 @@ class Uploader:
             self._clean(part)
         self._let_go()
         self._troubles.keep({part.trouble for part in self._parts.values()} | {self._outage})
-        return wait_s
+        return wait_s if self.is_cut_off or not self._is_overtaken else 0.0
 
     @property
     def is_well(self) -> bool:
@@ -163,6 +164,23 @@ class Uploader:
 
     # --- to the store ----------------------------------------------------------------------------
 
+    def _try_all(self) -> float:
+        """Do what is due, newest first, until another comes; return how long to wait."""
+        parts = self._newest_first()
+        self._listed = {part.manifest.id for part in parts}
+        wait_s = OTHERS_MAX_S
+        for part in parts:
+            wait_s = min(wait_s, self._try(part))
+            if self._is_overtaken:
+                break
+        return wait_s
+
+    @property
+    def _is_overtaken(self) -> bool:
+        """Whether a checkpoint has been found that the list of this turn has not."""
+        now_s = time.monotonic()
+        return any(p.is_due(now_s) for name, p in self._parts.items() if name not in self._listed)
+
     def _try(self, part: UploadPart) -> float:
         """Do what is due for one part; return after how many seconds to come back to it.
 
@@ -212,7 +230,8 @@ class Uploader:
             if self._remote.store.has(key, entry):
                 part.known.add(entry.name)
                 continue
-            if self._is_outdated(manifest):
+            self._look()
+            if self._is_overtaken:
                 return False
             try:
                 self._remote.store.put_file(key, path, entry)
@@ -222,12 +241,6 @@ class Uploader:
                 return False
         part.is_sent = True
         return True
-
-    def _is_outdated(self, manifest: Manifest) -> bool:
-        known = len(self._parts)
-        self._look()
-        newest = self._newest_first()[0].manifest if self._parts else manifest
-        return len(self._parts) != known and newest.id != manifest.id
 
     def _finish(self, part: UploadPart) -> float:
         """Commit the checkpoint if nothing is missing."""
@@ -299,7 +312,8 @@ class Uploader:
         for entry in manifest.files:
             if entry.name in part.read_back or not self._path(manifest, entry).exists():
                 continue
-            if self._is_outdated(manifest):
+            self._look()
+            if self._is_overtaken:
                 return False
             try:
                 self._remote.read_back(manifest.id, entry)

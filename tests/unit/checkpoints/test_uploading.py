@@ -119,18 +119,20 @@ def test_one_that_comes_while_another_is_sent_overtakes_it(
     tmp_path: Path, store: CountingStore
 ) -> None:
     node = Node(tmp_path, "n0", store)
-    old, _ = save_parts([node.root], 5)
+    old = [save_parts([node.root], step)[0].id for step in (5, 10, 15)]
     real = store.put_file
     newer: list[str] = []
 
     def put_and_save(key: str, path: Path, entry: object) -> int:
         if not newer:
-            newer.append(save_parts([node.root], 10)[0].id)
+            newer.append(save_parts([node.root], 20)[0].id)
         return real(key, path, entry)
 
     store.put_file = put_and_save  # type: ignore[method-assign]
+    assert node.uploader.turn() == 0.0
+    assert node.heard.stored == []
     node.turns()
-    assert node.heard.stored == [newer[0], old.id]
+    assert node.heard.stored == [*newer, *reversed(old)]
 
 
 def test_only_what_is_stored_is_let_go(tmp_path: Path, store: CountingStore) -> None:
