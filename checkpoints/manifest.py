@@ -63,6 +63,7 @@ class SaveHeader(msgspec.Struct, frozen=True, kw_only=True):
     data_step: sampler position of the next batch.
     hyper:     every change in force (skipped data ranges included).
     rng:       how the random state can be had again, e.g. "seed 17, counter-based".
+    is_ordered: whether it goes to disk on order, whatever the interval says.
     """
 
     step: int
@@ -70,6 +71,7 @@ class SaveHeader(msgspec.Struct, frozen=True, kw_only=True):
     hyper: Hyper
     tags: CheckpointTags
     rng: str = ""
+    is_ordered: bool = False
 
 
 class SaverConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -181,20 +181,28 @@ class RunObjects:
         """Finish what was left half done: deletions, saves of dead attempts, uploads cut short.
 
         An upload that others may still finish is left alone: only what an attempt older than
-        this one left, and nobody has added to for ORPHAN_S, goes.
+        this one left, and nobody has added to for ORPHAN_S, goes. What another run of this name
+        has committed stays, even where one of ours was deleted.
         """
         objects = self.store.listing(f"{self._run}/")
         marked = {o.key for o in objects if o.key.startswith(f"{self._run}/{_DELETED}/")}
-        deleted, unfinished = [], []
+        deleted: list[str] = []
+        unfinished: list[str] = []
         for name, found in self._by_checkpoint(objects).items():
             parsed = parse_checkpoint_id(name)
             if self._mark(name) in marked:
-                self._remove(name)
-                deleted.append(name)
+                deleted += self._deleted(name)
             elif parsed is not None and parsed[1] < attempt and _is_orphan(found, now_s):
-                self.delete(name)
-                unfinished.append(name)
+                unfinished += self._deleted(name)
         return Swept(tuple(deleted), tuple(unfinished), self.abort_orphans(now_s))
+
+    def _deleted(self, name: str) -> tuple[str, ...]:
+        """Delete a checkpoint and return its id, or nothing when it is another run's."""
+        try:
+            self.delete(name)
+        except IntegrityError:
+            return ()
+        return (name,)
 
     def abort_orphans(self, now_s: float) -> tuple[str, ...]:
         """Give up uploads of this run that were begun more than ORPHAN_S ago; return their keys."""

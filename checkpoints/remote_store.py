@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from ..logbook.errors import IntegrityError, MidwatchError
 from ..logbook.tiers import Storage
 from .fetch import Fetcher
 from .manifest import FileEntry, Manifest, checkpoint_dir
+from .part_check import Bad, check_stored
 from .store import Broken, Listing
 from .tiered import TieredSource, Tiers
 
@@ -69,6 +70,21 @@ class RemoteStore:
         for entry in manifest.files if deep else ():
             self._tiers.ask(partial(self._read_back, checkpoint, entry))
         return manifest
+
+    def check(self, checkpoint: str, names: Collection[str] | None = None) -> Bad:
+        """Read those files of a checkpoint back, None: all; return what is not sound, and why.
+
+        Raises: as manifest.
+        """
+        manifest = self.manifest(checkpoint)
+        bad: list[tuple[str, str]] = []
+        for entry in manifest.files:
+            if names is None or entry.name in names:
+                bad += self._tiers.ask(partial(self._check_file, manifest, entry.name))
+        return tuple(bad)
+
+    def _check_file(self, manifest: Manifest, name: str, _: Fetcher) -> Bad:
+        return check_stored(self._remote, manifest, (name,))[1]
 
     def _read_back(self, checkpoint: str, entry: FileEntry, fetcher: Fetcher) -> None:
         fetcher.to_memory(self._remote.key(checkpoint, entry.name), entry)

@@ -83,6 +83,7 @@ class Uploader:
         self._retry_max_s = retry_max_s
         self._backoff = Backoff(RETRY_FIRST_S, retry_max_s)
         self._parts: dict[str, UploadPart] = {}
+        self._listed: set[str] = set()
         self._refused: set[str] = set()
         self._troubles = Troubles(witness.trouble)
         self._outage = ""
@@ -98,7 +99,7 @@ class Uploader:
         try:
             self._look()
             self._abort_orphans()
-            wait_s = min(map(self._try, self._newest_first()), default=OTHERS_MAX_S)
+            wait_s = self._try_all()
             self._backoff.reset()
         except (MidwatchError, OSError) as error:
             wait_s = self._cut_off(error)
@@ -106,7 +107,7 @@ class Uploader:
             self._clean(part)
         self._let_go()
         self._troubles.keep({part.trouble for part in self._parts.values()} | {self._outage})
-        return wait_s
+        return wait_s if self.is_cut_off or not self._is_overtaken else 0.0
 
     @property
     def is_well(self) -> bool:
@@ -163,6 +164,23 @@ class Uploader:
 
     # --- to the store ----------------------------------------------------------------------------
 
+    def _try_all(self) -> float:
+        """Do what is due, newest first, until another comes; return how long to wait."""
+        parts = self._newest_first()
+        self._listed = {part.manifest.id for part in parts}
+        wait_s = OTHERS_MAX_S
+        for part in parts:
+            wait_s = min(wait_s, self._try(part))
+            if self._is_overtaken:
+                break
+        return wait_s
+
+    @property
+    def _is_overtaken(self) -> bool:
+        """Whether a checkpoint has been found that the list of this turn has not."""
+        now_s = time.monotonic()
+        return any(p.is_due(now_s) for name, p in self._parts.items() if name not in self._listed)
+
     def _try(self, part: UploadPart) -> float:
         """Do what is due for one part; return after how many seconds to come back to it.
 
@@ -212,7 +230,8 @@ class Uploader:
             if self._remote.store.has(key, entry):
                 part.known.add(entry.name)
                 continue
-            if self._is_outdated(manifest):
+            self._look()
+            if self._is_overtaken:
                 return False
             try:
                 self._remote.store.put_file(key, path, entry)
@@ -222,12 +241,6 @@ class Uploader:
                 return False
         part.is_sent = True
         return True
-
-    def _is_outdated(self, manifest: Manifest) -> bool:
-        known = len(self._parts)
-        self._look()
-        newest = self._newest_first()[0].manifest if self._parts else manifest
-        return len(self._parts) != known and newest.id != manifest.id
 
     def _finish(self, part: UploadPart) -> float:
         """Commit the checkpoint if nothing is missing."""
@@ -274,6 +287,8 @@ class Uploader:
 
         Only once what the store has of them was read back: here may be the last sound copy.
         """
+        if self.is_cut_off:
+            return
         stored = [p for p in self._newest_first() if p.is_stored and not p.is_spoiled]
         for part in reversed(stored[self._keep_local :]):
             if time.monotonic() < part.look_s:
@@ -289,7 +304,7 @@ class Uploader:
                 self._put_off(part, error)
 
     def _is_safe(self, part: UploadPart) -> bool:
-        """Whether the store is known to have, sound, what lies here of a part.
+        """Whether the store is known to have, sound, what lies here of a part, and its commit.
 
         False as well when a newer checkpoint came meanwhile, which goes first.
         """
@@ -297,7 +312,8 @@ class Uploader:
         for entry in manifest.files:
             if entry.name in part.read_back or not self._path(manifest, entry).exists():
                 continue
-            if self.is_cut_off or self._is_outdated(manifest):
+            self._look()
+            if self._is_overtaken:
                 return False
             try:
                 self._remote.read_back(manifest.id, entry)
@@ -308,7 +324,27 @@ class Uploader:
                 self._troubles.tell(error.code, f"the store's copy is sent again: {error}")
                 if not self._mend(part, entry):
                     return False
-        return True
+        return self._is_still_committed(part)
+
+    def _is_still_committed(self, part: UploadPart) -> bool:
+        """Whether the commit stands; where it is lost, the part is brought to the store again."""
+        manifest = part.manifest
+        code = "manifest-missing"
+        try:
+            if self._remote.is_committed(manifest):
+                return True
+        except IntegrityError as error:
+            # It was this checkpoint's when the part was stored, so nobody else's is replaced.
+            if error.code != "manifest-corrupt":
+                raise
+            code = error.code
+        if self._remote.is_deleted(manifest.id):
+            return True
+        if code == "manifest-corrupt":
+            self._remote.store.delete([self._remote.key(manifest.id, MANIFEST_NAME)])
+        self._troubles.tell(code, f"the commit of {manifest.id} in the store is made again.")
+        part.is_stored = part.is_sent = False
+        return False
 
     def _mend(self, part: UploadPart, entry: FileEntry) -> bool:
         """Put a file in the store once more; True when it can be read back from there."""

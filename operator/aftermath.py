@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checkpoints.part_check import check_parts
+from ..checkpoints.remote_store import RemoteStore
 from ..checkpoints.store import CheckpointStore, LocalStore
 from ..logbook import events as ev
 from ..logbook.errors import IntegrityError, MidwatchError, Retryable
@@ -23,9 +25,11 @@ from .desk import FileDesk, post_request
 from .lemon_file import NAME, LemonFile
 from .ports import Ports, PruneResult, Signal, VerifyResult
 from .spec import RunSpec
-from .store import open_store
+from .storage import node_folders
+from .store import open_durable
 
 LOCK_WAIT_S = 1.0
+_NOT_STORED = frozenset({"manifest-missing", "other-run"})
 TURNS_MAX = 16
 """Asked, decided, done, closed: no request takes more turns than a few."""
 
@@ -87,6 +91,15 @@ def _over(state: RunState, action: str) -> MidwatchError:
     )
 
 
+def _out_of_sight(checkpoint: str, num_disks: int) -> MidwatchError:
+    return MidwatchError(
+        "parts-out-of-sight",
+        f"{checkpoint} is not in the store, and the disks that are seen from here ({num_disks}) do "
+        "not have all of its files; what other machines have is not known.",
+        remedy="Ask on a machine that sees the nodes' disks, or once the run is taken up again.",
+    )
+
+
 class _Clock:
     def now_s(self) -> float:
         return time.time()
@@ -120,14 +133,16 @@ class _Nobody:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._stores: list[CheckpointStore] = []
+        self._store: RemoteStore | None = None
+        self._disks: list[LocalStore] = []
         self._news: list[Signal] = []
         self.failure: MidwatchError | None = None
 
     def open(self, spec: RunSpec) -> None:
-        """Find the stores: the durable one or the run folder, then disks of nodes that are here."""
-        nodes = sorted((self._run_dir / "local").glob("*"))
-        self._stores = [open_store(spec, self._run_dir), *map(LocalStore, nodes)]
+        """Find the durable store or the run folder, and the disks of nodes that are seen here."""
+        self._store = open_durable(spec, self._run_dir)
+        folders = [] if self._store is not None else [self._run_dir]
+        self._disks = [LocalStore(root) for root in (*folders, *node_folders(spec, self._run_dir))]
 
     @property
     def has_news(self) -> bool:
@@ -139,19 +154,39 @@ class _Nobody:
 
     def verify(self, checkpoint: str) -> None:
         try:
-            self._stores[0].verify(checkpoint)
-        except IntegrityError as error:
-            self._news.append(VerifyResult(checkpoint, str(error)))
+            found = self._read_back(checkpoint)
         except MidwatchError as error:
-            # A store that does not answer says nothing of the bytes.
+            # A store that does not answer says nothing of the bytes, nor does what is out of sight.
             self.failure = error
         else:
-            self._news.append(VerifyResult(checkpoint, ""))
+            self._news.append(VerifyResult(checkpoint, found))
+
+    def _read_back(self, checkpoint: str) -> str:
+        """Return what is not sound on any disk nor in the store, "" when each file is somewhere.
+
+        Raises: MidwatchError[parts-out-of-sight]; errors of the store.
+        """
+        found = check_parts([disk.path(checkpoint) for disk in self._disks])
+        if found.is_whole:
+            return ""
+        if self._store is None:
+            return found.why
+        try:
+            bad = self._store.check(checkpoint, found.rest)
+        except IntegrityError as error:
+            if error.code not in _NOT_STORED:
+                return str(error)
+            if found.bad:
+                return found.why
+            raise _out_of_sight(checkpoint, len(self._disks)) from error
+        return "; ".join(why for _, why in bad)
 
     def prune(self, checkpoints: tuple[str, ...]) -> None:
+        durable = () if self._store is None else (self._store,)
+        stores: tuple[CheckpointStore, ...] = (*durable, *self._disks)
         try:
             for checkpoint in checkpoints:
-                for store in self._stores:
+                for store in stores:
                     store.delete(checkpoint)
         # Not raised: what was not done would be decided again at once.
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -62,6 +63,13 @@ class StoreSpec(Section):
             except ConfigError as error:
                 raise ValueError(str(error)) from error
         return url.rstrip("/")
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _endpoint_has_a_scheme(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
+            raise ValueError(f"{endpoint!r} has no scheme: write http://HOST or https://HOST")
+        return endpoint
 
 
 class IntervalSpec(Section):

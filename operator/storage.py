@@ -34,6 +34,12 @@ def run_id_of(run_dir: str | Path) -> str:
     return path.read_text().strip()
 
 
+def known_run_id(run_dir: str | Path) -> str:
+    """Return the id of the run in a run folder, "" when it has none."""
+    path = Path(run_dir) / RUN_ID_NAME
+    return path.read_text().strip() if path.exists() else ""
+
+
 def prepare_store_once(spec: RunSpec, run_dir: str | Path) -> None:
     """Make the store of a run at its first start, and again only when its address has changed.
 
@@ -53,12 +59,9 @@ def storage_of(spec: RunSpec, run_dir: str | Path, run_id: str, node: str) -> St
     store = spec.checkpoints.store
     if not store.url:
         return None
-    root = Path(run_dir, "local", node)
-    if store.local_dir:
-        root = Path(store.local_dir, f"{spec.name}.{run_id}", node)
     return Storage(
         url=store.url,
-        local_root=str(root),
+        local_root=str(_parts_dir(spec, run_dir, run_id) / node),
         run_id=run_id,
         endpoint_url=store.endpoint_url,
         region=store.region,
@@ -70,3 +73,13 @@ def storage_of(spec: RunSpec, run_dir: str | Path, run_id: str, node: str) -> St
         timeout_s=store.timeout_s,
         retry_max_s=store.retry_max_s,
     )
+
+
+def node_folders(spec: RunSpec, run_dir: str | Path) -> list[Path]:
+    """Return where the nodes whose disks are seen from here keep their parts of checkpoints."""
+    return sorted(_parts_dir(spec, run_dir, known_run_id(run_dir)).glob("*"))
+
+
+def _parts_dir(spec: RunSpec, run_dir: str | Path, run_id: str) -> Path:
+    local_dir = spec.checkpoints.store.local_dir
+    return Path(local_dir, f"{spec.name}.{run_id}") if local_dir else Path(run_dir, "local")

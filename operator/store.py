@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoints.remote_store import RemoteStore, listing_or_none
 from ..checkpoints.store import CheckpointStore, Listing, LocalStore
 from .spec import RunSpec
-from .storage import RUN_ID_NAME, storage_of
+from .storage import known_run_id, node_folders, storage_of
 
 DISK, STORE = "disk", "store"
 
@@ -18,7 +18,7 @@ def open_store(spec: RunSpec, run_dir: Path) -> CheckpointStore:
 
     With a durable store that one, which outlives every node; otherwise the run folder.
     """
-    return _remote(spec, run_dir) or LocalStore(run_dir)
+    return open_durable(spec, run_dir) or LocalStore(run_dir)
 
 
 def list_tiers(spec: RunSpec, run_dir: Path) -> tuple[Mapping[str, Listing], str]:
@@ -26,10 +26,10 @@ def list_tiers(spec: RunSpec, run_dir: Path) -> tuple[Mapping[str, Listing], str
 
     The disks of other machines cannot; a store that does not answer hides nothing else.
     """
-    remote = _remote(spec, run_dir)
+    remote = open_durable(spec, run_dir)
     if remote is None:
         return {DISK: LocalStore(run_dir).listing()}, ""
-    parts = [LocalStore(folder).listing() for folder in sorted(run_dir.glob("local/*"))]
+    parts = [LocalStore(folder).listing() for folder in node_folders(spec, run_dir)]
     committed = {m.id: m for part in parts for m in part.committed}
     broken = {b.id: b for part in parts for b in part.broken}
     disk = Listing(tuple(committed.values()), tuple(broken.values()))
@@ -37,8 +37,7 @@ def list_tiers(spec: RunSpec, run_dir: Path) -> tuple[Mapping[str, Listing], str
     return ({DISK: disk} if stored is None else {DISK: disk, STORE: stored}), trouble
 
 
-def _remote(spec: RunSpec, run_dir: Path) -> RemoteStore | None:
-    id_file = run_dir / RUN_ID_NAME
-    run_id = id_file.read_text().strip() if id_file.exists() else ""
-    storage = storage_of(spec, run_dir, run_id, "here")
+def open_durable(spec: RunSpec, run_dir: Path) -> RemoteStore | None:
+    """Return the durable store of a run, None when its checkpoints lie in the run folder."""
+    storage = storage_of(spec, run_dir, known_run_id(run_dir), "here")
     return RemoteStore(storage, spec.name) if storage is not None else None

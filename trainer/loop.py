@@ -7,7 +7,8 @@ functions of the step, and no rank can disagree about them.
 Between two steps, at a boundary all ranks agree on, in this order: the step is reported, agreed
 commands are applied and reported by every rank, the state is saved if it is time, and the weights
 are measured on held-out text if it is time: after the save, so that nothing is lost with a rank
-that dies meanwhile. An attempt that resumes where a measurement was cut short makes it first.
+that dies meanwhile. An attempt that resumes where a save or a measurement was cut short makes it
+first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -59,6 +61,7 @@ class Loop:
         self._has_told = False
         self._validated_step = validated_step
         self._recent: deque[StepSample] = deque(position.recent, maxlen=RECENT_SAMPLES)
+        self._unsaved = position.unsaved
 
     def run(self, last_step: int) -> Finished:
         """Train until last_step steps are completed; the final state is committed on return."""
@@ -66,6 +69,7 @@ class Loop:
         first_step = self._step + 1
         self._parts.progress.note(Phase.TRAINING)
         self._catch_up()
+        self._save_if_cut_off()
         self._validate_if_due()
         while self._step < last_step and not is_stopped:
             outcome = self._train_one()
@@ -76,7 +80,7 @@ class Loop:
             is_last = is_stopped or self._step == last_step
             is_due = is_save_due(self._step, self._hyper, self._parts.config)
             if wants_save or is_last or is_due:
-                self._save(outcome, is_last=is_last)
+                self._save_after(outcome, is_ordered=wants_save, is_last=is_last)
             elif outcome.agreed_memory_level >= BESIDE_SAVE:
                 self._copy_to_memory(outcome)
             if not is_stopped:
@@ -220,13 +224,13 @@ class Loop:
         state = self._parts.train_step.state_dict()
         self._parts.saver.keep(
             state,
-            self._header(outcome),
+            self._header(outcome, is_ordered=False),
             tuple(self._recent),
             beside_save=outcome.agreed_memory_level == BESIDE_SAVE,
         )
         self._parts.progress.note(Phase.TRAINING)
 
-    def _header(self, outcome: StepOutcome) -> SaveHeader:
+    def _header(self, outcome: StepOutcome, *, is_ordered: bool) -> SaveHeader:
         return SaveHeader(
             step=self._step,
             data_step=data_step_for(self._step, self._hyper.skipped),
@@ -239,19 +243,33 @@ class Loop:
                 lr=outcome.lr,
             ),
             rng=f"counter-based, seed {self._parts.config.seed}",
+            is_ordered=is_ordered,
         )
 
-    def _save(self, outcome: StepOutcome, *, is_last: bool) -> None:
+    def _save_if_cut_off(self) -> None:
+        """Make a save again that died with an earlier attempt, whose state only memory has."""
+        header, self._unsaved = self._unsaved, None
+        if header is None:
+            return
+        if header.is_ordered or is_save_due(self._step, self._hyper, self._parts.config):
+            data_step = data_step_for(self._step, self._hyper.skipped)
+            header = msgspec.structs.replace(header, hyper=self._hyper, data_step=data_step)
+            self._save(header, None, is_last=False)
+
+    def _save_after(self, outcome: StepOutcome, *, is_ordered: bool, is_last: bool) -> None:
+        # Nobody resumes from the last state, so it need not be in memory.
+        is_for_memory = outcome.agreed_memory_level > 0 and not is_last
+        recent = tuple(self._recent) if is_for_memory else None
+        self._save(self._header(outcome, is_ordered=is_ordered), recent, is_last=is_last)
+
+    def _save(
+        self, header: SaveHeader, recent: tuple[StepSample, ...] | None, *, is_last: bool
+    ) -> None:
         parts = self._parts
         parts.progress.note(Phase.SAVING)
         is_sync = is_last or not parts.config.checkpoint.async_save
-        handle = parts.saver.save(
-            parts.train_step.state_dict(),
-            self._header(outcome),
-            sync=is_sync,
-            # Nobody resumes from the last state, so it need not be in memory.
-            recent=tuple(self._recent) if outcome.agreed_memory_level and not is_last else None,
-        )
+        state = parts.train_step.state_dict()
+        handle = parts.saver.save(state, header, sync=is_sync, recent=recent)
         parts.progress.note(Phase.TRAINING)
         if is_last and handle.result().stage != "committed":
             # A run may go on without a save, but it may not end without one.

@@ -10,7 +10,7 @@ import msgspec
 from ..checkpoints.dcp import load_first
 from ..checkpoints.dcp_memory import MemorySource
 from ..checkpoints.fingerprint import differences
-from ..checkpoints.manifest import Manifest, parse_checkpoint_id
+from ..checkpoints.manifest import Manifest, SaveHeader, parse_checkpoint_id
 from ..checkpoints.source import Opener
 from ..logbook.wire import Hyper, Phase, Resumed, StepSample
 from .parts import Parts
@@ -18,11 +18,15 @@ from .parts import Parts
 
 @dataclass(frozen=True)
 class Position:
-    """From where a run goes on: completed steps, the changes in force, the last steps if known."""
+    """From where a run goes on: completed steps, the changes in force, the last steps if known.
+
+    unsaved: with what the state goes to disk, where memory alone has it.
+    """
 
     step: int
     hyper: Hyper
     recent: tuple[StepSample, ...] = ()
+    unsaved: SaveHeader | None = None
 
 
 def resume(parts: Parts, candidates: Sequence[tuple[str, Opener]], hyper: Hyper | None) -> Position:
@@ -74,7 +78,9 @@ def resume(parts: Parts, candidates: Sequence[tuple[str, Opener]], hyper: Hyper 
         readback=parts.train_step.readback(parts.progress.step + 1),
     )
     parts.report.send(resumed)
-    return Position(parts.progress.step, hyper or Hyper(), resumed.recalled)
+    is_saved = loaded.tier != MemorySource.tier or parts.progress.step <= _newest_step(candidates)
+    unsaved = None if is_saved else header
+    return Position(parts.progress.step, hyper or Hyper(), resumed.recalled, unsaved)
 
 
 def _newest_step(candidates: Sequence[tuple[str, Opener]]) -> int:

@@ -90,7 +90,8 @@ class LocalAttempt:
 
     def spawn(self) -> None:
         """Order every worker of the plan. A failure is reported, and ends what was begun."""
-        if not self.plan.keeps_memory:
+        # A preflight has no state of its own; the next attempt says what becomes of this one.
+        if self.attempt >= 0 and not self.plan.keeps_memory:
             self._desk.memory.drop()
         try:
             self._prepare_folder()

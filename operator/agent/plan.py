@@ -74,6 +74,7 @@ class LocalPlan(msgspec.Struct, frozen=True, kw_only=True):
                  a network file system that hangs would hang the agent with it.
     env, rank_env: environment of all workers, and additions for single ranks.
     keeps_memory: whether states in the node's memory may be resumed from; False drops them.
+        A preflight leaves them as they are.
     """
 
     attempt: int

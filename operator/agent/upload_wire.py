@@ -48,10 +48,10 @@ class CheckPart(msgspec.Struct, frozen=True, tag="check-part"):
 
 
 class CheckStored(msgspec.Struct, frozen=True, tag="check-stored"):
-    """Read back these files of a checkpoint from the store."""
+    """Read back these files of a checkpoint from the store; names None: all of them."""
 
     checkpoint: str
-    names: tuple[str, ...]
+    names: tuple[str, ...] | None = None
 
 
 Errand = Forget | Delete | Sweep | CheckPart | CheckStored

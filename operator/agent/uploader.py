@@ -13,6 +13,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from ...checkpoints.part_check import check_part, check_stored
 from ...checkpoints.remote import RunObjects
 from ...checkpoints.retrying import Backoff, persist
 from ...checkpoints.store import LocalStore
+from ...checkpoints.upload_part import RETRY_FIRST_S, Troubles
 from ...checkpoints.uploading import Uploader
 from ...logbook.errors import IntegrityError, MidwatchError
 from ...logbook.events import CheckpointCommitted
@@ -95,12 +97,29 @@ class Site:
             keep_local=config.keep_local,
             retry_max_s=storage.retry_max_s,
         )
+        self._troubles = Troubles(Teller().trouble)
+        self._backoff = Backoff(RETRY_FIRST_S, storage.retry_max_s)
 
     def upload_for_ever(self) -> None:
         """Bring to the store whatever turns up."""
         while True:
+            time.sleep(self._turn())
+
+    def _turn(self) -> float:
+        """Have the uploader take a turn; return how long to wait before the next."""
+        try:
             wait_s = self._uploader.turn()
-            time.sleep(wait_s if self._uploader.is_cut_off else min(wait_s, POLL_S))
+        except Exception as error:
+            # What nobody foresaw, a credential helper's rubbish say, may pass like anything else.
+            traceback.print_exc()
+            self._troubles.tell(
+                "upload-failed",
+                f"uploads broke off: {type(error).__name__}; see uploader.log of the agent.",
+            )
+            return self._backoff.next_s()
+        self._troubles.keep(())
+        self._backoff.reset()
+        return wait_s if self._uploader.is_cut_off else min(wait_s, POLL_S)
 
     def run(self, request: Request) -> None:
         """Run one errand and answer it."""
@@ -108,6 +127,9 @@ class Site:
             answer = self._run(request.errand)
         except (MidwatchError, OSError) as error:
             answer = Answer(error=str(error))
+        except Exception as error:
+            traceback.print_exc()
+            answer = Answer(error=f"[uploader-failed] {type(error).__name__}; see uploader.log.")
         tell(msgspec.structs.replace(bounded(answer), number=request.number))
 
     def _run(self, errand: Errand) -> Answer:

@@ -274,8 +274,8 @@ class TieredCheckpoints:
 class _Verification:
     """One reading back: a checkpoint is sound when each of its files is sound somewhere.
 
-    An agent that dies, or a store that cannot be reached, says nothing about the bytes: then there
-    is no result, and the checkpoint is asked for again.
+    An agent that says nothing, or a store that cannot be reached, says nothing about the bytes:
+    unless all are sound without it there is no result, and the checkpoint is asked for again.
     """
 
     def __init__(
@@ -290,6 +290,7 @@ class _Verification:
         self._lock = threading.Lock()
         self._left = len(agents)
         self._answers: list[Answer] = []
+        self._is_one_silent = False
 
     def begin(self) -> None:
         for _, agent in self._agents:
@@ -307,6 +308,7 @@ class _Verification:
             self._left -= 1
             if answer is not None and not answer.error:
                 self._answers.append(answer)
+            self._is_one_silent |= _is_silent(answer)
             if self._left:
                 return
         sound = {name for answer in self._answers for name in answer.sound}
@@ -316,7 +318,8 @@ class _Verification:
         if self._answers and not rest:
             self._ended(VerifyResult(self._checkpoint, ""))
             return
-        errand = CheckStored(self._checkpoint, rest)
+        # What no node has a part of is read in the store, file by file.
+        errand = CheckStored(self._checkpoint, rest if self._answers else None)
         on_result(
             _run(self._agents[0][1], errand),
             lambda answer: self._stored(answer, bad),
@@ -332,11 +335,17 @@ class _Verification:
         error = answer.error or "; ".join(
             f"{bad[name]} In the store: {why}" if name in bad else why for name, why in answer.bad
         )
-        if is_out_of_reach(error):
+        # Where somebody is silent, what is not sound here may be sound there.
+        if is_out_of_reach(error) or (error and self._is_one_silent):
             _log.info("cannot verify %s yet: %s", self._checkpoint, error)
             self._ended(None)
             return
         self._ended(VerifyResult(self._checkpoint, error[:1000]))
+
+
+def _is_silent(answer: Answer | None) -> bool:
+    """Whether nothing was learned of a part: that its manifest is missing or bad is an answer."""
+    return answer is None or (answer.error != "" and not answer.error.startswith("[manifest-"))
 
 
 def _later(prune: Callable[[tuple[str, ...]], None], checkpoints: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from midwatch.logbook.tiers import SLOTS_PER_RANK, MemoryOrder
 from midwatch.logbook.wire import WorkerStart
 from midwatch.operator.agent.node_memory import NodeMemory, available_bytes
 from midwatch.operator.agent.plan import LocalPlan
-from midwatch.operator.agent.reports import WorkersStarted
+from midwatch.operator.agent.reports import AttemptStopped, WorkersStarted
 from midwatch.tests.support.agents import Site, site, worker_start
 
 MEMORY = MemoryOrder(ranks_per_node=2, since=0)
@@ -56,6 +56,18 @@ def test_a_spare_drops_its_buffers_as_well(tmp_path: Path) -> None:
         agent.supervisor.start(agent.plan(2, ranks=()))
         agent.recorder.wait(WorkersStarted, lambda r: r.attempt == 2)
         assert not [link for link in links(os.getpid()) if "midwatch-state" in link]
+
+
+def test_a_preflight_leaves_the_buffers_to_the_next_attempt(tmp_path: Path) -> None:
+    with site(tmp_path, memory_frac=0.1) as agent:
+        agent.supervisor.start(remembering(agent.plan(1), keeps=True))
+        first = buffers(agent, 1, 0)
+        agent.supervisor.stop(1, 0.0)
+        agent.recorder.wait(AttemptStopped, lambda r: r.attempt == 1)
+        agent.supervisor.start(agent.plan(-1))
+        agent.recorder.wait(WorkersStarted, lambda r: r.attempt == -1)
+        agent.supervisor.start(remembering(agent.plan(2), keeps=True))
+        assert buffers(agent, 2, 0) == first
 
 
 def links(pid: int) -> list[str]:

@@ -28,6 +28,7 @@ from midwatch.operator.agent.uploads import Uploads
 
 from tests.support.agents import Recorder, is_running, site, wait_until
 from tests.support.parts import save_parts
+from tests.support.s3_servers import free_ports
 
 ANSWER_S = 60.0
 BABBLE = """
@@ -166,6 +167,41 @@ def test_a_store_that_is_not_there_is_told_before_anything_is_saved(tmp_path: Pa
         os.unlink(tmp_path / "store")
         prepare_store(hold.storage.url)
         hold.heard.wait(CheckpointStored)
+
+
+def test_an_error_that_nobody_foresaw_does_not_end_the_uploads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    helper, chain = tmp_path / "credentials.sh", tmp_path / "config"
+    helper.write_text("#!/bin/sh\necho Service temporarily unavailable\n")
+    helper.chmod(0o755)
+    chain.write_text(f"[default]\ncredential_process = {helper}\n")
+    config = UploadConfig(
+        run="r",
+        storage=Storage(
+            url="s3://bucket/prefix",
+            local_root=str(tmp_path / "node"),
+            endpoint_url=f"http://127.0.0.1:{free_ports(1)[0]}",
+            retry_max_s=0.1,
+        ),
+        env={"AWS_CONFIG_FILE": str(chain), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none")},
+    )
+    heard = Recorder()
+    log = tmp_path / "uploader.log"
+    uploads = Uploads(config, log, lambda report: heard([report]), lambda: 7)
+    uploads.begin()
+    try:
+        heard.wait(UploadTrouble, lambda trouble: trouble.code == "upload-failed")
+        assert "uploader-failed" in uploads.ask(Sweep(1), ANSWER_S).error
+        helper.write_text(
+            '#!/bin/sh\necho \'{"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b"}\'\n'
+        )
+        heard.wait(UploadTrouble, lambda trouble: trouble.code == "store-unreachable")
+    finally:
+        uploads.close()
+    assert "JSONDecodeError" in log.read_text()
 
 
 def test_a_supervisor_uploads_beside_its_workers(tmp_path: Path) -> None:

@@ -119,18 +119,20 @@ def test_one_that_comes_while_another_is_sent_overtakes_it(
     tmp_path: Path, store: CountingStore
 ) -> None:
     node = Node(tmp_path, "n0", store)
-    old, _ = save_parts([node.root], 5)
+    old = [save_parts([node.root], step)[0].id for step in (5, 10, 15)]
     real = store.put_file
     newer: list[str] = []
 
     def put_and_save(key: str, path: Path, entry: object) -> int:
         if not newer:
-            newer.append(save_parts([node.root], 10)[0].id)
+            newer.append(save_parts([node.root], 20)[0].id)
         return real(key, path, entry)
 
     store.put_file = put_and_save  # type: ignore[method-assign]
+    assert node.uploader.turn() == 0.0
+    assert node.heard.stored == []
     node.turns()
-    assert node.heard.stored == [newer[0], old.id]
+    assert node.heard.stored == [*newer, *reversed(old)]
 
 
 def test_only_what_is_stored_is_let_go(tmp_path: Path, store: CountingStore) -> None:
@@ -211,6 +213,44 @@ def test_a_copy_in_the_store_is_read_back_and_mended_before_the_last_other_goes(
         assert store.read(first.remote.key(old.id, name)) == data
     shards = [key for key in store.ranges if key.endswith("__0_0.distcp")]
     assert shards == [first.remote.key(old.id, "__0_0.distcp")]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_lost_commit_is_made_again_before_the_last_part_goes(
+    tmp_path: Path, store: CountingStore, damage: str
+) -> None:
+    node = Node(tmp_path, "n0", store, keep_local=1)
+    old, _ = save_parts([node.root], 5)
+    node.turns()
+    path = Path(store._root, node.remote.key(old.id, MANIFEST_NAME))
+    if damage == "flipped":
+        flip(path)
+    else:
+        path.unlink()
+    new, _ = save_parts([node.root], 10)
+    node.turns(1)
+    assert node.local == (old.id, new.id)
+    node.turns()
+    code = {"flipped": "manifest-corrupt", "gone": "manifest-missing"}[damage]
+    assert node.heard.troubles == [code]
+    assert node.uploader.is_well
+    assert node.local == (new.id,)
+    assert node.remote.is_committed(old)
+
+
+def test_a_lost_commit_is_not_made_again_over_files_that_are_gone(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    first, second = (Node(tmp_path, name, store, keep_local=1) for name in ("n0", "n1"))
+    old, _ = save_parts([first.root, second.root], 5)
+    settle(first, second)
+    LocalStore(second.root).delete(old.id)
+    for name in (MANIFEST_NAME, "__3_0.distcp"):
+        Path(store._root, first.remote.key(old.id, name)).unlink()
+    new, _ = save_parts([first.root], 10)
+    first.turns()
+    assert first.remote.committed() == (new.id,)
+    assert first.local == (old.id, new.id)
 
 
 def test_what_is_rotten_in_the_store_and_here_stays(tmp_path: Path, store: CountingStore) -> None:
@@ -472,6 +512,30 @@ def test_a_deletion_cut_short_is_finished_by_a_sweep(tmp_path: Path, store: Coun
     assert store.listing(f"r/{manifest.id}/") == []
     assert node.remote.committed() == (other.id,)
     assert node.remote.sweep(1, 2e9).deleted == ()
+
+
+@pytest.mark.parametrize("left", ["mark", "orphan"])
+def test_a_sweep_leaves_what_another_run_of_the_same_name_committed(
+    tmp_path: Path, store: CountingStore, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    ours, theirs = RunObjects(store, "r", "ours"), RunObjects(store, "r", "id")
+    manifest, files = save_parts([tmp_path / "n0"], 5)
+    if left == "mark":
+        ours.delete(manifest.id)
+    node = Node(tmp_path, "n0", store)
+    node.turns()
+    objects = store.listing("r/")
+    if left == "orphan":
+        # It is committed between the sweep's look at the store and the deletion.
+        without = [o for o in objects if not o.key.endswith(MANIFEST_NAME)]
+        monkeypatch.setattr(store, "listing", lambda prefix: without)
+    swept = ours.sweep(2, max(o.modified_s for o in objects) + ORPHAN_S + 60)
+    assert swept == type(swept)()
+    monkeypatch.undo()
+    there = theirs.manifest(manifest.id)
+    assert there is not None
+    assert theirs.missing(there) == ()
+    assert {o.key for o in store.listing("r/")} >= {theirs.key(manifest.id, n) for n in files}
 
 
 def test_what_nobody_will_finish_is_swept_in_time(tmp_path: Path, store: CountingStore) -> None:

@@ -21,7 +21,7 @@ from midwatch.logbook.events import CheckpointCommitted
 from midwatch.logbook.state import RunState
 from midwatch.logbook.tiers import Storage
 from midwatch.operator.agent.reports import PartHeld
-from midwatch.operator.agent.upload_wire import Answer, Errand, UploadConfig
+from midwatch.operator.agent.upload_wire import Answer, CheckPart, Errand, UploadConfig
 from midwatch.operator.agent.uploader import Site
 from midwatch.operator.ports import CommitFound, PruneResult, Signal, VerifyResult
 from midwatch.operator.runtime import ray_checkpoints
@@ -35,12 +35,16 @@ DEADLINE_S = 30.0
 
 
 class Agent:
-    """A node's agent: runs errands at once, in the calling thread, or is dead."""
+    """A node's agent: runs errands at once, in the calling thread, or is dead.
+
+    ails: what it answers instead of reading its part back.
+    """
 
     def __init__(self, folder: Path, node: str) -> None:
         storage = Storage(url=str(folder / "store"), local_root=str(folder / node), run_id="id")
         self.site = Site(UploadConfig(run="r", storage=storage))
         self.is_dead = False
+        self.ails = ""
         self.parts_held: tuple[PartHeld, ...] = ()
         self.run_errand = _Method(self._run)
         self.parts = _Method(lambda: msgspec.msgpack.encode(self.parts_held))
@@ -49,6 +53,8 @@ class Agent:
         if self.is_dead:
             raise ConnectionError("the actor died")
         errand = msgspec.msgpack.decode(payload, type=Errand)
+        if self.ails and isinstance(errand, CheckPart):
+            return msgspec.msgpack.encode(Answer(error=self.ails))
         try:
             return msgspec.msgpack.encode(self.site._run(errand))
         except (MidwatchError, OSError) as error:
@@ -109,6 +115,12 @@ class Fleet:
         data[3] ^= 1
         path.write_bytes(data)
 
+    def rot_in_store(self, manifest: Manifest, name: str) -> None:
+        path = self.folder / "store" / "r" / manifest.id / name
+        data = bytearray(path.read_bytes())
+        data[3] ^= 1
+        path.write_bytes(data)
+
     def part(self, node: str, manifest: Manifest, names: tuple[str, ...]) -> PartHeld:
         commit = CheckpointCommitted(
             attempt=1, checkpoint=manifest.id, step=5, bytes=1, blocked_s=0.0, save_s=0.0
@@ -157,11 +169,44 @@ def test_a_dead_agent_is_no_proof_against_a_checkpoint(fleet: Fleet) -> None:
     assert fleet.verify(manifest) == []
 
 
-def test_one_of_which_nothing_is_left(fleet: Fleet) -> None:
+def test_a_silent_agent_may_have_what_the_store_has_not(fleet: Fleet) -> None:
+    manifest = fleet.save(5, upload=False)
+    fleet.agents["n1"].is_dead = True
+    assert fleet.verify(manifest) == []
+    fleet.agents["n1"].is_dead = False
+    fleet.agents["n1"].ails = "[uploader-away] the uploader of this node has not answered."
+    assert fleet.verify(manifest) == []
+    fleet.agents["n1"].ails = ""
+    assert fleet.verify(manifest) == [VerifyResult(manifest.id, "")]
+
+
+def test_what_silent_agents_may_have_is_read_in_the_store(fleet: Fleet) -> None:
+    manifest = fleet.save(5, upload=True)
+    for agent in fleet.agents.values():
+        agent.ails = "[uploader-away] the uploader of this node has not answered."
+    assert fleet.verify(manifest) == [VerifyResult(manifest.id, "")]
+    fleet.rot_in_store(manifest, "__2_0.distcp")
+    assert fleet.verify(manifest) == [], "a node may have a sound copy"
+
+
+def test_a_rotten_manifest_is_an_answer(fleet: Fleet) -> None:
+    manifest = fleet.save(5, upload=False)
+    fleet.break_shard("n1", manifest, MANIFEST_NAME)
+    (result,) = fleet.verify(manifest)
+    assert isinstance(result, VerifyResult)
+    assert "object-missing" in result.error
+
+
+def test_one_of_which_nothing_is_left_on_the_nodes(fleet: Fleet) -> None:
     manifest = fleet.save(5, upload=True)
     for node in NODES:
         LocalStore(fleet.folder / node).delete(manifest.id)
     assert fleet.verify(manifest) == [VerifyResult(manifest.id, "")]
+    fleet.rot_in_store(manifest, "__2_0.distcp")
+    (result,) = fleet.verify(manifest)
+    assert isinstance(result, VerifyResult)
+    assert "__2_0.distcp" in result.error
+    assert "shard-checksum" in result.error
     fleet.remote.delete(manifest.id)
     (result,) = fleet.verify(manifest)
     assert isinstance(result, VerifyResult)

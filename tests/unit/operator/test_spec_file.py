@@ -91,6 +91,12 @@ def test_a_mistake_names_line_field_and_what_is_allowed(
         ("numeric: {lr_ladder: [0.9, 1.1]}", 7, "numeric.lr_ladder.1", "less than 1"),
         ("detectors: {crep: {mode: act}}", 7, "detectors.crep", "creep"),
         ("env: {A: 1}", 7, "env.A", "string"),
+        (
+            "checkpoints: {store: {endpoint_url: 'minio.example:9000'}}",
+            7,
+            "checkpoints.store.endpoint_url",
+            "https://HOST",
+        ),
         ("7: seven", 7, "7", "Keys should be strings"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from midwatch.checkpoints.manifest import checkpoint_id
 from midwatch.logbook.tiers import TierRefused
 from midwatch.logbook.wire import Command, Hyper, LrChange, Mesh, Resumed, WorkerStart
 from midwatch.tests.support.crew import Crew, Nursery, starts_for
@@ -111,6 +112,68 @@ def test_a_save_to_disk_refreshes_memory_too(
     seen = {s.memory_step for s in crew.steps()}
     assert seen - {None} <= {4, 8, 12}
     assert max(s or 0 for s in seen) >= 8
+
+
+class SavesOnly:
+    """Attempts of one run that copy to memory no state but those that they are to save."""
+
+    def __init__(self, nursery: Nursery, folder: Path, trainer: dict[str, Any], why: str) -> None:
+        self.folder = folder
+        self._nursery = nursery
+        self.nodes = Nodes(folder / "memory", 2)
+        interval_steps = 4 if why == "interval" else 10_000
+        section = {"steps": 10_000, "checkpoint": {"interval_steps": interval_steps}}
+        self._trainer = {**trainer, **section}
+        self._ordered: list[int] = []
+        self._is_ordering = why == "order"
+
+    def attempt(self, number: int, *checkpoints: str) -> Crew:
+        starts = starts_for(
+            self.folder, self._trainer, MESH, attempt=number, checkpoints=checkpoints
+        )
+        return Crew(self._nursery, placed(starts, self.nodes, every_steps=1000))
+
+    def has_state(self, crew: Crew) -> bool:
+        """Whether memory has a state; while it has none, order a save now and then."""
+        step = max((sample.step for sample in crew.steps()), default=0)
+        if self._is_ordering and (not self._ordered or step >= self._ordered[-1] + 10):
+            self._ordered.append(step)
+            crew.order(Command(len(self._ordered), "checkpoint"))
+        return any(sample.memory_step for sample in crew.steps())
+
+    def stopped_soon(self, number: int, *checkpoints: str) -> tuple[Crew, Resumed]:
+        crew = self.attempt(number, *checkpoints)
+        crew.watch(lambda crew: bool(crew.steps()))
+        crew.order(Command(1, "stop"))
+        crew.watch()
+        assert crew.exit_codes() == [0, 0, 0, 0]
+        return crew, crew.said(Resumed, 0)[0]
+
+
+@pytest.mark.parametrize("why", ["interval", "order"])
+def test_a_save_that_only_memory_has_is_made_again(
+    nursery: Nursery, tmp_path: Path, trainer: dict[str, Any], why: str
+) -> None:
+    run = SavesOnly(nursery, tmp_path, trainer, why)
+    # No save of the first attempt comes to its end, as when it dies in each of them.
+    blocked = tmp_path / "checkpoints"
+    blocked.touch()
+    first = run.attempt(1)
+    first.watch(run.has_state)
+    kill(first, 3)
+    blocked.unlink()
+    second, resumed = run.stopped_soon(2)
+    assert resumed.tier == "memory"
+    saved = checkpoint_id(resumed.step, 2)
+    assert second.committed()[0] == saved
+    # It is the state that training went on from; that it is in memory, too, is no cause to save it.
+    if why == "interval":
+        for node in ("node-0", "node-1"):
+            run.nodes.lose(node)
+    third, again = run.stopped_soon(3, saved)
+    assert (again.tier, again.step) == ("disk" if why == "interval" else "memory", resumed.step)
+    assert third.steps()[0].loss == second.steps()[0].loss
+    assert checkpoint_id(resumed.step, 3) not in third.committed()
 
 
 def test_a_node_without_the_memory_says_so_once_and_trains_on(
