@@ -141,6 +141,14 @@ class AttemptState(msgspec.Struct, frozen=True):
         """Whether every rank reached the end (or stopped on request)."""
         return len(self.finished) >= self.plan.mesh.world_size
 
+    @property
+    def is_well_ended(self) -> bool:
+        """Whether every rank has finished with numbers that nobody called sick.
+
+        Who stops a run takes its numbers as they are.
+        """
+        return self.is_finished and (self.stopped or self.alarm is None)
+
 
 class Remark(msgspec.Struct, frozen=True):
     """What a person added to the record, and where it stands there. id: as in events.NoteAdded."""

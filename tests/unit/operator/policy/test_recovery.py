@@ -158,6 +158,38 @@ def test_the_end_waits_until_the_last_checkpoint_is_in_the_store() -> None:
     assert isinstance(next_of(done, 61.0, spec).action, d.EndRun)
 
 
+@pytest.mark.parametrize(
+    "sign",
+    [
+        None,
+        hang("n1", 3, "T"),
+        exited(2, signal=11),
+        ev.FindingSeen(
+            "f-000001",
+            1,
+            Finding("nvml", "gpu-lost", Severity.WARN, 40, 40, 0, 0, "", "n1", action="evict"),
+        ),
+    ],
+)
+def test_a_finished_run_that_waits_for_the_store_is_not_restarted(sign: ev.Event | None) -> None:
+    spec = make_spec(checkpoints={"store": {"url": "s3://b/p", "finish_wait_s": 86_400}})
+    done = [ev.RankFinished(1, rank, 40) for rank in range(4)]
+    for events in ([*done, sign], [sign, *done]) if sign is not None else (done,):
+        state = fold(events, trained())
+        for after_s in (1.0, spec.restart.start_deadline_s, 2.1 * spec.restart.hang_max_s):
+            made = settle(state, after_s, spec)
+            assert not any(isinstance(each.action, d.StartAttempt) for each in made)
+        stored = fold([ev.CheckpointUploaded(checkpoint_id(40, 1), "n0", 1, 2.0)], state)
+        assert any(isinstance(each.action, d.EndRun) for each in settle(stored, spec=spec))
+
+
+def test_a_finished_run_whose_last_checkpoint_may_be_lost_with_a_node_goes_on() -> None:
+    spec = make_spec(checkpoints={"store": {"url": "s3://b/p"}})
+    done = [ev.RankFinished(1, rank, 40) for rank in range(4)]
+    state = fold([*done, ev.NodeLost("n1", "1", "died")], trained())
+    assert any(isinstance(each.action, d.StartAttempt) for each in settle(state, spec=spec))
+
+
 def test_a_survivor_keeps_its_ranks_although_the_run_had_to_wait() -> None:
     lost = fold([ev.NodeLost("n0", "1", "died"), ev.NodeLost("n2", "1", "died")], trained())
     waiting = fold([decided(lost, d.AwaitNodes())], lost)
