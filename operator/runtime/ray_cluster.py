@@ -38,14 +38,8 @@ from ..spec import RunSpec
 from ..storage import run_id_of, storage_of
 from .names import NAMESPACE, agent_name, node_names
 from .node_agent import AgentSettings, NodeAgent
-from .ray_checkpoints import (
-    FolderCheckpoints,
-    RunCheckpoints,
-    TieredCheckpoints,
-    brief,
-    ignore,
-    on_result,
-)
+from .ray_calls import brief, ignore, on_result
+from .ray_checkpoints import FolderCheckpoints, RunCheckpoints, TieredCheckpoints
 from .starts import preflight_starts, worker_starts
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from midwatch.checkpoints.manifest import checkpoint_id
 from midwatch.logbook import decisions as d
@@ -12,6 +13,7 @@ from midwatch.logbook.wire import Hyper, LrChange
 from midwatch.operator.policy.decide import decide
 from midwatch.operator.policy.diagnosis import diagnose
 from midwatch.operator.policy.placement import plan_placement
+from midwatch.operator.policy.storage import VERIFY_DEADLINE_S
 from midwatch.operator.spec import RunSpec
 from midwatch.tests.support.builders import (
     decided,
@@ -258,6 +260,21 @@ def test_what_is_being_deleted_is_not_resumed_from() -> None:
     decision = next_of(fold([exited(1, signal=9)], state))
     assert isinstance(decision.action, d.StartAttempt)
     assert decision.action.plan.checkpoints[0] == A30
+
+
+def test_a_request_to_read_back_waits_for_the_reading_however_long_it_takes() -> None:
+    name = checkpoint_id(40, 1)
+    request = ev.InterventionRequested("v", "verify", "ann", "", target=name)
+    state = fold([request], trained())
+    for after_s in (1.0, VERIFY_DEADLINE_S, VERIFY_DEADLINE_S):
+        state = msgspec.structs.replace(state, time_s=state.time_s + after_s)
+        (asked,) = decide(state, SPEC, state.time_s)
+        assert asked.action == d.VerifyCheckpoint(name), "it was sound when it was read before"
+        state = fold([ev.DecisionMade(asked)], state)
+        assert not decide(state, SPEC, state.time_s)
+    state = fold([ev.CheckpointVerified(name, "torn")], state)
+    (settled,) = [x for x in settle(state) if isinstance(x.action, d.CompleteIntervention)]
+    assert "NOT sound" in settled.reason
 
 
 def test_a_mesh_shrinks_only_when_no_more_nodes_can_come() -> None:
