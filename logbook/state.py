@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .decisions import Decision, IncidentDraft, Observe
+from .decisions import CloseIncident, Decision, IncidentDraft, Observe
 from .energy import Energy
 from .events import (
     FaultInjected,
@@ -196,8 +196,9 @@ class Incident(msgspec.Struct, frozen=True):
 
     @property
     def is_watched(self) -> bool:
-        """Whether nothing was done about it so far but to write it down."""
-        return all(isinstance(decision.action, Observe) for decision in self.decisions)
+        """Whether nothing was done about it but to write it down, and in the end to close it."""
+        notes = (Observe, CloseIncident)
+        return all(isinstance(decision.action, notes) for decision in self.decisions)
 
     @property
     def is_open(self) -> bool:
