@@ -92,6 +92,12 @@ class NodeState(msgspec.Struct, frozen=True):
     def is_usable(self) -> bool:
         return self.present and not self.quarantined
 
+    @property
+    def is_blamed(self) -> bool:
+        """Whether anything is held against it that a release forgives."""
+        is_marked = self.evict is not None or self.drain is not None
+        return bool(self.quarantined or self.lemon or self.num_hangs) or is_marked
+
 
 class AttemptState(msgspec.Struct, frozen=True):
     """The current attempt and every sign of trouble it has shown. Times are seconds since epoch.
