@@ -136,7 +136,7 @@ class Operator:
         async with self._machinery() as (world, runs, applier):
             tasks = [
                 asyncio.create_task(watch(world, self._access), name="watch"),
-                asyncio.create_task(self._relist(world, runs, served, applier), name="relist"),
+                asyncio.create_task(self._relist(world, served, applier), name="relist"),
                 asyncio.create_task(runs.until_fatal(), name="runs"),
             ]
             try:
@@ -185,9 +185,7 @@ class Operator:
     async def _served(self) -> frozenset[Kind]:
         return frozenset([k for k in (*OWN_KINDS, CLUSTERS) if await self._kube.serves(k)])
 
-    async def _relist(
-        self, world: World, runs: Runs, served: frozenset[Kind], applier: Applier
-    ) -> None:
+    async def _relist(self, world: World, served: frozenset[Kind], applier: Applier) -> None:
         """List everything anew from time to time, and end when what is served has changed.
 
         kopf watches what was served when it began.
@@ -211,9 +209,7 @@ class Operator:
                 self._trouble = "" if only_kuberay and world.runs.is_listed else error.message
                 _log.warning("not everything can be seen: %s", error)
             for key, _ in world.runs.items():
-                runs.wake(key)
-            # Where there is no run, nothing else tells that the operator is alive.
-            runs.turned_s = time.monotonic()
+                self._wake(key)
             delay_s = self._setting.loop_times.relist_s
             await asyncio.sleep(delay_s if not self._trouble else min(delay_s, 5.0))
 
@@ -227,3 +223,7 @@ class Operator:
             actions = plan_orphans(bodies, there, now_s)
             nobody: Object = {"metadata": {"name": "", "namespace": place, "uid": ""}}
             await applier.carry_out(actions, Observed(now_s=now_s, run=nobody))
+
+    def _wake(self, key: tuple[str, str]) -> None:
+        if self._runs is not None:
+            self._runs.wake(key)
