@@ -274,15 +274,15 @@ def _finding_seen(state: RunState, e: ev.FindingSeen, time_s: float) -> RunState
 
 
 def _with_mark(state: RunState, e: ev.FindingSeen) -> RunState:
-    """Mark the node that a finding wants replaced; the first to want it is remembered."""
+    """Mark the node that a finding wants replaced; the first to want it now is remembered."""
     node = state.nodes.get(e.finding.node or "")
     if node is None or e.finding.shadow:
         return state
     marked = pf.with_suspicion(node, e)
     if e.finding.action == "evict" and node.evict is None:
         marked = replace(marked, evict=e)
-    elif e.finding.action == "drain" and node.drain is None:
-        marked = replace(marked, drain=e)
+    elif e.finding.action == "drain":
+        marked = pf.with_drain(marked, e)
     return state if marked is node else replace(state, nodes={**state.nodes, node.node: marked})
 
 

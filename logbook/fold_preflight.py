@@ -72,19 +72,37 @@ def heard_anew(state: RunState, time_s: float) -> RunState:
 def with_suspicion(node: NodeState, e: ev.FindingSeen) -> NodeState:
     """Return the node to be tried out again, if the finding is of the kind that calls for it.
 
-    A straggler that keeps pace again is neither suspected nor left out any more.
+    A straggler that keeps pace again is neither suspected nor left out any more, for that.
     """
-    finding = e.finding
+    finding, slow = e.finding, _slow_mark(node)
+    is_for_pace = slow is not None and node.suspicion == _suspicion_of(slow)
     if finding.detector == SLOW_DETECTOR and finding.action == "ignore":
-        drain = node.drain
-        is_same = drain is not None and (drain.finding.detector, drain.finding.rank) == (
-            SLOW_DETECTOR,
-            finding.rank,
-        )
-        return replace(node, drain=None, suspicion="") if is_same else node
+        if slow is None or slow.finding.rank != finding.rank:
+            return node
+        return replace(node, drain=None, suspicion="" if is_for_pace else node.suspicion)
     if finding.action not in _CALLS_FOR_IT.get(finding.detector, ()):
         return node
-    return replace(node, suspicion=node.suspicion or f"{finding.kind} ({e.id}): {finding.message}")
+    is_graver = is_for_pace and finding.detector != SLOW_DETECTOR
+    return node if node.suspicion and not is_graver else replace(node, suspicion=_suspicion_of(e))
+
+
+def with_drain(node: NodeState, e: ev.FindingSeen) -> NodeState:
+    """Return the node to be left out at the next restart; the first to want it is remembered.
+
+    What does not pass takes the place of a straggler's mark, which goes when it keeps pace again.
+    """
+    slow = _slow_mark(node)
+    is_graver = slow is not None and e.finding.detector != SLOW_DETECTOR
+    return replace(node, drain=e) if node.drain is None or is_graver else node
+
+
+def _slow_mark(node: NodeState) -> ev.FindingSeen | None:
+    drain = node.drain
+    return drain if drain is not None and drain.finding.detector == SLOW_DETECTOR else None
+
+
+def _suspicion_of(seen: ev.FindingSeen) -> str:
+    return f"{seen.finding.kind} ({seen.id}): {seen.finding.message}"
 
 
 def tried_by_training(state: RunState, attempt: AttemptState) -> RunState:

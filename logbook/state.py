@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .decisions import Decision, IncidentDraft, Observe
+from .decisions import CloseIncident, Decision, IncidentDraft, Observe
 from .energy import Energy
 from .events import (
     FaultInjected,
@@ -30,6 +30,7 @@ from .state_checkpoints import CheckpointState as CheckpointState
 from .state_checkpoints import FindingMark as FindingMark
 from .state_checkpoints import SaveCost as SaveCost
 from .state_checkpoints import SaveTrouble as SaveTrouble
+from .state_nodes import NodeState as NodeState
 from .state_preflight import NodeAnswers as NodeAnswers
 from .state_preflight import PreflightState as PreflightState
 from .wire import CheckpointTags, Hyper, StepSample
@@ -58,39 +59,6 @@ class Status(StrEnum):
     @property
     def is_terminal(self) -> bool:
         return self in (Status.COMPLETED, Status.STOPPED)
-
-
-class NodeState(msgspec.Struct, frozen=True):
-    """One node. quarantined holds the reason, "" when it may be used.
-
-    machine, gpus, lemon: as in events.NodeJoined.
-    evict, drain: the finding that wants it replaced now, or at the next restart.
-    examined: incarnation that a preflight, or training itself, has tried out last.
-    joined_s: when its agent of the moment joined.
-    suspicion: why it must be tried out again, "" when there is no reason to.
-    """
-
-    node: str
-    incarnation: str
-    host: str
-    slots: int
-    pid: int = 0
-    present: bool = True
-    quarantined: str = ""
-    num_hangs: int = 0
-    num_losses: int = 0
-    machine: str = ""
-    gpus: tuple[tuple[str, str], ...] = ()
-    lemon: str = ""
-    evict: FindingSeen | None = None
-    drain: FindingSeen | None = None
-    examined: str = ""
-    suspicion: str = ""
-    joined_s: float = 0.0
-
-    @property
-    def is_usable(self) -> bool:
-        return self.present and not self.quarantined
 
 
 class AttemptState(msgspec.Struct, frozen=True):
@@ -141,6 +109,14 @@ class AttemptState(msgspec.Struct, frozen=True):
         """Whether every rank reached the end (or stopped on request)."""
         return len(self.finished) >= self.plan.mesh.world_size
 
+    @property
+    def is_well_ended(self) -> bool:
+        """Whether every rank has finished with numbers that nobody called sick.
+
+        Who stops a run takes its numbers as they are.
+        """
+        return self.is_finished and (self.stopped or self.alarm is None)
+
 
 class Remark(msgspec.Struct, frozen=True):
     """What a person added to the record, and where it stands there. id: as in events.NoteAdded."""
@@ -188,8 +164,9 @@ class Incident(msgspec.Struct, frozen=True):
 
     @property
     def is_watched(self) -> bool:
-        """Whether nothing was done about it so far but to write it down."""
-        return all(isinstance(decision.action, Observe) for decision in self.decisions)
+        """Whether nothing was done about it but to write it down, and in the end to close it."""
+        notes = (Observe, CloseIncident)
+        return all(isinstance(decision.action, notes) for decision in self.decisions)
 
     @property
     def is_open(self) -> bool:

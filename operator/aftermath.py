@@ -57,7 +57,7 @@ def hand_in(run_dir: Path, request: ev.InterventionRequested, state: RunState) -
 def _settle(run_dir: Path, request: ev.InterventionRequested) -> None:
     options = JournalOptions(wait_s=LOCK_WAIT_S, takeover=False)
     with Journal[ev.Event](run_dir / "journal", ev.Event, options) as journal:
-        desk, nobody = _LastDesk(run_dir, request), _Nobody(run_dir)
+        desk, nobody = _LastDesk(run_dir, request), _Nobody(run_dir, request)
         controller = Controller(
             _spec_of(journal),
             Ports(_Clock(), journal, nobody, nobody, desk, LemonFile(run_dir.parent / NAME)),
@@ -69,10 +69,8 @@ def _settle(run_dir: Path, request: ev.InterventionRequested) -> None:
         for _ in range(TURNS_MAX):
             if (not controller.tick() and not nobody.has_news) or nobody.failure is not None:
                 break
-        if nobody.failure is not None:
-            raise nobody.failure
         if controller.state.interventions[request.id].stage == "requested":
-            raise _over(controller.state, request.action)
+            raise nobody.failure or _over(controller.state, request.action)
 
 
 def _spec_of(journal: Journal[ev.Event]) -> RunSpec:
@@ -128,11 +126,15 @@ class _LastDesk:
 class _Nobody:
     """The cluster of a run that is over, and its checkpoints as far as they are seen from here.
 
+    What the run's controller left to be read or deleted is for the next one, unless it is what is
+    asked for: who acknowledges an incident does not wait for terabytes, nor for a store.
+
     failure: why something could not be done; it is then not decided again in this turn of events.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, request: ev.InterventionRequested) -> None:
         self._run_dir = run_dir
+        self._request = request
         self._store: RemoteStore | None = None
         self._disks: list[LocalStore] = []
         self._news: list[Signal] = []
@@ -153,6 +155,10 @@ class _Nobody:
         return news
 
     def verify(self, checkpoint: str) -> None:
+        is_asked = (self._request.action, self._request.target) == ("verify", checkpoint)
+        if not is_asked or self._news:
+            # Its reading was decided twice, by the last controller and now: once is enough.
+            return
         try:
             found = self._read_back(checkpoint)
         except MidwatchError as error:
@@ -182,6 +188,8 @@ class _Nobody:
         return "; ".join(why for _, why in bad)
 
     def prune(self, checkpoints: tuple[str, ...]) -> None:
+        if self._request.action != "prune":
+            return
         durable = () if self._store is None else (self._store,)
         stores: tuple[CheckpointStore, ...] = (*durable, *self._disks)
         try:

@@ -59,7 +59,8 @@ class Loop:
         self._hyper = position.hyper
         self._dp_rank, _ = coordinates(parts.mesh, parts.rank)
         self._has_told = False
-        self._validated_step = validated_step
+        # What was measured beyond the position was of weights that are left behind.
+        self._validated_step = min(validated_step, position.step)
         self._recent: deque[StepSample] = deque(position.recent, maxlen=RECENT_SAMPLES)
         self._unsaved = position.unsaved
 

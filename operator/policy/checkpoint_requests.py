@@ -81,7 +81,7 @@ def complete(state: RunState, spec: RunSpec, known: Intervention, now_s: float) 
     said = (
         _pruned(state, spec, now_s)
         if request.action == PRUNE
-        else _in_force(state, known, request.target, now_s)
+        else _in_force(state, known, request.target)
     )
     return make_decision(state, CompleteIntervention(request.id), said) if said else None
 
@@ -92,7 +92,7 @@ def _pruned(state: RunState, spec: RunSpec, now_s: float) -> str:
     return f"retention keeps all {len(state.checkpoints)} checkpoints that there are"
 
 
-def _in_force(state: RunState, known: Intervention, name: str, now_s: float) -> str:
+def _in_force(state: RunState, known: Intervention, name: str) -> str:
     found = state.checkpoints.get(name)
     action = known.request.action
     if found is None:
@@ -100,7 +100,11 @@ def _in_force(state: RunState, known: Intervention, name: str, now_s: float) -> 
     if action == "verify":
         asked_s = found.verify_asked_s
         was_asked = asked_s is not None and asked_s >= known.requested_s
-        if not was_asked or found.verified is None or is_being_read(state, found, now_s):
+        # However long the reading takes: until then only an older one speaks.
+        is_awaited = any(
+            decision.action == VerifyCheckpoint(name) for decision in state.pending.values()
+        )
+        if not was_asked or found.verified is None or is_awaited:
             return ""
         return f"{name} is sound" if found.verified else f"{name} is NOT sound: {found.error}"
     is_done = {

@@ -46,6 +46,9 @@ def diagnose(state: RunState, spec: RunSpec, now_s: float) -> Diagnosis | None:
     attempt = state.attempt
     if attempt is None:
         return None
+    if attempt.is_well_ended:
+        # It only waits for its last checkpoint to reach the store, and that dies with a node alone.
+        return _lost_node(attempt, spec, now_s)
     for look in _CAUSES:
         found = look(attempt, spec, now_s)
         if found is not None:

@@ -11,7 +11,7 @@ from ...logbook.decisions import (
     StartAttempt,
 )
 from ...logbook.plan import AttemptPlan
-from ...logbook.state import AttemptState, RunState
+from ...logbook.state import AttemptState, Incident, RunState
 from ..spec import RunSpec
 from . import rollback_requests
 from .budget import spent_budget
@@ -64,9 +64,8 @@ def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
         return []
     if plan_placement(state, spec, now_s) is None:
         return []
-    about = next(
-        (n for n in reversed(state.open_incidents) if state.incidents[n].recovered_s is None), None
-    )
+    unanswered = (n for n in reversed(state.open_incidents) if _is_unanswered(state.incidents[n]))
+    about = next(unanswered, None)
     spent = spent_budget(state, spec, now_s)
     if spent is not None:
         return [_pause(state, spent, (), about)]
@@ -78,6 +77,11 @@ def start(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
         return [plan_rollback(state, spec, now_s, *trouble)]
     waited = "enough nodes are ready" if state.num_attempts else "all nodes are ready"
     return [restart(state, spec, now_s, waited, (), about)]
+
+
+def _is_unanswered(incident: Incident) -> bool:
+    # A run may have waited while something was only watched, but not because of it.
+    return incident.recovered_s is None and not incident.is_watched
 
 
 def _about(state: RunState, attempt: AttemptState, diagnosis: Diagnosis) -> IncidentDraft | str:

@@ -218,7 +218,7 @@ def _completion(
         return checkpoint_requests.complete(state, spec, known, now_s)
     done = {
         "quarantine": node is not None and bool(node.quarantined),
-        "release": node is not None and not node.quarantined,
+        "release": node is not None and not node.is_blamed,
         "resume": state.resumed_s >= known.requested_s,
         "detector": _is_switched(state, request.target),
         "ack": _is_acknowledged(state, request.target),

@@ -24,9 +24,7 @@ from .context import make_decision, next_incident_id
 def finish(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     """End the run once every rank has finished, unless what it finished with is sick."""
     attempt = state.attempt
-    if attempt is None or not attempt.is_finished:
-        return []
-    if attempt.alarm is not None and not attempt.stopped:
+    if attempt is None or not attempt.is_well_ended:
         return []
     if _awaits_store(state, spec, now_s):
         return []

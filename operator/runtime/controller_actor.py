@@ -189,6 +189,9 @@ class ControllerActor:
         self._cluster.close()
         self._desk.finish(NOTES_WAIT_S)
         self._lookouts.close(MESSAGES_WAIT_S)
+        # Whoever submitted the run may be long gone. Before the farewell: who takes the run up
+        # after it makes agents of the same names.
+        self._cluster.give_back()
         self._left.set()
         time.sleep(LINGER_S)
         self._journal.close()

@@ -15,6 +15,11 @@ def agent_name(run: str, node: str) -> str:
     return f"{run}/agent/{node}"
 
 
+def places_name(run: str) -> str:
+    """Return the name of the placement group that holds a run's machines."""
+    return f"{run}/nodes"
+
+
 def node_names(num_nodes: int, num_spares: int) -> tuple[str, ...]:
     """Return the names of a run's nodes, spares last: node-0, node-1, ..."""
     return tuple(f"node-{index}" for index in range(num_nodes + num_spares))

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any, Protocol
 
 import msgspec
@@ -32,6 +31,7 @@ from ..agent.upload_wire import (
     Sweep,
 )
 from ..ports import CommitFound, PruneResult, Signal, VerifyResult
+from .ray_calls import ignore, on_result
 
 SETTLE_S = 5.0
 """How long the reporter of a commit has before the parts that lie on the nodes speak for it."""
@@ -74,6 +74,14 @@ class RunCheckpoints(Protocol):
         ...
 
 
+class _Reading(msgspec.Struct):
+    """A checkpoint that an agent reads back."""
+
+    checkpoint: str
+    agent: Any
+    is_over: bool = False
+
+
 class FolderCheckpoints:
     """Checkpoints in the run folder, which all nodes share."""
 
@@ -81,18 +89,44 @@ class FolderCheckpoints:
         self._store = LocalStore(run_dir)
         self._agents = agents
         self._emit = emit
+        self._to_read: set[str] = set()
+        self._reading: _Reading | None = None
 
     def verify(self, checkpoint: str) -> None:
-        """Have the agent that serves rank 0 read the checkpoint back."""
+        """Have the agent that serves rank 0 read the checkpoint back, one at a time.
+
+        A reading may take longer than the run waits before it asks again, or than the next save: an
+        agent that began another each time would have no thread left to be spoken to.
+        """
+        reading = self._under_way()
+        if reading is None or reading.checkpoint != checkpoint:
+            self._to_read.add(checkpoint)
+        self._read_next()
+
+    def _under_way(self) -> _Reading | None:
+        reading = self._reading
+        if reading is None or reading.is_over:
+            return None
+        return reading if any(agent is reading.agent for _, agent in self._agents()) else None
+
+    def _read_next(self) -> None:
         agents = self._agents()
-        if not agents:
+        if not agents or not self._to_read or self._under_way() is not None:
             return
+        newest = max(self._to_read)
+        self._to_read.discard(newest)
+        reading = self._reading = _Reading(newest, agents[0][1])
 
         def done(error: str) -> None:
-            self._emit(VerifyResult(checkpoint, error))
+            reading.is_over = True
+            self._emit(VerifyResult(newest, error))
 
-        # An agent that dies meanwhile says nothing about the checkpoint: it is asked for again.
-        on_result(agents[0][1].verify.remote(checkpoint), done, ignore)
+        def failed(error: BaseException) -> None:
+            # An agent that dies says nothing about the checkpoint: it is asked for again.
+            reading.is_over = True
+            ignore(error)
+
+        on_result(reading.agent.verify.remote(newest), done, failed)
 
     def prune(self, checkpoints: tuple[str, ...]) -> None:
         """Delete checkpoints on a thread of its own, however often it takes.
@@ -149,7 +183,9 @@ class FolderCheckpoints:
         """There are no parts."""
 
     def maintain(self, state: RunState) -> None:
-        """There is nothing to look after."""
+        """Go on to what waits to be read back, if it is still there."""
+        self._to_read = {name for name in self._to_read if name in state.checkpoints}
+        self._read_next()
 
 
 class _Parts:
@@ -366,29 +402,3 @@ def _told(answer: bytes) -> None:
     error = _decoded(answer).error
     if error:
         _log.warning("an errand failed: %s", error)
-
-
-def on_result(
-    ref: Any, done: Callable[[Any], None], failed: Callable[[BaseException], None]
-) -> None:
-    """Call done with the result of a Ray call, or failed with its error, on a thread of Ray's."""
-
-    def settled(future: Future[Any]) -> None:
-        error = future.exception()
-        if error is not None:
-            failed(error)
-        else:
-            done(future.result())
-
-    ref.future().add_done_callback(settled)
-
-
-def ignore(error: BaseException) -> None:
-    """Write down that a call to an agent failed; its death is told elsewhere."""
-    _log.info("a call to an agent failed: %s", brief(error))
-
-
-def brief(error: object) -> str:
-    """Return the first line of an error."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -36,16 +36,11 @@ from ..ports import NodeGone, Signal
 from ..preflight import order_of
 from ..spec import RunSpec
 from ..storage import run_id_of, storage_of
+from .leaving import end_actors, give_back_places
 from .names import NAMESPACE, agent_name, node_names
 from .node_agent import AgentSettings, NodeAgent
-from .ray_checkpoints import (
-    FolderCheckpoints,
-    RunCheckpoints,
-    TieredCheckpoints,
-    brief,
-    ignore,
-    on_result,
-)
+from .ray_calls import brief, ignore, on_result
+from .ray_checkpoints import FolderCheckpoints, RunCheckpoints, TieredCheckpoints
 from .starts import preflight_starts, worker_starts
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -181,10 +176,15 @@ class RayCluster:
             agent.send.remote(attempt, _encode(command))
 
     def close(self) -> None:
-        """End every agent of the run."""
+        """Have every agent of the run end its workers."""
         for node, agent in self._agents.items():
             if self._fleet.is_present(node):
                 agent.close.remote()
+
+    def give_back(self) -> None:
+        """End the agents' actors, which hold devices, and let go of their places."""
+        end_actors([agent_name(self._spec.name, node) for node in self._names])
+        give_back_places(self._spec.name)
 
     # --- what comes back -------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,21 @@ from typing import Any
 import msgspec
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 
 from ...logbook.errors import ConfigError, Retryable
+from ...logbook.state import Status
 from ..spec import RunSpec
 from ..storage import prepare_store_once
 from .controller_actor import launch_controller
+from .leaving import end_actors, give_back_places
 from .local_ray import is_local
-from .names import NAMESPACE, agent_name, controller_name, node_names
+from .names import NAMESPACE, agent_name, controller_name, node_names, places_name
 from .ray_cluster import ClusterSettings
 
 _log = logging.getLogger(__name__)
@@ -28,6 +36,8 @@ PLACEMENT_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
 FAREWELL_TIMEOUT_S = 25.0
+GONE_TIMEOUT_S = 10.0
+GONE_LOOK_S = 0.05
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -110,10 +120,13 @@ def submit(spec: RunSpec, run_dir: Path, session: Session) -> Any:
     Raises: ConfigError[cluster-too-small], [store-not-there]; Retryable[controller-not-ready].
     """
     prepare_store_once(spec, run_dir)
-    settings = ClusterSettings(
-        run_dir=str(run_dir), resources=_resources(spec), bundles=_bundles(spec)
-    )
-    actor = launch_controller(spec, settings, controller_name(spec.name), NAMESPACE)
+    _retire(spec)
+    actor = _controller(spec)
+    if actor is None:
+        settings = ClusterSettings(
+            run_dir=str(run_dir), resources=_resources(spec), bundles=_bundles(spec)
+        )
+        actor = launch_controller(spec, settings, controller_name(spec.name), NAMESPACE)
     try:
         ray.get(actor.ping.remote(), timeout=READY_TIMEOUT_S)
     except (RayError, GetTimeoutError) as error:
@@ -127,15 +140,45 @@ def submit(spec: RunSpec, run_dir: Path, session: Session) -> Any:
 
 
 def tear_down(spec: RunSpec) -> None:
-    """End the actors of a run that has ended; harmless when repeated."""
-    with contextlib.suppress(ValueError, RayError):
-        # What it has yet to write and to tell would be lost with it.
-        controller = ray.get_actor(controller_name(spec.name), namespace=NAMESPACE)
-        ray.get(controller.farewell.remote(), timeout=FAREWELL_TIMEOUT_S)
+    """End the actors of a run that has ended, and give back its places; harmless when repeated."""
+    controller = _controller(spec)
+    if controller is not None:
+        with contextlib.suppress(RayError):
+            # What it has yet to write and to tell would be lost with it.
+            ray.get(controller.farewell.remote(), timeout=FAREWELL_TIMEOUT_S)
     names = [agent_name(spec.name, node) for node in _nodes(spec)]
-    for name in [controller_name(spec.name), *names]:
-        with contextlib.suppress(ValueError, RayError):
-            ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+    end_actors([controller_name(spec.name), *names])
+    give_back_places(spec.name)
+
+
+def _retire(spec: RunSpec) -> None:
+    """End the controller of a run that is over: it can be asked, and takes nothing up any more."""
+    controller = _controller(spec)
+    if controller is None:
+        return
+    try:
+        _, status = ray.get(controller.ping.remote(), timeout=READY_TIMEOUT_S)
+        # Between the two questions somebody may have set it going again.
+        is_over = Status(status).is_terminal and ray.get(
+            controller.farewell.remote(), timeout=FAREWELL_TIMEOUT_S
+        )
+    except RayError as error:
+        _log.info("the controller that is there does not answer: %s", _first_line(error))
+        return
+    if not is_over:
+        return
+    tear_down(spec)
+    deadline_s = time.monotonic() + GONE_TIMEOUT_S
+    # The name of an actor that is being killed outlives it for a moment.
+    while _controller(spec) is not None and time.monotonic() < deadline_s:
+        time.sleep(GONE_LOOK_S)
+
+
+def _controller(spec: RunSpec) -> Any:
+    """Return the controller actor of a run, None where there is none."""
+    with contextlib.suppress(ValueError):
+        return ray.get_actor(controller_name(spec.name), namespace=NAMESPACE)
+    return None
 
 
 def _nodes(spec: RunSpec) -> tuple[str, ...]:
@@ -153,19 +196,13 @@ def _bundles(spec: RunSpec) -> PlacementGroup | None:
     alive = [node for node in ray.nodes() if node["Alive"]]
     if spec.nodes.spread == "pack" or (spec.nodes.spread == "auto" and len(alive) == 1):
         return None
-    name = f"{spec.name}/nodes"
-    with contextlib.suppress(ValueError):
-        return get_placement_group(name)
     gpus = _resources(spec)["num_gpus"]
     bundle = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
     wanted = fitting_nodes(spec, [node["Resources"] for node in alive], bundle)
-    group: PlacementGroup = placement_group(
-        [dict(bundle) for _ in range(wanted)],
-        strategy="STRICT_SPREAD",
-        name=name,
-        lifetime="detached",
-    )
+    group = _reserved(places_name(spec.name), [bundle] * wanted)
     if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
+        # What is not there now would be taken, for nobody, once it is.
+        give_back_places(spec.name)
         raise ConfigError(
             "cluster-too-small",
             f"Ray could not reserve {wanted} nodes with {bundle} each "
@@ -173,6 +210,21 @@ def _bundles(spec: RunSpec) -> PlacementGroup | None:
             remedy="Free resources (ray status shows them) or lower what the spec asks for.",
         )
     return group
+
+
+def _reserved(name: str, bundles: list[dict[str, float]]) -> PlacementGroup:
+    """Return the placement group of these bundles; one for other bundles is from an older spec."""
+    with contextlib.suppress(ValueError):
+        found = get_placement_group(name)
+        if found.bundle_specs == bundles:
+            return found
+        remove_placement_group(found)
+    return placement_group(
+        [dict(bundle) for bundle in bundles],
+        strategy="STRICT_SPREAD",
+        name=name,
+        lifetime="detached",
+    )
 
 
 def fitting_nodes(

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,10 @@ from typing import NamedTuple
 import pytest
 import yaml
 from midwatch.logbook.errors import Retryable
+from midwatch.logbook.events import InterventionRequested
 from midwatch.logbook.state import Status
 from midwatch.operator.cli.runs import load_state
+from midwatch.operator.desk import post_request
 from midwatch.operator.runtime.ray_jobs import JobOrder, JobServer, follow_job, submit_job
 from midwatch.operator.spec_file import spec_data
 
@@ -70,8 +73,10 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _spec_file(name: str, folder: Path, corpus: Path) -> Path:
-    spec = nano_spec(name, folder / "run", corpus, trainer={"steps": 12})
+def _spec_file(
+    name: str, folder: Path, corpus: Path, *, steps: int = 12, **changes: object
+) -> Path:
+    spec = nano_spec(name, folder / "run", corpus, trainer={"steps": steps}, **changes)
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(spec_data(spec)))
     return path
@@ -100,15 +105,40 @@ def test_ray_job_submit(head: Head, corpus: Path, tmp_path: Path) -> None:
     assert load_state(tmp_path / "run").status is Status.COMPLETED
 
 
-def test_address_joins_the_cluster_and_leaves_it_as_it_was(
+def test_a_run_leaves_the_cluster_as_it_was_whether_or_not_anybody_is_there(
     head: Head, corpus: Path, tmp_path: Path
 ) -> None:
-    spec = _spec_file("by-address", tmp_path, corpus)
-    done = _run(head, str(BIN / "midwatch"), "run", str(spec), "--address", head.gcs)
-    assert done.returncode == 0, done.stderr
-    assert load_state(tmp_path / "run").status is Status.COMPLETED
-    actors = _run(head, str(BIN / "ray"), "list", "actors", "--address", head.dashboard)
-    assert "ALIVE" not in actors.stdout
+    nodes = {"ranks_per_node": 2, "spares": 0, "preflight": "off", "spread": "strict"}
+    one_node = {"mesh": {"dp_shard": 2, "tp": 1}, "nodes": nodes}
+    run = tmp_path / "run"
+
+    def submit(steps: int, *options: str) -> bool:
+        spec = _spec_file("by-address", tmp_path, corpus, steps=steps, **one_node)
+        command = [str(BIN / "midwatch"), "run", str(spec), "--address", head.gcs, *options]
+        done = _run(head, *command)
+        # The head may be still coming up.
+        assert done.returncode == 0 or "ray-unreachable" in done.stderr, done.stderr
+        return done.returncode == 0
+
+    def listed(what: str, state: str) -> str:
+        command = [str(BIN / "ray"), "list", what, "--address", head.dashboard]
+        return _run(head, *command, "--filter", f"state={state}", "--detail").stdout
+
+    # Its controller alone stays, to be asked: no agent, which would hold devices, and no place.
+    wait_until(lambda: submit(100_000, "--detach"), "the cluster never came up", deadline_s=120.0)
+    wait_until(lambda: load_state(run).step >= 1, "it never trained", deadline_s=120.0)
+    stop = InterventionRequested("stop-1", "stop", "ann", "enough")
+    post_request(run, stop, time_s=time.time())
+    wait_until(lambda: load_state(run).is_at_rest, "it never stopped", deadline_s=120.0)
+    wait_until(lambda: "/agent/" not in listed("actors", "ALIVE"), "its agents stay")
+    assert "by-address/nodes" not in listed("placement-groups", "CREATED")
+    # What is there of it does not keep it from being taken up, and in the end nothing is.
+    step = load_state(run).step
+    assert submit(step + 5)
+    state = load_state(run)
+    assert (state.status, state.step) == (Status.COMPLETED, step + 5)
+    assert "by-address" not in listed("actors", "ALIVE")
+    assert "by-address/nodes" not in listed("placement-groups", "CREATED")
 
 
 def test_a_wrong_token_is_one_clear_error(head: Head, corpus: Path, tmp_path: Path) -> None:

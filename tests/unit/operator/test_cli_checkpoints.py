@@ -33,6 +33,7 @@ from midwatch.logbook.journal import Journal
 from midwatch.logbook.plan import AttemptPlan, Placement
 from midwatch.logbook.state import RunState
 from midwatch.logbook.wire import Hyper, Mesh
+from midwatch.operator.aftermath import hand_in
 from midwatch.operator.cli.main import main
 from midwatch.operator.cli.runs import load_state
 from midwatch.operator.desk import FileDesk
@@ -124,11 +125,15 @@ class Run:
         for record in self.journal.append(triples, sync=True):
             self.state = evolve(self.state, record.event, seq=record.seq, time_s=record.time_s)
 
+    def decide(self, action: d.Action, *, is_done: bool = True, **more: Any) -> None:
+        name = f"1/{self.state.num_decisions + 1}"
+        self.record(ev.DecisionMade(d.Decision(name, action, "because", **more)))
+        if is_done:
+            self.record(ev.ActionDone(name))
+
     def end(self) -> None:
         """The run is completed, and its controller gone."""
-        name = f"1/{self.state.num_decisions + 1}"
-        decision = d.Decision(name, d.EndRun(stopped=False, step=25), "all ranks finished")
-        self.record(ev.DecisionMade(decision), ev.ActionDone(name))
+        self.decide(d.EndRun(stopped=False, step=25))
         assert self.state.is_at_rest
         self.journal.close()
 
@@ -264,6 +269,32 @@ def test_pin_and_unpin_are_carried_out_by_the_controller(run: Run, cli: Cli) -> 
     status, out, _ = ask(run, cli, "pin", checkpoint_id(30, 1))
     assert status == 4
     assert "no checkpoint" in out
+
+
+def test_who_asks_of_an_ended_run_waits_only_for_what_was_asked(run: Run) -> None:
+    draft = d.IncidentDraft("inc-0001", "spike", "a spike", 20, 0.0, 20)
+    left = (d.VerifyCheckpoint(NEW), d.PruneCheckpoints((OLD,)))
+    run.decide(d.Observe(), opens=draft, incident=draft.id)
+    run.decide(d.CloseIncident(draft.id, "over"), incident=draft.id)
+    for action in left:
+        run.decide(action, is_done=False)
+    flip(shard(run, NEW))
+    run.end()
+    hand_in(
+        run.folder, ev.InterventionRequested("a", "ack", "ann", "seen", target=draft.id), run.state
+    )
+    state = told(run)
+    assert state.incidents[draft.id].acknowledged
+    assert [decision.action for decision in state.pending.values()] == list(left)
+    assert state.checkpoints[NEW].verified is True
+    assert shard(run, OLD).exists()
+    hand_in(run.folder, ev.InterventionRequested("v", "verify", "ann", "?", target=NEW), state)
+    state = told(run)
+    assert "NOT sound" in state.interventions["v"].detail
+    assert shard(run, OLD).exists()
+    hand_in(run.folder, ev.InterventionRequested("p", "prune", "ann", "full"), state)
+    assert told(run).interventions["p"].stage == "applied"
+    assert not checkpoint_dir(run.folder, OLD).exists()
 
 
 def test_a_change_needs_a_reason(run: Run, cli: Cli) -> None:

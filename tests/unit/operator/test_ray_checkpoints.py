@@ -11,7 +11,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from midwatch.checkpoints.manifest import MANIFEST_NAME, Manifest, checkpoint_dir
+from midwatch.checkpoints.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    checkpoint_dir,
+    checkpoint_id,
+)
 from midwatch.checkpoints.objects import open_store, prepare_store
 from midwatch.checkpoints.remote import RunObjects
 from midwatch.checkpoints.store import LocalStore
@@ -26,6 +31,8 @@ from midwatch.operator.agent.uploader import Site
 from midwatch.operator.ports import CommitFound, PruneResult, Signal, VerifyResult
 from midwatch.operator.runtime import ray_checkpoints
 from midwatch.operator.runtime.ray_checkpoints import FolderCheckpoints, TieredCheckpoints
+from midwatch.tests.support.builders import fold, started
+from msgspec.structs import replace
 
 from tests.support.parts import save_parts
 from tests.unit.checkpoints.test_uploading import Heard
@@ -264,6 +271,53 @@ def test_in_the_run_folder_only_what_is_gone_is_told_of(
     is_sick.clear()
     assert signals.get(timeout=DEADLINE_S) == PruneResult((old,))
     assert LocalStore(tmp_path).listing().ids == (last,)
+
+
+class SlowReader:
+    """An agent whose readings end when the test says so."""
+
+    def __init__(self) -> None:
+        self.readings: list[tuple[str, Future[str]]] = []
+        self.verify = self
+
+    def remote(self, checkpoint: str) -> SlowReader:
+        self.readings.append((checkpoint, Future()))
+        return self
+
+    def future(self) -> Future[str]:
+        return self.readings[-1][1]
+
+    @property
+    def read(self) -> list[str]:
+        return [checkpoint for checkpoint, _ in self.readings]
+
+
+def test_a_reading_that_takes_long_is_the_only_one(tmp_path: Path) -> None:
+    a, b, c = (checkpoint_id(step, 1) for step in (10, 20, 30))
+    commits = [CheckpointCommitted(1, name, 10, 1, 0.0, 0.0) for name in (a, b, c)]
+    state, signals = fold(commits, started()), list[Signal]()
+    reader, other = SlowReader(), SlowReader()
+    agents = [("n0", reader), ("n1", other)]
+    port = FolderCheckpoints(str(tmp_path), lambda: agents, signals.append)
+    for name in (b, b, a, c, a, b):
+        port.verify(name)
+        port.maintain(state)
+    assert (reader.read, other.read) == ([b], [])
+    reader.readings[0][1].set_result("")
+    port.maintain(state)
+    assert reader.read == [b, c], "then the newest of those that wait"
+    # One that does not answer any more is not waited for, and what it says at last counts still.
+    del agents[0]
+    port.maintain(state)
+    assert other.read == [a]
+    reader.readings[1][1].set_result("torn")
+    port.verify(c)
+    assert other.read == [a]
+    other.readings[0][1].set_exception(ConnectionError("the actor died"))
+    port.verify(b)
+    port.maintain(replace(state, checkpoints={}))
+    assert other.read == [a, c], "what was deleted meanwhile is not read"
+    assert signals == [VerifyResult(b, ""), VerifyResult(c, "torn")]
 
 
 def test_commits_that_nobody_told_of(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

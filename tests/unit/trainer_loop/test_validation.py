@@ -174,8 +174,9 @@ def test_a_crash_in_the_middle_of_one_costs_nothing_and_it_is_made_up_for(
     assert losses(whole) == losses(undisturbed)
 
 
-def test_what_is_known_is_not_measured_again(
-    nursery: Nursery, tmp_path: Path, with_text: dict[str, Any]
+@pytest.mark.parametrize("known_step", [5, 10])
+def test_what_is_known_is_not_measured_again_unless_it_was_left_behind(
+    nursery: Nursery, tmp_path: Path, with_text: dict[str, Any], known_step: int
 ) -> None:
     section = {**validated(with_text, interval_steps=5, sequences=4), "steps": 10}
     section["checkpoint"] = {"interval_steps": 5}
@@ -183,7 +184,7 @@ def test_what_is_known_is_not_measured_again(
     first.watch()
     assert [m.step for m in first.said(Validated)] == [5]
     starts = starts_for(tmp_path, section, MESH, attempt=2, checkpoints=tuple(first.committed()))
-    second = Crew(nursery, [replace(start, validated_step=5) for start in starts])
+    second = Crew(nursery, [replace(start, validated_step=known_step) for start in starts])
     second.watch()
     assert second.exit_codes() == [0, 0, 0, 0]
     assert [m.step for m in second.said(Validated)] == [10]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from midwatch.checkpoints.manifest import checkpoint_id
 from midwatch.logbook import decisions as d
@@ -12,6 +13,7 @@ from midwatch.logbook.wire import Hyper, LrChange
 from midwatch.operator.policy.decide import decide
 from midwatch.operator.policy.diagnosis import diagnose
 from midwatch.operator.policy.placement import plan_placement
+from midwatch.operator.policy.storage import VERIFY_DEADLINE_S
 from midwatch.operator.spec import RunSpec
 from midwatch.tests.support.builders import (
     decided,
@@ -158,6 +160,38 @@ def test_the_end_waits_until_the_last_checkpoint_is_in_the_store() -> None:
     assert isinstance(next_of(done, 61.0, spec).action, d.EndRun)
 
 
+@pytest.mark.parametrize(
+    "sign",
+    [
+        None,
+        hang("n1", 3, "T"),
+        exited(2, signal=11),
+        ev.FindingSeen(
+            "f-000001",
+            1,
+            Finding("nvml", "gpu-lost", Severity.WARN, 40, 40, 0, 0, "", "n1", action="evict"),
+        ),
+    ],
+)
+def test_a_finished_run_that_waits_for_the_store_is_not_restarted(sign: ev.Event | None) -> None:
+    spec = make_spec(checkpoints={"store": {"url": "s3://b/p", "finish_wait_s": 86_400}})
+    done = [ev.RankFinished(1, rank, 40) for rank in range(4)]
+    for events in ([*done, sign], [sign, *done]) if sign is not None else (done,):
+        state = fold(events, trained())
+        for after_s in (1.0, spec.restart.start_deadline_s, 2.1 * spec.restart.hang_max_s):
+            made = settle(state, after_s, spec)
+            assert not any(isinstance(each.action, d.StartAttempt) for each in made)
+        stored = fold([ev.CheckpointUploaded(checkpoint_id(40, 1), "n0", 1, 2.0)], state)
+        assert any(isinstance(each.action, d.EndRun) for each in settle(stored, spec=spec))
+
+
+def test_a_finished_run_whose_last_checkpoint_may_be_lost_with_a_node_goes_on() -> None:
+    spec = make_spec(checkpoints={"store": {"url": "s3://b/p"}})
+    done = [ev.RankFinished(1, rank, 40) for rank in range(4)]
+    state = fold([*done, ev.NodeLost("n1", "1", "died")], trained())
+    assert any(isinstance(each.action, d.StartAttempt) for each in settle(state, spec=spec))
+
+
 def test_a_survivor_keeps_its_ranks_although_the_run_had_to_wait() -> None:
     lost = fold([ev.NodeLost("n0", "1", "died"), ev.NodeLost("n2", "1", "died")], trained())
     waiting = fold([decided(lost, d.AwaitNodes())], lost)
@@ -226,6 +260,21 @@ def test_what_is_being_deleted_is_not_resumed_from() -> None:
     decision = next_of(fold([exited(1, signal=9)], state))
     assert isinstance(decision.action, d.StartAttempt)
     assert decision.action.plan.checkpoints[0] == A30
+
+
+def test_a_request_to_read_back_waits_for_the_reading_however_long_it_takes() -> None:
+    name = checkpoint_id(40, 1)
+    request = ev.InterventionRequested("v", "verify", "ann", "", target=name)
+    state = fold([request], trained())
+    for after_s in (1.0, VERIFY_DEADLINE_S, VERIFY_DEADLINE_S):
+        state = msgspec.structs.replace(state, time_s=state.time_s + after_s)
+        (asked,) = decide(state, SPEC, state.time_s)
+        assert asked.action == d.VerifyCheckpoint(name), "it was sound when it was read before"
+        state = fold([ev.DecisionMade(asked)], state)
+        assert not decide(state, SPEC, state.time_s)
+    state = fold([ev.CheckpointVerified(name, "torn")], state)
+    (settled,) = [x for x in settle(state) if isinstance(x.action, d.CompleteIntervention)]
+    assert "NOT sound" in settled.reason
 
 
 def test_a_mesh_shrinks_only_when_no_more_nodes_can_come() -> None:
