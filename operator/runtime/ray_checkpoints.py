@@ -17,21 +17,13 @@ import msgspec
 from ...checkpoints.retention import collect_garbage
 from ...checkpoints.store import LocalStore
 from ...logbook.decoding import prepared
-from ...logbook.errors import is_out_of_reach
 from ...logbook.events import CheckpointCommitted
 from ...logbook.state import RunState
 from ..agent.reports import PartHeld
-from ..agent.upload_wire import (
-    Answer,
-    CheckPart,
-    CheckStored,
-    Delete,
-    Errand,
-    Forget,
-    Sweep,
-)
+from ..agent.upload_wire import Delete, Forget, Sweep
 from ..ports import CommitFound, PruneResult, Signal, VerifyResult
 from .ray_calls import ignore, on_result
+from .ray_verification import Verification, answer_of, run_errand
 
 SETTLE_S = 5.0
 """How long the reporter of a commit has before the parts that lie on the nodes speak for it."""
@@ -39,7 +31,6 @@ RETRY_S = 5.0
 VERIFY_PATIENCE_S = 900.0
 """A checkpoint that is asked for again meanwhile is not read a second time beside the first."""
 PARTS_MAX = 64
-_encode = msgspec.msgpack.Encoder().encode
 _decode_parts = msgspec.msgpack.Decoder(prepared(tuple[PartHeld, ...])).decode
 _log = logging.getLogger(__name__)
 
@@ -278,110 +269,33 @@ class TieredCheckpoints:
             if result is not None:
                 self._emit(result)
 
-        _Verification(checkpoint, agents, ended).begin()
+        Verification(checkpoint, agents, ended).begin()
 
     def prune(self, checkpoints: tuple[str, ...]) -> None:
         """Delete the nodes' parts, and the checkpoints in the store however often it takes."""
         agents = self._agents()
         for _, agent in agents:
-            on_result(_run(agent, Forget(checkpoints)), _told, ignore)
+            on_result(run_errand(agent, Forget(checkpoints)), _told, ignore)
 
         def again(reason: object) -> None:
             _log.warning("cannot delete %s yet: %s", checkpoints, reason)
             _later(self.prune, checkpoints)
 
         def done(answer: bytes) -> None:
-            error = _decoded(answer).error
+            error = answer_of(answer).error
             if error:
                 again(error)
             else:
                 self._emit(PruneResult(checkpoints))
 
         if agents:
-            on_result(_run(agents[0][1], Delete(checkpoints)), done, again)
+            on_result(run_errand(agents[0][1], Delete(checkpoints)), done, again)
         else:
             again("no agent is there")
 
     def sweep(self, attempt: int) -> None:
         for _, agent in self._agents()[:1]:
-            on_result(_run(agent, Sweep(attempt)), _told, ignore)
-
-
-class _Verification:
-    """One reading back: a checkpoint is sound when each of its files is sound somewhere.
-
-    An agent that says nothing, or a store that cannot be reached, says nothing about the bytes:
-    unless all are sound without it there is no result, and the checkpoint is asked for again.
-    """
-
-    def __init__(
-        self,
-        checkpoint: str,
-        agents: list[tuple[str, Any]],
-        ended: Callable[[VerifyResult | None], None],
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._agents = agents
-        self._ended = ended
-        self._lock = threading.Lock()
-        self._left = len(agents)
-        self._answers: list[Answer] = []
-        self._is_one_silent = False
-
-    def begin(self) -> None:
-        for _, agent in self._agents:
-            on_result(_run(agent, CheckPart(self._checkpoint)), self._heard, self._lost)
-
-    def _heard(self, answer: bytes) -> None:
-        self._count(_decoded(answer))
-
-    def _lost(self, error: BaseException) -> None:
-        ignore(error)
-        self._count(None)
-
-    def _count(self, answer: Answer | None) -> None:
-        with self._lock:
-            self._left -= 1
-            if answer is not None and not answer.error:
-                self._answers.append(answer)
-            self._is_one_silent |= _is_silent(answer)
-            if self._left:
-                return
-        sound = {name for answer in self._answers for name in answer.sound}
-        bad = {name: why for answer in self._answers for name, why in answer.bad}
-        named = {name for answer in self._answers for name in answer.missing} | bad.keys()
-        rest = tuple(sorted(named - sound))
-        if self._answers and not rest:
-            self._ended(VerifyResult(self._checkpoint, ""))
-            return
-        # What no node has a part of is read in the store, file by file.
-        errand = CheckStored(self._checkpoint, rest if self._answers else None)
-        on_result(
-            _run(self._agents[0][1], errand),
-            lambda answer: self._stored(answer, bad),
-            self._gave_up,
-        )
-
-    def _gave_up(self, error: BaseException) -> None:
-        ignore(error)
-        self._ended(None)
-
-    def _stored(self, payload: bytes, bad: dict[str, str]) -> None:
-        answer = _decoded(payload)
-        error = answer.error or "; ".join(
-            f"{bad[name]} In the store: {why}" if name in bad else why for name, why in answer.bad
-        )
-        # Where somebody is silent, what is not sound here may be sound there.
-        if is_out_of_reach(error) or (error and self._is_one_silent):
-            _log.info("cannot verify %s yet: %s", self._checkpoint, error)
-            self._ended(None)
-            return
-        self._ended(VerifyResult(self._checkpoint, error[:1000]))
-
-
-def _is_silent(answer: Answer | None) -> bool:
-    """Whether nothing was learned of a part: that its manifest is missing or bad is an answer."""
-    return answer is None or (answer.error != "" and not answer.error.startswith("[manifest-"))
+            on_result(run_errand(agent, Sweep(attempt)), _told, ignore)
 
 
 def _later(prune: Callable[[tuple[str, ...]], None], checkpoints: tuple[str, ...]) -> None:
@@ -390,15 +304,7 @@ def _later(prune: Callable[[tuple[str, ...]], None], checkpoints: tuple[str, ...
     timer.start()
 
 
-def _run(agent: Any, errand: Errand) -> Any:
-    return agent.run_errand.remote(_encode(errand))
-
-
-def _decoded(answer: bytes) -> Answer:
-    return msgspec.msgpack.decode(answer, type=prepared(Answer))
-
-
 def _told(answer: bytes) -> None:
-    error = _decoded(answer).error
+    error = answer_of(answer).error
     if error:
         _log.warning("an errand failed: %s", error)
