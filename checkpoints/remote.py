@@ -21,6 +21,7 @@ from ..logbook.errors import Fatal, IntegrityError
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, decode, encode, parse_checkpoint_id
 from .objects import MIB, ObjectStore, StoredObject
 from .retrying import Bandwidth
+from .store_trial import TRIALS
 
 ORPHAN_S = 24 * 3600.0
 """What nobody has added to for so long will never be finished."""
@@ -194,6 +195,10 @@ class RunObjects:
                 deleted += self._deleted(name)
             elif parsed is not None and parsed[1] < attempt and _is_orphan(found, now_s):
                 unfinished += self._deleted(name)
+        trials = [o for o in objects if o.key.startswith(f"{self._run}/{TRIALS}/")]
+        if old := [o.key for o in trials if o.modified_s < now_s - ORPHAN_S]:
+            # Whoever put them there was killed before it could remove them.
+            self.store.delete(old)
         return Swept(tuple(deleted), tuple(unfinished), self.abort_orphans(now_s))
 
     def _deleted(self, name: str) -> tuple[str, ...]:

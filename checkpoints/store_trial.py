@@ -12,23 +12,25 @@ from ..logbook.tiers import Storage
 from .objects import open_store
 from .retrying import Backoff, persist
 
-_FOLDER = ".midwatch-preflight"
+TRIALS = ".preflight"
+"""Folder within a run's own, so that the rights which its checkpoints need are enough."""
 _TRIAL_BYTES = 1 << 16
-_CALL_TIMEOUT_S = 10.0
-_BACKOFF_S = (0.5, 5.0)
+_BACKOFF_S = (0.2, 2.0)
+_CALL_TIMEOUT_S_MIN = 1.0
 
 
-def try_store(storage: Storage, who: str, patience_s: float) -> None:
-    """Write an object of some kilobytes, read it back and remove it, as who.
+def try_store(storage: Storage, run: str, who: str, patience_s: float) -> None:
+    """Write an object of some kilobytes beside a run's checkpoints, read it back and remove it.
 
-    patience_s: how long failures that may pass are tried again.
+    who: a name for the object. patience_s: how long failures that may pass are tried again; one
+        call that gets no answer leaves time for others.
     Raises: Retryable and Fatal of the store; ConfigError[store-url]; IntegrityError[object-altered]
         when other bytes come back than were stored.
     """
-    quick = replace(storage, timeout_s=min(storage.timeout_s, _CALL_TIMEOUT_S))
-    store = open_store(quick)
+    call_s = max(patience_s / 4, _CALL_TIMEOUT_S_MIN)
+    store = open_store(replace(storage, timeout_s=min(storage.timeout_s, call_s)))
     data = secrets.token_bytes(_TRIAL_BYTES)
-    key = f"{_FOLDER}/{who}-{secrets.token_hex(6)}"
+    key = f"{run}/{TRIALS}/{who}-{secrets.token_hex(6)}"
 
     def trial() -> None:
         # An answer that was lost leaves the object of an earlier try, which is as good.

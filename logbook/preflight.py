@@ -20,6 +20,8 @@ SCRATCH_CHECK = "scratch-path"
 """Name of the result that stands for the disk's where the scratch folder cannot be one at all."""
 REACH_CHECK = "store-reach"
 """Name of the result that says whether a node can use the durable store."""
+AWAY_CHECK = "store-away"
+"""Name of the result that stands for it where the store did not answer, which may pass."""
 
 
 class Thoroughness(StrEnum):

@@ -22,8 +22,14 @@ from torch import Tensor
 from ..checkpoints.manifest import FileEntry
 from ..checkpoints.shardfile import save_error, sync_directory, verify_file, write_file
 from ..checkpoints.store_trial import try_store
-from ..logbook.errors import IntegrityError, MidwatchError
-from ..logbook.preflight import REACH_CHECK, SCRATCH_CHECK, CheckResult, PreflightLimits
+from ..logbook.errors import IntegrityError, MidwatchError, Retryable
+from ..logbook.preflight import (
+    AWAY_CHECK,
+    REACH_CHECK,
+    SCRATCH_CHECK,
+    CheckResult,
+    PreflightLimits,
+)
 from ..logbook.tiers import Storage
 
 SEED = 20_211_106
@@ -195,18 +201,22 @@ class LocalChecks:
         """Try the place of the checkpoints, written to as a save does."""
         return [self._file("store-write", Path(folder))]
 
-    def reach(self, storage: Storage) -> list[CheckResult]:
+    def reach(self, storage: Storage, run: str) -> list[CheckResult]:
         """Try the durable store, whose failures that may pass are tried again for a while."""
         began_s = time.perf_counter()
-        message = remedy = ""
+        name, message, remedy = REACH_CHECK, "", ""
         try:
-            try_store(storage, self._node, self._limits.group_timeout_s / 2)
+            try_store(storage, run, self._node, self._limits.group_timeout_s)
         except MidwatchError as error:
+            name = AWAY_CHECK if isinstance(error, Retryable) else REACH_CHECK
             message, remedy = str(error), error.remedy or _LOOK_AT_STORE
+        except Exception as error:
+            # Of a credential helper, say: whatever it is, it is not what the other checks found.
+            name, message, remedy = AWAY_CHECK, f"{type(error).__name__}: {error}", _LOOK_AT_STORE
         took_s = time.perf_counter() - began_s
         return [
             CheckResult(
-                name=REACH_CHECK,
+                name=name,
                 node=self._node,
                 rank=None,
                 ok=not message,

@@ -64,7 +64,7 @@ class PreflightRank:
             order = self._order
             results += self.local.disk(order.scratch_dir) if order.scratch_dir else []
             results += self.local.store(order.store_dir) if order.store_dir else []
-            results += self.local.reach(order.storage) if order.storage else []
+            results += self.local.reach(order.storage, self._start.run) if order.storage else []
         return results
 
     def _clock(self) -> tuple[float | None, float]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ...logbook.preflight import (
+    AWAY_CHECK,
     REACH_CHECK,
     SCRATCH_CHECK,
     CheckResult,
@@ -116,10 +117,11 @@ def judge_preflight(
 def _not_the_node(rows: list[_Row]) -> list[_Row]:
     """A node is to blame for the store, which all share, only where most others could write to it.
 
-    Two at least: one may have written before the store failed. A node alone proves nothing. A
-    scratch folder that cannot be one is whoever named it's.
+    Two at least: one may have written before the store failed. A node alone proves nothing, nor
+    does a store that only did not answer. A scratch folder that cannot be one is whoever named
+    it's.
     """
-    proves_nothing = {SCRATCH_CHECK}
+    proves_nothing = {SCRATCH_CHECK, AWAY_CHECK}
     for check in (STORE_CHECK, REACH_CHECK):
         failed = {r.result.node for r in rows if r.result.name == check and not r.result.ok}
         wrote = {r.result.node for r in rows if r.result.name == check} - failed

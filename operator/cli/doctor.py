@@ -86,6 +86,8 @@ def _bucket(store: str | None, endpoint: str | None) -> Storage | None:
         check_url(store)
     except ConfigError as error:
         raise typer.BadParameter(str(error), param_hint="--store") from error
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise typer.BadParameter("write http://HOST or https://HOST", param_hint="--endpoint")
     return Storage(url=store, local_root="", endpoint_url=endpoint, path_style=endpoint is not None)
 
 

@@ -117,8 +117,13 @@ class LimitedDisk(LocalChecks):
 
 
 class CutOff(LocalChecks):
-    def reach(self, storage: Storage) -> list[CheckResult]:
-        return super().reach(replace(storage, url=f"{storage.url}-not-mounted"))
+    def reach(self, storage: Storage, run: str) -> list[CheckResult]:
+        return super().reach(replace(storage, url="somewhere/else"), run)
+
+
+class Unanswered(LocalChecks):
+    def reach(self, storage: Storage, run: str) -> list[CheckResult]:
+        return super().reach(replace(storage, url=f"{storage.url}-not-mounted"), run)
 
 
 class TickingGroups(GroupChecks):
@@ -297,8 +302,14 @@ def test_a_store_that_is_full_for_everybody_is_no_fault_of_the_nodes(tmp_path: P
 
 def test_a_durable_store_that_nobody_reaches_is_no_fault_of_the_nodes(tmp_path: Path) -> None:
     verdict = examined(tmp_path, {}, has_store=False)
-    assert failed(verdict) == {"store-reach": list(NODES)}
+    assert failed(verdict) == {"store-away": list(NODES)}
     assert (verdict.bad_nodes, verdict.suspect_nodes) == ((), NODES)
+
+
+def test_a_node_that_the_store_does_not_answer_for_once_is_not_to_blame(tmp_path: Path) -> None:
+    verdict = examined(tmp_path, {BAD: "Unanswered"})
+    assert failed(verdict) == {"store-away": [NODES[BAD]]}
+    assert (verdict.bad_nodes, verdict.suspect_nodes) == ((), (NODES[BAD],))
 
 
 def test_a_scratch_folder_that_cannot_be_one_is_no_fault_of_any_node(tmp_path: Path) -> None:
