@@ -61,6 +61,15 @@ class NodeHealth(msgspec.Struct, frozen=True):
     gpus: tuple[Gpu, ...]
 
 
+class _Mark(msgspec.Struct, frozen=True):
+    """Why a node is to be replaced. device, rank: the GPU it is about; neither: all of them."""
+
+    health: Health
+    why: str
+    device: str = ""
+    rank: int | None = None
+
+
 class Layout(msgspec.Struct, frozen=True):
     """How the nodes are laid out: columns x rows cells of cell_width, the gap included.
 
@@ -83,9 +92,16 @@ def fleet_of(state: RunState) -> list[NodeHealth]:
             place.node: (place.first_rank, place.num_ranks) for place in attempt.plan.placements
         }
     blamed = _blamed_ranks(attempt)
-    noted = _noted(state.findings, attempt.number if attempt is not None else 0)
+    number = attempt.number if attempt is not None else 0
+    noted = _noted(state.findings, number)
     return [
-        _node(known, blocks.get(known.node), blamed, noted.get(known.node, []))
+        _node(
+            known,
+            blocks.get(known.node),
+            blamed,
+            _marks(known, number),
+            noted.get(known.node, []),
+        )
         for known in state.nodes.values()
     ]
 
@@ -146,6 +162,7 @@ def _node(
     known: NodeState,
     block: tuple[int, int] | None,
     blamed: dict[int, str],
+    marks: list[_Mark],
     noted: list[FindingSeen],
 ) -> NodeHealth:
     health, why = _node_health(known, block is not None)
@@ -153,7 +170,7 @@ def _node(
     for index in range(known.slots):
         rank = block[0] + index if block is not None and index < block[1] else None
         uuid = known.gpus[index][0] if index < len(known.gpus) else ""
-        gpus.append(_gpu(known, Gpu(index, rank, health, why, uuid), blamed, noted))
+        gpus.append(_gpu(Gpu(index, rank, health, why, uuid), blamed, marks, noted))
     worst = max(gpus, key=lambda gpu: gpu.health, default=None)
     if worst is not None and worst.health > health:
         health, why = worst.health, worst.why
@@ -171,20 +188,26 @@ def _node_health(known: NodeState, is_placed: bool) -> tuple[Health, str]:
     return Health.TRAINING, ""
 
 
-def _gpu(
-    known: NodeState,
-    gpu: Gpu,
-    blamed: dict[int, str],
-    noted: list[FindingSeen],
-) -> Gpu:
+def _marks(known: NodeState, attempt: int) -> list[_Mark]:
+    """What wants a node replaced, the gravest first, until somebody releases it."""
+    found = []
+    for seen, health in ((known.evict, Health.FAILING), (known.drain, Health.DRAINING)):
+        if seen is not None:
+            # Where a rank was is known of its own attempt; afterwards the node itself is left out.
+            rank = seen.finding.rank if seen.attempt == attempt else None
+            found.append(_Mark(health, seen.finding.message, seen.finding.device, rank))
+    return [*found, _Mark(Health.DRAINING, known.lemon)] if known.lemon else found
+
+
+def _gpu(gpu: Gpu, blamed: dict[int, str], marks: list[_Mark], noted: list[FindingSeen]) -> Gpu:
     """A GPU with what is said of it in particular, where its node is not out altogether."""
     if gpu.health >= Health.QUARANTINED:
         return gpu
     if gpu.rank is not None and gpu.rank in blamed:
         return msgspec.structs.replace(gpu, health=Health.FAILING, why=blamed[gpu.rank])
-    for seen, health in ((known.evict, Health.FAILING), (known.drain, Health.DRAINING)):
-        if seen is not None and _is_about(gpu, seen.finding.device, seen.finding.rank):
-            return msgspec.structs.replace(gpu, health=health, why=seen.finding.message)
+    for mark in marks:
+        if _is_about(gpu, mark.device, mark.rank):
+            return msgspec.structs.replace(gpu, health=mark.health, why=mark.why)
     for seen in noted:
         if _is_about(gpu, seen.finding.device, seen.finding.rank):
             return msgspec.structs.replace(gpu, health=Health.WATCHED, why=seen.finding.message)

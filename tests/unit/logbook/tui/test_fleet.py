@@ -63,6 +63,21 @@ def test_a_finding_concerns_the_gpu_that_it_names(
     assert healths(again, seen)["n0"] == expected
 
 
+@pytest.mark.parametrize(("attempt", "expected"), [(1, [1, 0]), (0, [1, 1])])
+def test_what_is_to_be_drained_stays_so_whoever_is_rank_0_by_now(
+    attempt: int, expected: list[int]
+) -> None:
+    """The node is passed over by placement until a release, in whatever attempt it was marked."""
+    seen = ev.FindingSeen("f-1", attempt, finding(node="n0", rank=0, action="drain"))
+    found = healths(seen)["n0"]
+    assert [health is Health.DRAINING for health in found] == [bool(each) for each in expected]
+
+
+def test_a_lemon_is_no_spare() -> None:
+    lemon = ev.NodeJoined("n2", "1", "host", 2, lemon="3 failures within 30 d")
+    assert healths(lemon)["n2"] == [Health.DRAINING] * 2
+
+
 def test_shadows_and_older_attempts_say_nothing() -> None:
     shadow = ev.FindingSeen("f-1", 1, finding(node="n0", shadow=True))
     older = ev.FindingSeen("f-2", 0, finding(node="n0"))
