@@ -72,7 +72,8 @@ def summarize(state: RunState, now_s: float) -> RunSummary:
     end_s = state.ended_s if state.ended_s is not None else now_s
     wall_s = max(end_s - state.submitted_s, 0.0) if state.submitted_s else 0.0
     median_s = state.step_median.value
-    productive_s = state.step * median_s if median_s is not None else 0.0
+    # A median of a run whose pace has changed can ask for more time than there was.
+    productive_s = min(state.step * median_s, wall_s) if median_s is not None else 0.0
     injected = _match_injections(state)
     rows = tuple(_row(incident, injected) for incident in state.incidents.values())
     failures = [i for i in state.incidents.values() if i.attempt_after is not None]

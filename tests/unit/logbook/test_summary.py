@@ -54,6 +54,15 @@ def test_productive_time_is_what_survived_at_the_median_step_time() -> None:
     assert (summary.steps_trained, summary.steps_lost) == (24, 4)
 
 
+def test_a_run_whose_pace_has_changed_is_not_productive_for_longer_than_it_ran() -> None:
+    state = fold([ev.AttemptResumed(1, 0, "", 0.1)], started())
+    paces = [2.0] * 60 + [1.0] * 40
+    steps = [ev.StepDone(1, make_sample(n, step_s=s)) for n, s in enumerate(paces, 1)]
+    summary = summarize(fold(steps, state), START_S + 1.0 + sum(paces))
+    assert summary.ettr_frac is not None
+    assert summary.ettr_frac <= 1.0
+
+
 def test_steps_that_two_incidents_lost_together_are_counted_once() -> None:
     summary = summarize(disturbed("node-lost", "worker-killed"), START_S + 101.0)
     assert [row.steps_lost for row in summary.incidents] == [4, 4]
