@@ -167,7 +167,7 @@ def export_hf(
 
     parameters may be DTensors of any mesh: then every rank of it must call, and one of them with
     write set. They are gathered one by one, so that no rank holds more than one file of at most
-    5 GB. Each file appears complete or not at all, config.json last.
+    5 GB. Each file appears complete or not at all, config.json last; an export that was there goes.
     Raises: ConfigError[missing-parameter] when parameters lack one of the model's.
     """
     shapes = parameter_shapes(config)
@@ -180,6 +180,7 @@ def export_hf(
         )
     if write:
         folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
     files = _plan_files(shapes, dtype.itemsize)
     weight_map: dict[str, str] = {}
     for file, names in files.items():
@@ -196,6 +197,13 @@ def export_hf(
         if len(files) > 1:
             _write_json(folder / _INDEX, {"metadata": {}, "weight_map": weight_map})
         _write_json(folder / "config.json", hf_config(config, dtype))
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier export: readers would take its weights where they are named otherwise."""
+    for pattern in ("config.json", _INDEX, "model.safetensors", "model-*-of-*.safetensors"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def import_hf(folder: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:

@@ -110,6 +110,21 @@ def test_many_files_are_read_by_transformers(
     assert theirs.dtype == torch.float16
 
 
+@pytest.mark.parametrize("max_bytes", [(5 * 10**9, 10**6), (10**6, 5 * 10**9)])
+def test_an_export_that_was_there_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_bytes: tuple[int, int]
+) -> None:
+    weights = _random_weights(POST_NORM)
+    for size, factor in zip(max_bytes, (0.0, 1.0), strict=True):
+        monkeypatch.setattr(export, "_SHARD_BYTES_MAX", size)
+        scaled = {name: factor * tensor for name, tensor in weights.items()}
+        export_hf(tmp_path, POST_NORM, scaled, dtype=torch.float32)
+    ours = dict(import_hf(tmp_path)[1])
+    assert all(torch.equal(ours[name], weights[name]) for name in weights)
+    theirs = OPTForCausalLM.from_pretrained(tmp_path).get_input_embeddings().weight
+    assert theirs.abs().sum() > 0.0
+
+
 def _train_and_export(rank: int, folder: str) -> float:
     config = small_config(precision="fp32")
     train_step = make_step(config, Mesh(2, 2))
