@@ -36,7 +36,8 @@ class FailureModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     causes: rates as they were observed, with everything that fails one machine in them.
     own_frac: share of the observed that is drawn machine by machine; the rest are machines of a
     group and new ones that fail at once, which are drawn besides.
-    per_hour_groups: events per hour that take several hosts at once, up to group_max of them.
+    per_hour_groups: events per hour that take several hosts at once, up to group_max of them, as
+        counted on groups_gpus GPUs, with whose number they grow; 0: the same on any number.
     per_hour_outages: events per hour that take the whole cluster, for outage_hours.
     per_hour_store: outages of the checkpoint store per hour, for store_minutes.
     per_gpu_hour_slow: nodes that become slow, by slow_factor.
@@ -50,6 +51,7 @@ class FailureModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     causes: tuple[Cause, ...]
     own_frac: float = 1.0
     per_hour_groups: float = 0.0
+    groups_gpus: int = 0
     group_max: int = 5
     per_hour_outages: float = 0.0
     outage_hours: float = 36.0
@@ -76,6 +78,10 @@ class FailureModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def per_gpu_hour(self) -> float:
         """All causes together; rare events that take many nodes are not in it."""
         return sum(cause.per_gpu_hour for cause in self.causes)
+
+    def groups_per_hour(self, num_gpus: int) -> float:
+        """Return how often several hosts are taken at once in a run on so many GPUs, no spares."""
+        return self.per_hour_groups * (num_gpus / self.groups_gpus if self.groups_gpus else 1.0)
 
     def mtbf_s(self, num_gpus: int) -> float:
         """Return the mean time between failures of a run on so many GPUs."""
@@ -131,7 +137,7 @@ def with_own_frac(model: FailureModel, num_gpus: int) -> FailureModel:
     groups = model.per_hour_groups * model.group_mean
     again = 1.0 - model.infant_frac * lost
     own = (total - groups * (1.0 + model.infant_frac / again)) * again
-    return msgspec.structs.replace(model, own_frac=max(own / total, 0.0))
+    return msgspec.structs.replace(model, own_frac=max(own / total, 0.0), groups_gpus=num_gpus)
 
 
 _OPT = FailureModel(

@@ -83,6 +83,7 @@ def model_of(state: RunState, now_s: float) -> FailureModel:
         source=f"{state.run}: {total} failures in {gpu_hours:.0f} GPU-hours",
         causes=causes,
         per_hour_groups=len(groups) * HOUR_S / summary.wall_s,
+        groups_gpus=gpus,
         group_max=max(groups, default=2),
         divergences_per_1000_steps=1000.0 * numeric / max(state.steps_total, 1),
     )

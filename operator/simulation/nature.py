@@ -46,6 +46,7 @@ class Nature:
         spec = world.spec
         self._names = node_names(spec.num_nodes, spec.nodes.spares)
         self._gpus = len(self._names) * spec.nodes.ranks_per_node
+        self._mesh_gpus = spec.num_nodes * spec.nodes.ranks_per_node
         lemons = round(model.lemon_frac * len(self._names))
         self._lemons = set(self._rng.sample(self._names, lemons))
         self._broken: dict[str, str] = {}
@@ -57,7 +58,7 @@ class Nature:
         # Nodes are drawn evenly and thinned by their weight, so the rate is that of the heaviest.
         drawn_per_gpu_hour = model.per_gpu_hour * model.drawn_frac
         self._every(drawn_per_gpu_hour * self._gpus * self._heaviest, self._fail_somewhere)
-        self._every(model.per_hour_groups, self._take_group)
+        self._every(model.groups_per_hour(self._mesh_gpus), self._take_group)
         self._every(model.per_hour_outages, self._take_cluster)
         self._every(model.per_hour_store, self._take_store)
         self._every(model.per_gpu_hour_slow * self._gpus, self._slow_down)

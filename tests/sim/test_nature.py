@@ -66,6 +66,14 @@ def test_of_opts_two_machines_a_day_those_of_groups_and_the_new_ones_are_a_part(
     assert fm.model_named("llama3").own_frac == 1.0
 
 
+def test_groups_of_hosts_fall_out_as_often_as_there_are_hosts() -> None:
+    model = fm.model_named("opt")
+    assert model.groups_per_hour(992) == model.per_hour_groups
+    assert model.groups_per_hour(16) == pytest.approx(model.per_hour_groups * 16 / 992)
+    anywhere = replace(model, groups_gpus=0)
+    assert anywhere.groups_per_hour(16) == model.per_hour_groups
+
+
 def lemon_days(same_again_frac: float) -> Simulation:
     model = fm.FailureModel(
         "lemons",
