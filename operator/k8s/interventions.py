@@ -149,8 +149,12 @@ def plan_orphans(
 def _next(observed: Observed, policy: InterventionPolicy, each: Object) -> list[Action]:
     status = StatusOf(each, observed.now_s)
     known = observed.sight.interventions.get(each["metadata"]["uid"]) if observed.sight else None
+    is_resumption = each["spec"]["action"] == "Resume"
     if known is not None:
-        return _news(status, mirrored(observed, each, status, known))
+        # A run that has lost its controller has nobody who judges what lies before it.
+        is_unheard = is_resumption and known.get("stage") == "requested"
+        brought_back = _bring_back(observed, each, status) if is_unheard else None
+        return _news(status, brought_back or mirrored(observed, each, status, known))
     if is_laid(each):
         # The run has it, and may have done it: what it told last stands until it is seen again.
         return []
@@ -161,7 +165,7 @@ def _next(observed: Observed, policy: InterventionPolicy, each: Object) -> list[
     waiting = _approval(observed, policy, each, status)
     if waiting is not None:
         return _news(status, waiting)
-    if each["spec"]["action"] == "Resume":
+    if is_resumption:
         brought_back = _bring_back(observed, each, status)
         if brought_back is not None:
             return _news(status, brought_back)

@@ -29,7 +29,7 @@ SETTLE_S = 5.0
 """How long the reporter of a commit has before the parts that lie on the nodes speak for it."""
 RETRY_S = 5.0
 VERIFY_PATIENCE_S = 900.0
-"""A checkpoint that is asked for again meanwhile is not read a second time beside the first."""
+"""How long a reading is waited for: meanwhile none of the same checkpoint is begun beside it."""
 PARTS_MAX = 64
 _decode_parts = msgspec.msgpack.Decoder(prepared(tuple[PartHeld, ...])).decode
 _log = logging.getLogger(__name__)
@@ -65,12 +65,16 @@ class RunCheckpoints(Protocol):
         ...
 
 
-class _Reading(msgspec.Struct):
-    """A checkpoint that an agent reads back."""
+class _Reading(msgspec.Struct, eq=False):
+    """A checkpoint that an agent reads back, begun at begun_s by the monotonic clock.
+
+    is_answered: None while it goes on, False where the agent failed.
+    """
 
     checkpoint: str
     agent: Any
-    is_over: bool = False
+    begun_s: float
+    is_answered: bool | None = None
 
 
 class FolderCheckpoints:
@@ -80,44 +84,67 @@ class FolderCheckpoints:
         self._store = LocalStore(run_dir)
         self._agents = agents
         self._emit = emit
-        self._to_read: set[str] = set()
-        self._reading: _Reading | None = None
+        # In the order in which they were asked for.
+        self._to_read: dict[str, None] = {}
+        self._has_overtaken = False
+        self._readings: list[_Reading] = []
 
     def verify(self, checkpoint: str) -> None:
         """Have the agent that serves rank 0 read the checkpoint back, one at a time.
 
         A reading may take longer than the run waits before it asks again, or than the next save: an
-        agent that began another each time would have no thread left to be spoken to.
+        agent that began another each time would have no thread left to be spoken to. One that takes
+        too long is waited for no more, and its agent is asked for no other until it ends.
         """
-        reading = self._under_way()
-        if reading is None or reading.checkpoint != checkpoint:
-            self._to_read.add(checkpoint)
+        self._settle()
+        if all(reading.checkpoint != checkpoint for reading in self._awaited()):
+            self._to_read.setdefault(checkpoint)
         self._read_next()
 
-    def _under_way(self) -> _Reading | None:
-        reading = self._reading
-        if reading is None or reading.is_over:
-            return None
-        return reading if any(agent is reading.agent for _, agent in self._agents()) else None
+    def _settle(self) -> None:
+        """Let go of the readings that are over; what was answered late is not read once more."""
+        over = [reading for reading in self._readings if reading.is_answered is not None]
+        self._readings = [reading for reading in self._readings if reading not in over]
+        for reading in over:
+            if reading.is_answered:
+                self._to_read.pop(reading.checkpoint, None)
+
+    def _awaited(self) -> list[_Reading]:
+        agents, now_s = self._agents(), time.monotonic()
+        return [
+            reading
+            for reading in self._readings
+            if now_s - reading.begun_s < VERIFY_PATIENCE_S
+            and any(agent is reading.agent for _, agent in agents)
+        ]
 
     def _read_next(self) -> None:
-        agents = self._agents()
-        if not agents or not self._to_read or self._under_way() is not None:
+        busy = [reading.agent for reading in self._readings]
+        free = [agent for _, agent in self._agents() if all(agent is not each for each in busy)]
+        if not free or not self._to_read or self._awaited():
             return
-        newest = max(self._to_read)
-        self._to_read.discard(newest)
-        reading = self._reading = _Reading(newest, agents[0][1])
+        checkpoint = self._next_to_read()
+        reading = _Reading(checkpoint, free[0], time.monotonic())
+        self._readings.append(reading)
 
         def done(error: str) -> None:
-            reading.is_over = True
-            self._emit(VerifyResult(newest, error))
+            reading.is_answered = True
+            self._emit(VerifyResult(checkpoint, error))
 
         def failed(error: BaseException) -> None:
             # An agent that dies says nothing about the checkpoint: it is asked for again.
-            reading.is_over = True
+            reading.is_answered = False
             ignore(error)
 
-        on_result(reading.agent.verify.remote(newest), done, failed)
+        on_result(reading.agent.verify.remote(checkpoint), done, failed)
+
+    def _next_to_read(self) -> str:
+        """Take the newest, but never twice in a row before the one that waits longest."""
+        longest, newest = next(iter(self._to_read)), max(self._to_read)
+        checkpoint = longest if self._has_overtaken else newest
+        self._has_overtaken = checkpoint != longest
+        del self._to_read[checkpoint]
+        return checkpoint
 
     def prune(self, checkpoints: tuple[str, ...]) -> None:
         """Delete checkpoints on a thread of its own, however often it takes.
@@ -175,7 +202,8 @@ class FolderCheckpoints:
 
     def maintain(self, state: RunState) -> None:
         """Go on to what waits to be read back, if it is still there."""
-        self._to_read = {name for name in self._to_read if name in state.checkpoints}
+        self._settle()
+        self._to_read = {name: None for name in self._to_read if name in state.checkpoints}
         self._read_next()
 
 

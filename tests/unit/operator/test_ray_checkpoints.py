@@ -320,6 +320,49 @@ def test_a_reading_that_takes_long_is_the_only_one(tmp_path: Path) -> None:
     assert signals == [VerifyResult(b, ""), VerifyResult(c, "torn")]
 
 
+def test_a_reading_that_never_ends_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = (checkpoint_id(step, 1) for step in (10, 20, 30))
+    commits = [CheckpointCommitted(1, name, 10, 1, 0.0, 0.0) for name in (a, b, c)]
+    state, signals = fold(commits, started()), list[Signal]()
+    hung, other = SlowReader(), SlowReader()
+    port = FolderCheckpoints(str(tmp_path), lambda: [("n0", hung), ("n1", other)], signals.append)
+    port.verify(a)
+    port.verify(b)
+    assert (hung.read, other.read) == ([a], [])
+    monkeypatch.setattr(ray_checkpoints, "VERIFY_PATIENCE_S", -1.0)
+    port.maintain(state)
+    assert (hung.read, other.read) == ([a], [b]), "another agent goes on"
+    port.verify(a)
+    port.verify(c)
+    assert (hung.read, other.read) == ([a], [b]), "no agent has two"
+    # What it says at last counts, and is not asked for once more.
+    hung.readings[0][1].set_result("")
+    other.readings[0][1].set_result("")
+    port.maintain(state)
+    assert (hung.read, other.read) == ([a, c], [b])
+    hung.readings[1][1].set_result("")
+    port.maintain(state)
+    assert (hung.read, other.read) == ([a, c], [b])
+    assert signals == [VerifyResult(name, "") for name in (a, b, c)]
+
+
+def test_newer_saves_do_not_keep_one_from_being_read_for_ever(tmp_path: Path) -> None:
+    names = [checkpoint_id(step, 1) for step in range(8)]
+    commits = [CheckpointCommitted(1, name, 1, 1, 0.0, 0.0) for name in names]
+    state, reader = fold(commits, started()), SlowReader()
+    port = FolderCheckpoints(str(tmp_path), lambda: [("n0", reader)], lambda signal: None)
+    port.verify(names[1])
+    port.verify(names[0])
+    for newer in names[2:]:
+        # Every reading takes as long as it is to the next save.
+        port.verify(newer)
+        reader.readings[-1][1].set_result("")
+        port.maintain(state)
+    assert reader.read == [names[step] for step in (1, 2, 0, 4, 3, 6, 5)]
+
+
 def test_commits_that_nobody_told_of(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = fleet.save(5, upload=False)
     names = [entry.name for entry in manifest.files]

@@ -6,15 +6,21 @@ from typing import Any
 
 import msgspec
 import pytest
+from midwatch.logbook import decisions as d
+from midwatch.logbook import events as ev
+from midwatch.logbook.record import to_json
+from midwatch.logbook.state import Intervention
 from midwatch.operator.k8s import actions as act
-from midwatch.operator.k8s.interventions import plan_interventions
+from midwatch.operator.k8s.intervention_status import laid
+from midwatch.operator.k8s.interventions import plan_interventions, to_request
 from midwatch.operator.k8s.model import InterventionPolicy
 from midwatch.operator.k8s.observed import Object, Observed, Reach, time_text
 from midwatch.operator.k8s.reconcile import reconcile
+from midwatch.tests.support.builders import decided, fold
 from midwatch.tests.support.kube_sights import NOW_S, look, make_cluster, of_kind, seen_run
 
 from .test_bad_nodes import excluded, running
-from .test_interventions import asked, outcome, said
+from .test_interventions import asked, outcome, said, trained
 
 GONE: dict[str, Any] = {"cluster": None, "pods": (), "jobs": ()}
 BLIND = Reach(nodes="nodes are not read")
@@ -38,6 +44,37 @@ def test_a_completed_run_is_not_brought_back() -> None:
     status = {"finishedAt": time_text(NOW_S - 4000), "run": {"status": "completed", "seq": 10}}
     written = outcome(look(status=status, interventions=(asked("go", "Resume"),), **GONE))
     assert said(written, "Accepted") == ("False", "Completed")
+
+
+def test_a_resumption_on_the_desk_of_a_run_without_a_controller_brings_it_back() -> None:
+    state = trained()
+    paused = fold([decided(state, d.PauseRun("restart-budget"))], state)
+    each = asked("go", "Resume", expiresAt=time_text(NOW_S - 1.0))
+    request = msgspec.convert(to_request(each), ev.InterventionRequested)
+    waiting = {"uid-go": msgspec.json.decode(to_json(Intervention(request, NOW_S)))}
+    on_desk = msgspec.structs.replace(seen_run(paused), waiting=waiting)
+    in_journal = seen_run(fold([request], paused))
+    laid_before = laid(each, NOW_S - 5.0).status
+    for sight in (on_desk, in_journal):
+        each["status"] = laid_before
+        # Where a controller is, or may be, it is the one to judge.
+        unseen = look(sight=sight, jobs=(), reach=Reach(jobs="not yet"), interventions=(each,))
+        for observed in (unseen, look(sight=sight, interventions=(each,))):
+            there = reconcile(observed)
+            assert not of_kind(there, act.StartController)
+            assert not of_kind(there, act.SetInterventionStatus)
+        written = outcome(look(sight=sight, jobs=(), interventions=(each,)))
+        assert said(written, "Accepted") == ("True", "BringingBack")
+        each["status"] = written
+        gone_on = reconcile(look(sight=sight, jobs=(), interventions=(each,)))
+        assert of_kind(gone_on, act.StartController)
+        # What the controller that came says of it holds.
+        known = msgspec.structs.replace(Intervention(request, NOW_S), stage="applied")
+        resumed = fold([decided(paused, d.ResumeRun())], paused)
+        resumed = msgspec.structs.replace(resumed, interventions={"uid-go": known})
+        done = outcome(look(sight=seen_run(resumed), interventions=(each,)))
+        assert (done["stage"], said(done, "Applied")[0]) == ("applied", "True")
+        assert done["settledAt"]
 
 
 def test_what_is_asked_of_a_suspended_run_says_what_it_waits_for() -> None:
