@@ -84,6 +84,8 @@ class Uploader:
         self._backoff = Backoff(RETRY_FIRST_S, retry_max_s)
         self._parts: dict[str, UploadPart] = {}
         self._listed: set[str] = set()
+        self._gave_way = False
+        self._is_firm = False
         self._refused: set[str] = set()
         self._troubles = Troubles(witness.trouble)
         self._outage = ""
@@ -96,6 +98,8 @@ class Uploader:
         checkpoint that cannot be brought waits alone: neither older ones nor cleaning wait with it.
         """
         self._outage = ""
+        # What overtook is not overtaken itself: in a stream of newcomers none would arrive.
+        self._is_firm = self._gave_way
         try:
             self._look()
             self._abort_orphans()
@@ -107,7 +111,8 @@ class Uploader:
             self._clean(part)
         self._let_go()
         self._troubles.keep({part.trouble for part in self._parts.values()} | {self._outage})
-        return wait_s if self.is_cut_off or not self._is_overtaken else 0.0
+        self._gave_way = self._has_newcomer and not self.is_cut_off
+        return 0.0 if self._gave_way else wait_s
 
     @property
     def is_well(self) -> bool:
@@ -177,6 +182,11 @@ class Uploader:
 
     @property
     def _is_overtaken(self) -> bool:
+        """Whether what is being done gives way now, so that a newcomer goes first."""
+        return self._has_newcomer and not self._is_firm
+
+    @property
+    def _has_newcomer(self) -> bool:
         """Whether a checkpoint has been found that the list of this turn has not."""
         now_s = time.monotonic()
         return any(p.is_due(now_s) for name, p in self._parts.items() if name not in self._listed)
@@ -240,6 +250,7 @@ class Uploader:
                 self._spoil(part, path, error)
                 return False
         part.is_sent = True
+        self._is_firm = False
         return True
 
     def _finish(self, part: UploadPart) -> float:
@@ -289,6 +300,7 @@ class Uploader:
         """
         if self.is_cut_off:
             return
+        self._is_firm = self._gave_way
         stored = [p for p in self._newest_first() if p.is_stored and not p.is_spoiled]
         for part in reversed(stored[self._keep_local :]):
             if time.monotonic() < part.look_s:
@@ -297,6 +309,7 @@ class Uploader:
                 if self._is_safe(part):
                     LocalStore(self._root).delete(part.manifest.id)
                     self._parts.pop(part.manifest.id, None)
+                    self._is_firm = False
             except (MidwatchError, OSError) as error:
                 if _code_of(error) in OUTAGES:
                     self._cut_off(error)

@@ -115,6 +115,11 @@ class _Gpu:
         return self.handle is None and not has_failed
 
     @property
+    def is_unopened(self) -> bool:
+        """Whether the driver would not give a handle this time, and may give one the next."""
+        return self.handle is None and not self.is_lost
+
+    @property
     def address(self) -> int:
         """The driver's own name of the handle, by which events point to their GPU."""
         return _address(self.handle) if self.handle is not None else 0
@@ -144,6 +149,8 @@ class NvmlReader:
         try:
             if not self._is_open:
                 self._open()
+            else:
+                self._open_again()
             xids = self._read_xids()
             gpus = tuple(_read_gpu(gpu) for gpu in self._gpus)
         except pynvml.NVMLError as error:
@@ -157,12 +164,20 @@ class NvmlReader:
         pynvml.nvmlInit()
         self._is_open = True
         self._driver_version = _Calls().ask(pynvml.nvmlSystemGetDriverVersion) or ""
-        counted = [_Gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        self._gpus = [gpu for gpu in counted if not gpu.is_foreign]
         self._events = _Calls().ask(pynvml.nvmlEventSetCreate)
-        for gpu in self._gpus:
-            if self._events is not None and gpu.handle is not None:
-                _register_xids(gpu.handle, self._events)
+        counted = [self._open_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        self._gpus = [gpu for gpu in counted if not gpu.is_foreign]
+
+    def _open_again(self) -> None:
+        """Try once more what could not be opened: the driver may only have been slow."""
+        gpus = [self._open_gpu(gpu.index) if gpu.is_unopened else gpu for gpu in self._gpus]
+        self._gpus = [gpu for gpu in gpus if not gpu.is_foreign]
+
+    def _open_gpu(self, index: int) -> _Gpu:
+        gpu = _Gpu(index)
+        if self._events is not None and gpu.handle is not None:
+            _register_xids(gpu.handle, self._events)
+        return gpu
 
     def _close(self) -> None:
         if self._is_open:

@@ -131,8 +131,11 @@ def _judge_driver(previous: ProbeReport | None, current: ProbeReport) -> Iterato
 def _judge_missing(before: dict[str, GpuSnapshot], current: ProbeReport) -> Iterator[_Sight]:
     """A GPU that was listed and is not any more has fallen off so hard that its name is gone."""
     present = {gpu.uuid for gpu in current.gpus}
+    # One that does not open has no name, but it is there: that is said of it, and not both.
+    unopened = {gpu.index for gpu in current.gpus if _is_unopened(gpu)}
     for gpu in before.values():
-        if gpu.uuid and gpu.uuid not in present and not gpu.lost:
+        is_there = gpu.uuid in present or gpu.index in unopened
+        if gpu.uuid and not is_there and not gpu.lost:
             message = f"GPU {gpu.index} is not listed any more"
             yield _Sight("gpu-lost", Action.EVICT, 1.0, 0.0, message, gpu.uuid)
 

@@ -135,6 +135,29 @@ def test_one_that_comes_while_another_is_sent_overtakes_it(
     assert node.heard.stored == [*newer, *reversed(old)]
 
 
+@pytest.mark.parametrize("files_per_save", [1, 3, 4])
+def test_a_stream_of_newcomers_starves_neither_the_store_nor_the_disk(
+    tmp_path: Path, store: CountingStore, files_per_save: int
+) -> None:
+    node = Node(tmp_path, "n0", store, keep_local=1)
+    # The first attempt's, of a later step than any that follows, waits for a node that is gone.
+    stuck, _ = save_parts([node.root, tmp_path / "gone"], 250)
+    node.turns(1)
+    saved, real = [save_parts([node.root], 1)[0].id], store.put_file
+
+    def put_and_save(key: str, path: Path, entry: object) -> int:
+        if len(store.puts) % files_per_save == 0:
+            saved.append(save_parts([node.root], len(saved) + 1)[0].id)
+        return real(key, path, entry)
+
+    store.put_file = put_and_save  # type: ignore[method-assign]
+    node.turns(8)
+    assert len(node.heard.stored) >= 7, "at most the first turn gives way before it sends"
+    left = [name for name in node.heard.stored if name in node.local]
+    assert len(left) <= 2, "one that is kept, and one that came last"
+    assert stuck.id in node.local
+
+
 def test_only_what_is_stored_is_let_go(tmp_path: Path, store: CountingStore) -> None:
     node = Node(tmp_path, "n0", store, keep_local=2)
     store.failure = Retryable("store-unreachable", "down", delay_s=0.0)

@@ -98,6 +98,17 @@ def test_a_gpu_that_is_not_listed_any_more_is_lost() -> None:
     assert (finding.kind, finding.device, finding.action) == ("gpu-lost", "GPU-b", "evict")
 
 
+def test_a_known_gpu_that_does_not_open_in_a_new_process_is_not_lost() -> None:
+    stuck = ProbeReport(ProbeStatus.STUCK, "no answer")
+    known = report(HEALTHY, GpuSnapshot(1, "GPU-b"), GpuSnapshot(2, "GPU-c"))
+    unopened = GpuSnapshot(1, "", failed_calls=("nvmlDeviceGetHandleByIndex",))
+    found = judge(carry(known, stuck), report(HEALTHY, unopened))
+    assert [(f.kind, f.device, f.action) for f in found] == [
+        ("gpu-lost", "GPU-c", "evict"),
+        ("gpu-unopened", "", "watch"),
+    ]
+
+
 def test_gpus_are_told_apart_by_uuid_not_by_index() -> None:
     other = msgspec.structs.replace(HEALTHY, index=1, uuid="GPU-b")
     moved = msgspec.structs.replace(HEALTHY, index=1)

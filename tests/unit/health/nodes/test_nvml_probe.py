@@ -193,6 +193,32 @@ def test_a_gpu_that_cannot_be_opened_says_why_and_is_not_called_lost(
     assert found == [("gpu-reset", "evict"), ("gpu-unopened", "watch")]
 
 
+def test_a_gpu_that_opens_late_is_watched_from_then_on(stub: NvmlStub, probe: NvmlProbe) -> None:
+    stub.set("1.fail nvmlDeviceGetHandleByIndex_v2 18")
+    first, still = probe.sample(), probe.sample()
+    assert [gpu.uuid for gpu in still.gpus] == [uuid_of(0), ""]
+    assert actions(first, still) == {}
+    stub.set()
+    opened = probe.sample()
+    assert [gpu.uuid for gpu in opened.gpus] == [uuid_of(0), uuid_of(1)]
+    assert opened.gpus[1].failed_calls == ()
+    assert actions(still, opened) == {}
+    stub.send_xid(1, 79)
+    assert probe.sample().xids == (XidSeen(79, uuid_of(1)),)
+
+
+def test_a_gpu_that_turns_out_to_be_somebody_elses_is_left_out(
+    stub: NvmlStub, probe: NvmlProbe
+) -> None:
+    stub.set("1.fail nvmlDeviceGetHandleByIndex_v2 18")
+    before = probe.sample()
+    assert len(before.gpus) == 2
+    stub.set("1.fail nvmlDeviceGetHandleByIndex_v2 4")
+    after = probe.sample()
+    assert [gpu.uuid for gpu in after.gpus] == [uuid_of(0)]
+    assert judge(before, after) == []
+
+
 def test_a_function_the_driver_lacks_leaves_only_its_own_field_empty(
     stub: NvmlStub, probe: NvmlProbe
 ) -> None:
