@@ -51,6 +51,8 @@ class Vocabulary:
 
     def __init__(self, tokenizer_json: str) -> None:
         self._tokenizer: Any = Tokenizer.from_str(tokenizer_json)
+        # Who writes </s> in a text does not end it.
+        self._tokenizer.encode_special_tokens = True
         self.sha256 = hashlib.sha256(tokenizer_json.encode("utf-8")).hexdigest()
 
     @classmethod

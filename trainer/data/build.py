@@ -87,6 +87,9 @@ def content_key(documents: Sequence[corpus.Document], config: BuildConfig) -> st
     if corpus.has_copies_apart(documents, config.valid_frac):
         # An older build of these documents held out what it trained on; every other build stands.
         digest.update(b"copies are trained on together")
+    if any(document.names_special for document in documents):
+        # An older build took such names for the tokens.
+        digest.update(b"special tokens are spelt out")
     return digest.hexdigest()
 
 

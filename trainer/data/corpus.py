@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...logbook.errors import ConfigError, IntegrityError
+from .bpe import SPECIAL_TOKENS
 
 TEXT_SUFFIXES = (".py", ".txt", ".md", ".rst")
 # Installed packages differ between machines, tests are mostly data, and caches are not text.
@@ -25,12 +26,16 @@ LEFT_OUT_FOLDERS = frozenset(
 
 @dataclass(frozen=True)
 class Document:
-    """One text file of the corpus; name is its path relative to the source folder."""
+    """One text file of the corpus; name is its path relative to the source folder.
+
+    names_special: whether a special token's name stands in its text.
+    """
 
     name: str
     path: Path
     num_bytes: int
     sha256: str
+    names_special: bool = False
 
 
 def stdlib_dir() -> Path:
@@ -149,4 +154,5 @@ def _as_document(name: str, path: Path) -> Document | None:
         return None
     if not raw.strip():
         return None
-    return Document(name, path, len(raw), hashlib.sha256(raw).hexdigest())
+    names_special = any(token.encode() in raw for token in SPECIAL_TOKENS)
+    return Document(name, path, len(raw), hashlib.sha256(raw).hexdigest(), names_special)

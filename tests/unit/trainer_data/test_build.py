@@ -59,6 +59,19 @@ def test_the_tokens_are_the_documents_in_order_each_ended(source: Path, tmp_path
     assert len(manifest.train.shards) > 1
 
 
+def test_the_name_of_a_special_token_is_text_like_any_other(source: Path, tmp_path: Path) -> None:
+    before = build([source], tmp_path / "before", SMALL).content_key
+    text = "a BPE ends a text with </s> and starts it with <s>; <pad> fills, <unk> is unknown\n"
+    (source / "part0" / "text0.py").write_text(text * 20)
+    manifest = build([source], tmp_path / "out", SMALL)
+    assert manifest.content_key != before
+    vocabulary = Vocabulary.load(tmp_path / "out" / "tokenizer.json", manifest.tokenizer_sha256)
+    (tokens,) = vocabulary.encode_documents([text])
+    assert tokens.count(END_OF_DOCUMENT) == 1
+    assert min(tokens[:-1]) > 3
+    assert vocabulary.decode(tokens) == text
+
+
 def test_documents_are_held_out_whole(source: Path) -> None:
     documents = corpus.collect([source], SMALL.max_bytes)
     train, valid = corpus.split_held_out(documents, 0.2)
