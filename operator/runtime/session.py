@@ -240,10 +240,14 @@ def _bundles(spec: RunSpec) -> PlacementGroup | None:
     gpus = _resources(spec)["num_gpus"]
     bundle = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
     wanted = fitting_nodes(spec, [node["Resources"] for node in alive], bundle)
-    group = _reserved(places_name(spec.name), [bundle] * wanted)
+    found = _found_places(spec.name)
+    if found is not None and _has_agents(spec):
+        return _kept(spec, found, bundle)
+    group = _reserved(places_name(spec.name), found, [bundle] * wanted)
     if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
-        # What is not there now would be taken, for nobody, once it is.
-        give_back_places(spec.name)
+        if group is not found:
+            # What is not there now would be taken, for nobody, once it is.
+            remove_placement_group(group)
         raise ConfigError(
             "cluster-too-small",
             f"Ray could not reserve {wanted} nodes with {bundle} each "
@@ -253,10 +257,39 @@ def _bundles(spec: RunSpec) -> PlacementGroup | None:
     return group
 
 
-def _reserved(name: str, bundles: list[dict[str, float]]) -> PlacementGroup:
-    """Return the placement group of these bundles; one for other bundles is from an older spec."""
+def _found_places(run: str) -> PlacementGroup | None:
     with contextlib.suppress(ValueError):
-        found = get_placement_group(name)
+        return get_placement_group(places_name(run))
+    return None
+
+
+def _kept(spec: RunSpec, found: PlacementGroup, bundle: dict[str, float]) -> PlacementGroup:
+    """Return the places in which agents of the run train; removing them would end these.
+
+    Not waited for: a machine that they have lost may never come back, and spares may be missing.
+    Raises: ConfigError[nodes-at-work] where the spec asks for others.
+    """
+    has = found.bundle_specs
+    fewest, most = spec.num_nodes, len(_nodes(spec))
+    if all(each == bundle for each in has) and fewest <= len(has) <= most:
+        return found
+    raise ConfigError(
+        "nodes-at-work",
+        f"{spec.name} still trains without a controller on {len(has)} nodes with {has[0]} each; "
+        f"the spec asks for {fewest} to {most} with {bundle} each.",
+        remedy="Submit the spec that it trains by, stop the run, then submit this one.",
+    )
+
+
+def _reserved(
+    name: str, found: PlacementGroup | None, bundles: list[dict[str, float]]
+) -> PlacementGroup:
+    """Return a placement group of these bundles.
+
+    found: that of this name, without an agent in it. One for other bundles is from an older spec,
+    or from a cluster with other machines.
+    """
+    if found is not None:
         if found.bundle_specs == bundles:
             return found
         remove_placement_group(found)

@@ -182,10 +182,56 @@ def test_a_controller_at_rest_is_ended_and_so_is_what_one_that_is_gone_has_left(
     assert not cluster.groups
 
 
-@pytest.mark.parametrize("later", [[BUNDLE] * 2, [BUNDLE] * 3, [{"CPU": 1.0, "GPU": 4.0}] * 2])
-def test_places_left_by_another_spec_are_not_taken_for_those_that_are_asked_for(
-    cluster: Cluster, later: list[dict[str, float]]
+def submit_with_agents(cluster: Cluster, bundles: list[dict[str, float]]) -> Actor:
+    cluster.actors[agent_name(SPEC.name, "node-1")] = Actor()
+    cluster.reserve(bundles, "", PLACES, "")
+    # One of its machines may be gone.
+    cluster.has_room = False
+    return submit()
+
+
+@pytest.mark.parametrize(("then", "now"), [(3, 2), (2, 3), (3, 3)])
+def test_agents_that_train_keep_their_places_though_there_are_other_machines_now(
+    cluster: Cluster, then: int, now: int
 ) -> None:
-    session._reserved("night/nodes", [BUNDLE] * 2)
-    assert session._reserved("night/nodes", later).bundle_specs == later
-    assert cluster.groups["night/nodes"].bundle_specs == later
+    bundles = [{"CPU": 1.0}] * then
+    cluster.num_machines = now
+    controller = submit_with_agents(cluster, bundles)
+    assert controller.places is cluster.groups[PLACES]
+    assert cluster.groups[PLACES].bundle_specs is bundles
+
+
+@pytest.mark.parametrize("bundles", [[{"CPU": 1.0}], [{"CPU": 1.0}] * 4, [BUNDLE] * 3])
+def test_places_in_which_agents_train_by_another_spec_are_neither_taken_nor_removed(
+    cluster: Cluster, bundles: list[dict[str, float]]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        submit_with_agents(cluster, bundles)
+    assert raised.value.code == "nodes-at-work"
+    assert cluster.groups[PLACES].bundle_specs is bundles
+    assert CONTROLLER not in cluster.actors
+
+
+@pytest.mark.parametrize("is_found", [False, True])
+def test_places_that_never_came_are_given_back_by_who_asked_for_them(
+    cluster: Cluster, is_found: bool
+) -> None:
+    cluster.has_room = False
+    if is_found:
+        # Somebody else who submits the run is waiting for them.
+        cluster.reserve([{"CPU": 1.0}] * 3, "", PLACES, "")
+    with pytest.raises(ConfigError) as raised:
+        submit()
+    assert raised.value.code == "cluster-too-small"
+    assert (PLACES in cluster.groups) is is_found
+
+
+@pytest.mark.parametrize("earlier", [[{"CPU": 1.0}] * 2, [{"CPU": 1.0}] * 4, [BUNDLE] * 3])
+def test_places_left_by_another_spec_are_not_taken_for_those_that_are_asked_for(
+    cluster: Cluster, earlier: list[dict[str, float]]
+) -> None:
+    dying = cluster.actors[agent_name(SPEC.name, "node-0")] = Actor()
+    dying.is_dead = True
+    cluster.reserve(earlier, "", PLACES, "")
+    assert submit().places is cluster.groups[PLACES]
+    assert cluster.groups[PLACES].bundle_specs == [{"CPU": 1.0}] * 3
