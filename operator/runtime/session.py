@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.util.placement_group import (
     PlacementGroup,
     get_placement_group,
@@ -38,6 +38,7 @@ CONNECT_TIMEOUT_S = 5.0
 FAREWELL_TIMEOUT_S = 25.0
 GONE_TIMEOUT_S = 10.0
 GONE_LOOK_S = 0.05
+ALIVE_TIMEOUT_S = 5.0
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -140,15 +141,34 @@ def submit(spec: RunSpec, run_dir: Path, session: Session) -> Any:
 
 
 def tear_down(spec: RunSpec) -> None:
-    """End the actors of a run that has ended, and give back its places; harmless when repeated."""
+    """End the controller of a run that has ended; harmless when repeated, or too late.
+
+    It has given back agents and places itself. Only what a controller that is gone has left behind
+    is ended by its name: under it may be what somebody has submitted meanwhile.
+    """
     controller = _controller(spec)
     if controller is not None:
-        with contextlib.suppress(RayError):
-            # What it has yet to write and to tell would be lost with it.
-            ray.get(controller.farewell.remote(), timeout=FAREWELL_TIMEOUT_S)
-    names = [agent_name(spec.name, node) for node in _nodes(spec)]
-    end_actors([controller_name(spec.name), *names])
-    give_back_places(spec.name)
+        try:
+            _dismiss(controller)
+        except RayError as error:
+            _log.info("the controller was not ended: %s", _first_line(error))
+    elif _has_agents(spec):
+        # Places without any agents are those of somebody who is about to create a controller.
+        end_actors(_agents(spec))
+        give_back_places(spec.name)
+
+
+def _dismiss(controller: Any) -> bool:
+    """End this controller, once all is written, if its run is at rest; return whether it was.
+
+    Raises: RayError where it does not answer.
+    """
+    # What it has yet to write and to tell would be lost with it.
+    is_over = bool(ray.get(controller.farewell.remote(), timeout=FAREWELL_TIMEOUT_S))
+    if is_over:
+        with contextlib.suppress(ValueError, RayError):
+            ray.kill(controller)
+    return is_over
 
 
 def _retire(spec: RunSpec) -> None:
@@ -159,18 +179,18 @@ def _retire(spec: RunSpec) -> None:
     try:
         _, status = ray.get(controller.ping.remote(), timeout=READY_TIMEOUT_S)
         # Between the two questions somebody may have set it going again.
-        is_over = Status(status).is_terminal and ray.get(
-            controller.farewell.remote(), timeout=FAREWELL_TIMEOUT_S
-        )
+        is_over = Status(status).is_terminal and _dismiss(controller)
+    except ActorDiedError:
+        # Somebody else who submits the run was faster.
+        is_over = True
     except RayError as error:
         _log.info("the controller that is there does not answer: %s", _first_line(error))
         return
     if not is_over:
         return
-    tear_down(spec)
     deadline_s = time.monotonic() + GONE_TIMEOUT_S
     # The name of an actor that is being killed outlives it for a moment.
-    while _controller(spec) is not None and time.monotonic() < deadline_s:
+    while _controller(spec) == controller and time.monotonic() < deadline_s:
         time.sleep(GONE_LOOK_S)
 
 
@@ -179,6 +199,27 @@ def _controller(spec: RunSpec) -> Any:
     with contextlib.suppress(ValueError):
         return ray.get_actor(controller_name(spec.name), namespace=NAMESPACE)
     return None
+
+
+def _agents(spec: RunSpec) -> list[str]:
+    return [agent_name(spec.name, node) for node in _nodes(spec)]
+
+
+def _has_agents(spec: RunSpec) -> bool:
+    """Whether an agent of the run is alive: without a controller it trains on."""
+    return any(_is_alive(name) for name in _agents(spec))
+
+
+def _is_alive(agent: str) -> bool:
+    try:
+        handle = ray.get_actor(agent, namespace=NAMESPACE)
+        ray.get(handle.identity.remote(), timeout=ALIVE_TIMEOUT_S)
+    except (ValueError, ActorDiedError):
+        # The name of an actor that is being killed outlives it for a moment.
+        return False
+    except RayError as error:
+        _log.info("%s is slow to answer: %s", agent, _first_line(error))
+    return True
 
 
 def _nodes(spec: RunSpec) -> tuple[str, ...]:
@@ -199,10 +240,14 @@ def _bundles(spec: RunSpec) -> PlacementGroup | None:
     gpus = _resources(spec)["num_gpus"]
     bundle = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
     wanted = fitting_nodes(spec, [node["Resources"] for node in alive], bundle)
-    group = _reserved(places_name(spec.name), [bundle] * wanted)
+    found = _found_places(spec.name)
+    if found is not None and _has_agents(spec):
+        return _kept(spec, found, bundle)
+    group = _reserved(places_name(spec.name), found, [bundle] * wanted)
     if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
-        # What is not there now would be taken, for nobody, once it is.
-        give_back_places(spec.name)
+        if group is not found:
+            # What is not there now would be taken, for nobody, once it is.
+            remove_placement_group(group)
         raise ConfigError(
             "cluster-too-small",
             f"Ray could not reserve {wanted} nodes with {bundle} each "
@@ -212,10 +257,39 @@ def _bundles(spec: RunSpec) -> PlacementGroup | None:
     return group
 
 
-def _reserved(name: str, bundles: list[dict[str, float]]) -> PlacementGroup:
-    """Return the placement group of these bundles; one for other bundles is from an older spec."""
+def _found_places(run: str) -> PlacementGroup | None:
     with contextlib.suppress(ValueError):
-        found = get_placement_group(name)
+        return get_placement_group(places_name(run))
+    return None
+
+
+def _kept(spec: RunSpec, found: PlacementGroup, bundle: dict[str, float]) -> PlacementGroup:
+    """Return the places in which agents of the run train; removing them would end these.
+
+    Not waited for: a machine that they have lost may never come back, and spares may be missing.
+    Raises: ConfigError[nodes-at-work] where the spec asks for others.
+    """
+    has = found.bundle_specs
+    fewest, most = spec.num_nodes, len(_nodes(spec))
+    if all(each == bundle for each in has) and fewest <= len(has) <= most:
+        return found
+    raise ConfigError(
+        "nodes-at-work",
+        f"{spec.name} still trains without a controller on {len(has)} nodes with {has[0]} each; "
+        f"the spec asks for {fewest} to {most} with {bundle} each.",
+        remedy="Submit the spec that it trains by, stop the run, then submit this one.",
+    )
+
+
+def _reserved(
+    name: str, found: PlacementGroup | None, bundles: list[dict[str, float]]
+) -> PlacementGroup:
+    """Return a placement group of these bundles.
+
+    found: that of this name, without an agent in it. One for other bundles is from an older spec,
+    or from a cluster with other machines.
+    """
+    if found is not None:
         if found.bundle_specs == bundles:
             return found
         remove_placement_group(found)

@@ -15,7 +15,8 @@ from midwatch.logbook import events as ev
 from midwatch.logbook.reader import read
 from midwatch.logbook.state import RunState
 from midwatch.operator.cli.runs import StateFollower, load_state
-from midwatch.operator.runtime.names import NAMESPACE, controller_name
+from midwatch.operator.runtime.leaving import end_actors
+from midwatch.operator.runtime.names import NAMESPACE, agent_name, controller_name, node_names
 from midwatch.operator.runtime.session import Session, submit, tear_down
 from midwatch.operator.spec import RunSpec
 from midwatch.trainer.data.build import BuildConfig, build
@@ -77,6 +78,10 @@ class LiveRun:
 
     def __exit__(self, *_: object) -> None:
         tear_down(self.spec)
+        # A test that failed leaves its run at work.
+        nodes = node_names(self.spec.num_nodes, self.spec.nodes.spares)
+        agents = [agent_name(self.spec.name, node) for node in nodes]
+        end_actors([controller_name(self.spec.name), *agents])
 
     @property
     def state(self) -> RunState:
