@@ -117,10 +117,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[str, str] = {}
-    s3_servers.set_credentials(found)
-    for name, value in found.items():
-        monkeypatch.setenv(name, value)
+    s3_servers.lend_credentials(monkeypatch)
 
 
 def test_a_node_lost_with_its_disk(

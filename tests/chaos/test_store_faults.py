@@ -56,10 +56,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    found: dict[str, str] = {}
-    s3_servers.set_credentials(found)
-    for name, value in found.items():
-        monkeypatch.setenv(name, value)
+    s3_servers.lend_credentials(monkeypatch)
     yield
     # What the S3 client has dropped after a broken connection must not be found by later tests.
     gc.collect()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from midwatch.logbook.tiers import Storage
 
 ACCESS_KEY, SECRET_KEY = "AKIAMIDWATCHTEST", "not-a-secret-of-anyone"
@@ -49,6 +50,14 @@ def set_credentials(environment: Any) -> None:
     environment["AWS_ACCESS_KEY_ID"] = ACCESS_KEY
     environment["AWS_SECRET_ACCESS_KEY"] = SECRET_KEY
     environment["AWS_EC2_METADATA_DISABLED"] = "true"
+
+
+def lend_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process find the credentials until its test is over."""
+    found: dict[str, str] = {}
+    set_credentials(found)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
 
 
 def write_key(path: Path, access_key: str, secret_key: str = SECRET_KEY) -> None:

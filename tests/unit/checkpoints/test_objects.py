@@ -49,10 +49,7 @@ def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[str, str] = {}
-    s3_servers.set_credentials(found)
-    for name, value in found.items():
-        monkeypatch.setenv(name, value)
+    s3_servers.lend_credentials(monkeypatch)
 
 
 @pytest.fixture(params=["folder", "moto", "seaweed"])

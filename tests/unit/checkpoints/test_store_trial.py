@@ -36,10 +36,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[str, str] = {}
-    s3_servers.set_credentials(found)
-    for name, value in found.items():
-        monkeypatch.setenv(name, value)
+    s3_servers.lend_credentials(monkeypatch)
 
 
 def test_a_bucket_that_can_be_used_is_left_as_it_was(endpoint: Endpoint, tmp_path: Path) -> None:
