@@ -3,6 +3,7 @@
     RUN/step-00000120.a0003/manifest.json    written last, by one writer only: the commit
     RUN/step-00000120.a0003/__0_0.distcp     and the other files that the manifest names
     RUN/deleted/step-00000120.a0003.RUN_ID   a mark, written before anything of it is deleted
+    RUN/.preflight/NODE-...                  for a moment, while a node tries the store
 
 The mark outlives the checkpoint: a node that was away while it was deleted may still hold its part,
 and must not bring it back. A manifest carries the id of its run, so that another run of the same
@@ -21,10 +22,11 @@ from ..logbook.errors import Fatal, IntegrityError
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, decode, encode, parse_checkpoint_id
 from .objects import MIB, ObjectStore, StoredObject
 from .retrying import Bandwidth
-from .store_trial import TRIALS
 
 ORPHAN_S = 24 * 3600.0
 """What nobody has added to for so long will never be finished."""
+TRIALS = ".preflight"
+"""Within the run's own folder, so that the rights which its checkpoints need are enough."""
 _DELETED = "deleted"
 _RANGE_BYTES = 16 * MIB
 

@@ -10,10 +10,9 @@ from msgspec.structs import replace
 from ..logbook.errors import IntegrityError, MidwatchError
 from ..logbook.tiers import Storage
 from .objects import open_store
+from .remote import TRIALS
 from .retrying import Backoff, persist
 
-TRIALS = ".preflight"
-"""Folder within a run's own, so that the rights which its checkpoints need are enough."""
 _TRIAL_BYTES = 1 << 16
 _BACKOFF_S = (0.2, 2.0)
 _CALL_TIMEOUT_S_MIN = 1.0

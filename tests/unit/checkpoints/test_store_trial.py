@@ -14,7 +14,7 @@ import torch
 from midwatch.checkpoints import store_trial
 from midwatch.checkpoints.objects import open_store, prepare_store
 from midwatch.checkpoints.objects_folder import FolderStore
-from midwatch.checkpoints.remote import ORPHAN_S, RunObjects
+from midwatch.checkpoints.remote import ORPHAN_S, TRIALS, RunObjects
 from midwatch.checkpoints.store_trial import try_store
 from midwatch.logbook.errors import IntegrityError, MidwatchError, Retryable
 from midwatch.logbook.preflight import LIMITS, Thoroughness
@@ -103,7 +103,7 @@ def test_other_bytes_than_were_stored_are_told(
 def test_what_a_trial_left_behind_is_swept_a_day_later(tmp_path: Path) -> None:
     prepare_store(str(tmp_path / "store"))
     store = open_store(Storage(url=str(tmp_path / "store"), local_root=""))
-    store.put_new(f"run/{store_trial.TRIALS}/node-0-abc", b"x")
+    store.put_new(f"run/{TRIALS}/node-0-abc", b"x")
     now_s = time.time()
     RunObjects(store, "run", "id").sweep(attempt=2, now_s=now_s)
     assert len(store.listing("run/")) == 1
