@@ -142,6 +142,22 @@ def check_url(url: str) -> None:
         )
 
 
+def check_endpoint(url: str) -> None:
+    """Refuse what no S3 service can be asked at. Raises: ConfigError[store-endpoint]."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        # Brackets that hold no address.
+        is_address = False
+    if not is_address:
+        raise ConfigError(
+            "store-endpoint",
+            f"{url!r} is no address of a service.",
+            remedy="Write http://HOST[:PORT] or https://HOST[:PORT].",
+        )
+
+
 def verified_pieces(path: Path, entry: FileEntry, piece_bytes: int) -> Iterator[bytes]:
     """Yield a file in pieces; end with an error unless all of them together were those of entry.
 

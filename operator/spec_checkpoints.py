@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ..checkpoints.objects import check_url
+from ..checkpoints.objects import check_endpoint, check_url
 from ..logbook.errors import ConfigError
 from .spec_base import Seconds, Section, at_least
 
@@ -66,9 +65,12 @@ class StoreSpec(Section):
 
     @field_validator("endpoint_url")
     @classmethod
-    def _endpoint_has_a_scheme(cls, endpoint: str | None) -> str | None:
-        if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
-            raise ValueError(f"{endpoint!r} has no scheme: write http://HOST or https://HOST")
+    def _endpoint_is_an_address(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None:
+            try:
+                check_endpoint(endpoint)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
         return endpoint
 
 

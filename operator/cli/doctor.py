@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ...checkpoints.objects import check_url
+from ...checkpoints.objects import check_endpoint, check_url
 from ...health.nodes.preflight_judge import PreflightVerdict
 from ...logbook.errors import ConfigError
 from ...logbook.preflight import LIMITS, CheckResult, Thoroughness
@@ -84,10 +84,11 @@ def _bucket(store: str | None, endpoint: str | None) -> Storage | None:
         return None
     try:
         check_url(store)
+        if endpoint is not None:
+            check_endpoint(endpoint)
     except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--store") from error
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise typer.BadParameter("write http://HOST or https://HOST", param_hint="--endpoint")
+        hint = "--endpoint" if error.code == "store-endpoint" else "--store"
+        raise typer.BadParameter(str(error), param_hint=hint) from error
     return Storage(url=store, local_root="", endpoint_url=endpoint, path_style=endpoint is not None)
 
 

@@ -126,7 +126,7 @@ def test_what_is_no_error_of_the_store_fails_this_check_alone(
     assert "Expecting value" in result.message
 
 
-@pytest.mark.parametrize("endpoint", ["minio:9000", ""])
+@pytest.mark.parametrize("endpoint", ["minio:9000", "", "http://", "http://[minio"])
 def test_doctor_refuses_an_endpoint_without_a_scheme(endpoint: str) -> None:
     command = [sys.executable, "-m", "midwatch.operator.cli.main", "doctor"]
     command += ["--store", "s3://bucket/x", "--endpoint", endpoint]
