@@ -29,6 +29,7 @@ from .controller_actor import launch_controller
 from .leaving import end_actors, give_back_places
 from .local_ray import is_local
 from .names import NAMESPACE, agent_name, controller_name, node_names, places_name
+from .ray_calls import brief
 from .ray_cluster import ClusterSettings
 
 _log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def tear_down(spec: RunSpec) -> None:
         try:
             _dismiss(controller)
         except RayError as error:
-            _log.info("the controller was not ended: %s", _first_line(error))
+            _log.info("the controller was not ended: %s", brief(error))
     elif _has_agents(spec):
         # Places without any agents are those of somebody who is about to create a controller.
         end_actors(_agents(spec))
@@ -184,7 +185,7 @@ def _retire(spec: RunSpec) -> None:
         # Somebody else who submits the run was faster.
         is_over = True
     except RayError as error:
-        _log.info("the controller that is there does not answer: %s", _first_line(error))
+        _log.info("the controller that is there does not answer: %s", brief(error))
         return
     if not is_over:
         return
@@ -218,7 +219,7 @@ def _is_alive(agent: str) -> bool:
         # The name of an actor that is being killed outlives it for a moment.
         return False
     except RayError as error:
-        _log.info("%s is slow to answer: %s", agent, _first_line(error))
+        _log.info("%s is slow to answer: %s", agent, brief(error))
     return True
 
 
