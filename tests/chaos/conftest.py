@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from midwatch.logbook.state import Status
 from midwatch.operator.runtime.session import Session, ray_session
+from ray._private import worker as ray_worker
 
 from tests.support.live_run import LiveRun, build_corpus, nano_spec
 
@@ -15,7 +16,13 @@ from tests.support.live_run import LiveRun, build_corpus, nano_spec
 @pytest.fixture(scope="session")
 def session() -> Iterator[Session]:
     with ray_session("local") as joined:
+        started = ray_worker._global_node.all_processes.values()
+        processes = [info.process for infos in started for info in infos]
         yield joined
+    # Ray waits a second for each of its processes. Where one takes longer to end, nobody would
+    # take its status, which whichever test is torn down next would be blamed for.
+    for process in processes:
+        process.wait(30.0)
 
 
 @pytest.fixture(scope="session")
