@@ -243,9 +243,14 @@ def _rank_finished(state: RunState, e: ev.RankFinished, time_s: float) -> RunSta
     running = state.running(e.attempt)
     if running is None or e.rank in running.finished:
         return state
-    finished = tuple(sorted((*running.finished, e.rank)))
-    stopped = running.stopped or e.stopped
-    return replace(state, attempt=replace(running, finished=finished, stopped=stopped))
+    running = replace(
+        running,
+        finished=tuple(sorted((*running.finished, e.rank))),
+        finished_step=max(running.finished_step, e.step),
+        finished_s=time_s,
+        stopped=running.stopped or e.stopped,
+    )
+    return replace(state, attempt=running)
 
 
 def _stale_ignored(state: RunState, e: ev.StaleIgnored, time_s: float) -> RunState:

@@ -72,6 +72,8 @@ class AttemptState(msgspec.Struct, frozen=True):
     signal_s: when the first sign of failure was recorded; None while all is well.
     tier, repaired, differs: as in events.AttemptResumed.
     readback: what its ranks read back last from their live objects.
+    finished_step, finished_s: the last step of the ranks in finished, and when the last of them
+        told of it; step 0 where none has.
     """
 
     plan: AttemptPlan
@@ -97,6 +99,8 @@ class AttemptState(msgspec.Struct, frozen=True):
     hangs: tuple[HangSuspected, ...] = ()
     alarm: FindingSeen | None = None
     finished: tuple[int, ...] = ()
+    finished_step: int = 0
+    finished_s: float = 0.0
     stopped: bool = False
     readback: dict[str, float] = {}
 

@@ -23,7 +23,7 @@ from .stragglers import replace_straggler
 from .suspects import note_load
 from .upkeep import close_incidents, finish, note_findings
 
-POLICY_VERSION = 9
+POLICY_VERSION = 10
 """Raised with every change of behaviour and recorded when a run is submitted."""
 
 _Item = Callable[[RunState, RunSpec, float], list[Decision]]

@@ -15,10 +15,12 @@ from ...logbook.decisions import (
 from ...logbook.events import InterventionRequested
 from ...logbook.findings import Finding, Severity
 from ...logbook.fold_interventions import ENDINGS
-from ...logbook.state import Incident, RunState
+from ...logbook.state import AttemptState, Incident, RunState
 from ...logbook.words import steps_text
 from ..spec import RunSpec
 from .context import make_decision, next_incident_id
+
+LAST_STEPS_WAIT_S = 10.0
 
 
 def finish(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
@@ -26,13 +28,26 @@ def finish(state: RunState, spec: RunSpec, now_s: float) -> list[Decision]:
     attempt = state.attempt
     if attempt is None or not attempt.is_well_ended:
         return []
-    if _awaits_store(state, spec, now_s):
+    if _awaits_steps(state, attempt, now_s) or _awaits_store(state, spec, now_s):
         return []
+    step = max(state.step, attempt.finished_step)
     if attempt.stopped and (pause := _asked_pause(state)) is not None:
-        why = f"{pause.by} asked: {pause.reason}; the state of step {state.step} is saved"
+        why = f"{pause.by} asked: {pause.reason}; the state of step {step} is saved"
         return [make_decision(state, PauseRun(ON_REQUEST), why)]
     why = "stopped on request" if attempt.stopped else "every rank completed the last step"
-    return [make_decision(state, EndRun(stopped=attempt.stopped, step=state.step), why)]
+    if step > state.step:
+        why += f"; the numbers of {steps_text(step - state.step)} after {state.step} never came"
+    return [make_decision(state, EndRun(stopped=attempt.stopped, step=step), why)]
+
+
+def _awaits_steps(state: RunState, attempt: AttemptState, now_s: float) -> bool:
+    """Whether the numbers of the last steps are still on their way: they may be sick.
+
+    They come after the end is known where a controller has just taken over. Those that an agent
+    had no room to keep for it never come.
+    """
+    is_late = now_s >= attempt.finished_s + LAST_STEPS_WAIT_S
+    return state.step < attempt.finished_step and not is_late
 
 
 def _asked_pause(state: RunState) -> InterventionRequested | None:

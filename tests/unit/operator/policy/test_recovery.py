@@ -14,6 +14,7 @@ from midwatch.operator.policy.decide import decide
 from midwatch.operator.policy.diagnosis import diagnose
 from midwatch.operator.policy.placement import plan_placement
 from midwatch.operator.policy.storage import VERIFY_DEADLINE_S
+from midwatch.operator.policy.upkeep import LAST_STEPS_WAIT_S
 from midwatch.operator.spec import RunSpec
 from midwatch.tests.support.builders import (
     decided,
@@ -147,6 +148,21 @@ def test_all_ranks_done_ends_the_run_and_one_missing_does_not() -> None:
     assert isinstance(next_of(fold(done, trained())).action, d.EndRun)
     missing = fold([*done[:3], exited(3)], trained())
     assert isinstance(next_of(missing).action, d.StartAttempt)
+
+
+def test_the_end_waits_for_the_numbers_of_the_last_steps() -> None:
+    early = fold([ev.RankFinished(1, rank, 42) for rank in range(4)], trained())
+    assert not any(isinstance(made.action, d.EndRun) for made in settle(early))
+    told = [ev.StepDone(1, make_sample(step)) for step in (41, 42)]
+    sick = fold([*told, alarm(41, 42)], early)
+    assert isinstance(next_of(sick).action, d.StartAttempt)
+    well = next_of(fold(told, early))
+    assert well.action == d.EndRun(stopped=False, step=42)
+    assert "never came" not in well.reason
+    # Not for ever: who kept them may have had no room.
+    late = next_of(early, LAST_STEPS_WAIT_S)
+    assert late.action == d.EndRun(stopped=False, step=42)
+    assert "the numbers of 2 steps after 40 never came" in late.reason
 
 
 def test_the_end_waits_until_the_last_checkpoint_is_in_the_store() -> None:
