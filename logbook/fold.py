@@ -201,7 +201,8 @@ def _is_setback(state: RunState, e: ev.AttemptResumed) -> bool:
 
 def _worker_exited(state: RunState, e: ev.WorkerExited, time_s: float) -> RunState:
     running = state.running(e.attempt)
-    if running is None or (e.exit_code == 0 and e.rank in running.finished):
+    if running is None or e.rank in running.finished:
+        # Its final state is committed: how the process ends after that harms nothing.
         return state
     if any(known.rank == e.rank for known in running.exits):
         return state

@@ -22,7 +22,7 @@ from .loop import READ, WRITE, EventLoop, Timer
 from .node_memory import NodeMemory
 from .outbox import Outbox
 from .plan import AgentConfig, LocalPlan
-from .process import process_facts, process_state, signal_group
+from .process import process_facts, process_state, signal_group, unreaped_status
 from .rendezvous import Rendezvous
 from .reports import (
     AgentNote,
@@ -271,18 +271,23 @@ class LocalAttempt:
         self._desk.loop.call_later(delay_s, partial(self._finish_unknown, worker))
 
     def _finish_unknown(self, worker: LocalWorker) -> None:
-        if not worker.is_over:
-            # Nobody has swept its process group yet.
-            worker.signal(signal.SIGKILL)
-            cause = "unknown" if self._desk.forkserver.is_ready else "forkserver-lost"
-            self._finish(worker, Exit(worker.rank, worker.pid, None, None), cause)
+        if worker.is_over:
+            return
+        # Nobody has swept its process group yet.
+        worker.signal(signal.SIGKILL)
+        if not self._desk.forkserver.is_ready:
+            self._finish(worker, Exit(worker.rank, worker.pid, None, None), "forkserver-lost")
+        elif (status := unreaped_status(worker.pid)) is not None:
+            self._finish(worker, Exit(worker.rank, worker.pid, *status), _cause_of(status[1]))
+        else:
+            self._finish(worker, Exit(worker.rank, worker.pid, None, None), "unknown")
 
     def on_gone(self, news: Gone) -> None:
         """The forkserver has reaped a worker."""
         worker = self._workers.get(news.rank)
         if worker is not None and worker.pid == news.pid:
             ended = Exit(news.rank, news.pid, news.exit_code, news.signal)
-            self._finish(worker, ended, "exit" if news.signal is None else "signal")
+            self._finish(worker, ended, _cause_of(news.signal))
 
     def on_forkserver_lost(self, message: str) -> None:
         """Every worker dies with the forkserver; those never born are written off at once."""
@@ -349,3 +354,7 @@ class LocalAttempt:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _cause_of(signum: int | None) -> str:
+    return "exit" if signum is None else "signal"

@@ -71,6 +71,25 @@ def process_state(pid: int) -> str:
         return "X"
 
 
+def unreaped_status(pid: int) -> tuple[int | None, int | None] | None:
+    """Return how a process ended that its parent has not reaped yet: (exit code, signal).
+
+    One of the two is None, as in reports.Exit. None where it lives, is reaped, or may have ended
+    well: the kernel shows 0 to whoever may not see the status. Source: proc_pid_stat(5), field 52.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    status = int(fields[49]) if fields[:1] == [b"Z"] else 0
+    if status == 0:
+        return None
+    if os.WIFSIGNALED(status):
+        return None, os.WTERMSIG(status)
+    return os.WEXITSTATUS(status), None
+
+
 def process_facts(pid: int) -> str:
     """Return what the kernel shows of a process that cannot speak for itself.
 

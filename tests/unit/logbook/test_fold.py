@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from midwatch.checkpoints.manifest import checkpoint_id
@@ -183,6 +184,17 @@ def test_an_exit_without_a_finish_is_a_sign_and_with_one_is_none() -> None:
     assert bad.attempt is not None
     assert good.attempt.signal_s is None
     assert bad.attempt.signal_s is not None
+
+
+@pytest.mark.parametrize(
+    "end",
+    [{"exit_code": None, "signal": 11}, {"exit_code": 134}, {"exit_code": -1}],
+    ids=["crashed while it ended", "aborted while it ended", "nobody learned how"],
+)
+def test_how_a_rank_ends_once_its_state_is_committed_is_no_sign(end: dict[str, Any]) -> None:
+    state = fold([ev.RankFinished(1, 0, 5), ev.WorkerExited(1, 0, "n0", **end)], trained(5))
+    assert state.attempt is not None
+    assert (state.attempt.signal_s, state.attempt.exits) == (None, ())
 
 
 def test_silence_while_no_controller_listened_counts_for_nothing() -> None:
