@@ -247,4 +247,8 @@ def _sum_up(state: RunState, run_dir: Path, undisturbed: RunState | None, output
         console.print(f"    note: {notes[row.id]}", soft_wrap=True, highlight=False)
     console.print(f"run folder: {run_dir}", soft_wrap=True, highlight=False)
     if state.status is Status.PAUSED:
-        raise Fatal("run-paused", f"the run is paused: {state.pause_reason}.")
+        raise Fatal(
+            "run-paused",
+            f"the run is paused: {state.pause_reason}.",
+            remedy="Mend what its last note tells of; the same command again sets it going.",
+        )
