@@ -180,7 +180,7 @@ def test_a_forkserver_killed_again_and_again_comes_back(agent: Site) -> None:
 
 
 def test_a_stopped_forkserver_hides_no_death_and_is_replaced(tmp_path: Path) -> None:
-    with site(tmp_path, fork_deadline_s=1.0) as agent:
+    with site(tmp_path, fork_deadline_s=3.0) as agent:
         pids = begin(agent, 1)
         stuck = agent.forkserver_pid()
         os.kill(stuck, signal.SIGSTOP)

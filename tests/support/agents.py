@@ -109,7 +109,7 @@ def agent_config(folder: Path, **changes: Any) -> AgentConfig:
         "node": "node-a",
         "work_dir": str(folder / "agent"),
         "preload": (Preload(f"{FAKE}:preload", {}),),
-        "hang": HangLimits(multiple=6.0, min_s=1.0, max_s=10.0),
+        "hang": HangLimits(multiple=6.0, min_s=2.0, max_s=10.0),
         "status_s": 0.2,
         "poll_s": 0.02,
     }

@@ -76,7 +76,7 @@ def test_a_failing_server_is_tried_until_it_takes_the_message(
 ) -> None:
     hook.answers += [500, 503, 429, 404, hook.cut, hook.silent]
     run = Run()
-    messenger = Messenger(notify(timeout_s=0.2), tmp_path, run)
+    messenger = Messenger(notify(timeout_s=1.5), tmp_path, run)
     run.hurt()
     wait_until(lambda: len(hook.bodies) == 1, "the message was lost")
     assert hook.requests_total == 7

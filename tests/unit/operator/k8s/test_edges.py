@@ -174,14 +174,14 @@ async def test_another_object_of_the_same_name_is_never_deleted() -> None:
 
 
 @contextlib.asynccontextmanager
-async def answering(handler: object) -> AsyncIterator[run_api.Remote]:
+async def answering(handler: object, timeout_s: float = 30.0) -> AsyncIterator[run_api.Remote]:
     app = aiohttp.web.Application()
     app.router.add_route("*", "/{tail:.*}", handler)  # type: ignore[arg-type]
     runner = aiohttp.web.AppRunner(app)
     await runner.setup()
     site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    async with httpx.AsyncClient(timeout=0.3) as http:
+    async with httpx.AsyncClient(timeout=timeout_s) as http:
         yield run_api.Remote(http, str(site.name), "secret")
     await runner.cleanup()
 
@@ -194,7 +194,7 @@ async def test_a_run_that_does_not_answer_or_answers_nonsense_is_told_apart() ->
         await hold.wait()
         return aiohttp.web.Response()
 
-    async with answering(slow) as remote:
+    async with answering(slow, timeout_s=0.3) as remote:
         with pytest.raises(Retryable) as late:
             await run_api.see_run(remote)
         assert late.value.code == "remote-unreachable"
