@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from ..logbook.tiers import MemoryOrder
-from ..logbook.wire import CheckpointStage, StepSample
+from ..logbook.wire import CheckpointStage
 from .cadence import Cadence
 from .dcp_exchange import exchange_for
 from .dcp_image import describe_for_dcp
@@ -87,13 +87,16 @@ class _Layout(msgspec.Struct, frozen=True):
 
 
 class _Job(msgspec.Struct, frozen=True):
-    """stays: the generation that the copy must spare, as in MemoryTier.next_buffer."""
+    """What becomes of a state that is staged: a copy in memory, a file on disk, or both.
+
+    stays: the generation that the copy must spare, as in MemoryTier.next_buffer.
+    """
 
     handle: SaveHandle
     header: SaveHeader
     staged: StagedFile
     begun_s: float
-    recent: tuple[StepSample, ...] | None
+    to_memory: bool
     to_disk: bool
     stays: Generation | None
 
@@ -190,7 +193,6 @@ class Saver:
         self,
         state: dict[str, Any],
         header: SaveHeader,
-        recent: tuple[StepSample, ...] = (),
         *,
         beside_save: bool = False,
     ) -> SaveHandle:
@@ -200,12 +202,11 @@ class Saver:
         beside_save on all of them, at least BESIDE_SAVE: until the copies are whole, the state that
         was saved last is then what a restart finds. Its handle ends in stage "kept" or "failed";
         the outcome stands in memory.newest, and nothing is reported.
-        recent: samples of the last steps, on the rank that reports them.
         """
         if not beside_save:
             self._await_save()
         stays = self._saved if beside_save else None
-        return self._begin(state, header, recent, to_disk=False, stays=stays)
+        return self._begin(state, header, to_memory=True, to_disk=False, stays=stays)
 
     def save(
         self,
@@ -213,7 +214,7 @@ class Saver:
         header: SaveHeader,
         *,
         sync: bool = False,
-        recent: tuple[StepSample, ...] | None = None,
+        to_memory: bool = False,
     ) -> SaveHandle:
         """Copy the state to host memory, return, and write it on the writing thread.
 
@@ -221,8 +222,8 @@ class Saver:
         so that ranks cannot disagree about which saves exist); that wait is in blocked_s. A step
         that is committed already is not saved again: its handle comes back. With sync, return only
         after the end. A save that fails (disk full, no permission) never raises: its stage is
-        "failed" with a code, what it wrote is removed, and training goes on. With recent (on
-        all ranks, as in keep), which needs memory_level 1, it is first copied to memory as well.
+        "failed" with a code, what it wrote is removed, and training goes on. With
+        to_memory, on all ranks, which needs memory_level 1, it is first copied to memory as well.
 
         state: nested dicts and lists whose leaves are DTensors, tensors or plain values (None,
             bool, int, float, str, bytes). Plain tensors and values must be equal on all ranks that
@@ -235,7 +236,7 @@ class Saver:
         is_again = last is not None and last.checkpoint == checkpoint
         if last is not None and is_again and last.result().stage == "committed":
             return last
-        handle = self._begin(state, header, recent, to_disk=True, stays=None)
+        handle = self._begin(state, header, to_memory=to_memory, to_disk=True, stays=None)
         if sync:
             begun_s = time.monotonic()
             handle.result()
@@ -251,8 +252,8 @@ class Saver:
         self,
         state: dict[str, Any],
         header: SaveHeader,
-        recent: tuple[StepSample, ...] | None,
         *,
+        to_memory: bool,
         to_disk: bool,
         stays: Generation | None,
     ) -> SaveHandle:
@@ -265,7 +266,7 @@ class Saver:
         handle = SaveHandle(checkpoint_id(header.step, self._config.attempt))
         handle.blocked_s = time.monotonic() - begun_s
         self._last = handle
-        if recent is not None:
+        if to_memory:
             self._copied_step = header.step
         if to_disk:
             self._in_flight = handle
@@ -279,7 +280,7 @@ class Saver:
                     tags=header.tags,
                 )
             )
-        self._jobs.put(_Job(handle, header, staged, begun_s, recent, to_disk, stays))
+        self._jobs.put(_Job(handle, header, staged, begun_s, to_memory, to_disk, stays))
         return handle
 
     def close(self, timeout_s: float = 30.0) -> None:
@@ -301,9 +302,9 @@ class Saver:
             if isinstance(job, _Layout):
                 self._stage.lay_out(job.flat, job.paths)
                 continue
-            stage = "kept" if job.recent is None else self._copy(job, job.recent)
+            stage = self._copy(job) if job.to_memory else "kept"
             if job.to_disk:
-                is_whole = job.recent is not None and stage == "kept"
+                is_whole = job.to_memory and stage == "kept"
                 self._saved = self.memory.newest if self.memory and is_whole else None
                 self._writes.put(job)
             job.handle._copied.set()
@@ -311,11 +312,11 @@ class Saver:
                 job.handle._end(CheckpointStage(job.handle.checkpoint, job.header.step, stage))
         self._writes.put(None)
 
-    def _copy(self, job: _Job, recent: tuple[StepSample, ...]) -> str:
+    def _copy(self, job: _Job) -> str:
         """Copy what is staged to memory, here and on the next node; return how that ended."""
         begun_s, worked_s = time.monotonic(), time.thread_time()
         try:
-            is_kept = self._stage.keep_staged(Kept(job.header, recent, job.stays))
+            is_kept = self._stage.keep_staged(Kept(job.header, job.stays))
         except Exception:  # The death of a peer has no type of its own in torch.
             return "failed"
         # On a CPU this thread takes its time from the training; beside a GPU it does not.

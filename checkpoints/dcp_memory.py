@@ -55,10 +55,9 @@ class Messenger(Protocol):
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What goes with a state into memory; recent as in ShardHead, stays as in next_buffer."""
+    """What goes with a state into memory; stays as in next_buffer."""
 
     header: SaveHeader
-    recent: tuple[StepSample, ...] = ()
     stays: Generation | None = None
 
 
@@ -199,7 +198,6 @@ class MemoryTier:
             rank=self._config.rank,
             mesh=self._config.mesh,
             header=kept.header,
-            recent=kept.recent,
             fingerprint=self._config.fingerprint,
             image_bytes=image_bytes,
             part_bytes=len(self._encoded(part)),
@@ -378,7 +376,8 @@ class MemorySource:
     @property
     def recent(self) -> tuple[StepSample, ...]:
         """The last steps before the state, as far as a shard at hand tells of them."""
-        return max((shard.head.recent for shard in self._shards.values()), key=len, default=())
+        told = (shard.head.header.recent for shard in self._shards.values())
+        return max(told, key=len, default=())
 
     def read(self, name: str) -> memoryview:
         """Return a rank's image, which was verified when it was opened."""

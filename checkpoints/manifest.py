@@ -20,7 +20,7 @@ import msgspec
 from ..logbook.decoding import prepared
 from ..logbook.errors import IntegrityError
 from ..logbook.tiers import Storage
-from ..logbook.wire import CheckpointTags, Hyper, Mesh
+from ..logbook.wire import CheckpointTags, Hyper, Mesh, StepSample
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -64,6 +64,8 @@ class SaveHeader(msgspec.Struct, frozen=True, kw_only=True):
     hyper:     every change in force (skipped data ranges included).
     rng:       how the random state can be had again, e.g. "seed 17, counter-based".
     is_ordered: whether it goes to disk on order, whatever the interval says.
+    recent: samples of the last steps, on the rank that reports them: whoever goes on from here can
+        tell of those that nobody has heard of.
     """
 
     step: int
@@ -72,6 +74,7 @@ class SaveHeader(msgspec.Struct, frozen=True, kw_only=True):
     tags: CheckpointTags
     rng: str = ""
     is_ordered: bool = False
+    recent: tuple[StepSample, ...] = ()
 
 
 class SaverConfig(msgspec.Struct, frozen=True, kw_only=True):

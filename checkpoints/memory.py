@@ -22,7 +22,7 @@ import xxhash
 
 from ..logbook.decoding import prepared
 from ..logbook.errors import IntegrityError
-from ..logbook.wire import Mesh, StepSample
+from ..logbook.wire import Mesh
 from .index import RankPart
 from .manifest import Fingerprint, Manifest, SaveHeader, checkpoint_id
 
@@ -51,7 +51,6 @@ class ShardHead(msgspec.Struct, frozen=True, kw_only=True):
     """What a buffer holds. rank: whose state, on mesh.
 
     is_sufficient: the rank's own image holds all that it needs to resume on the same mesh.
-    recent: samples of the last steps, in the shard of the rank that reports them.
     """
 
     run: str
@@ -63,7 +62,6 @@ class ShardHead(msgspec.Struct, frozen=True, kw_only=True):
     image_bytes: int
     part_bytes: int
     is_sufficient: bool
-    recent: tuple[StepSample, ...] = ()
 
     @property
     def generation(self) -> Generation:

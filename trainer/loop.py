@@ -43,8 +43,8 @@ from .resume import Position
 from .step import Ballot, StepOutcome
 from .validation import is_validation_due, validate
 
-RECENT_SAMPLES = 256
-"""Steps that go into memory with a state: those whose reports may be lost with their reporter."""
+RECENT_SAMPLES = 128
+"""Steps told of with a saved state: those whose reports may be lost with their reporter."""
 
 
 class Loop:
@@ -226,7 +226,6 @@ class Loop:
         self._parts.saver.keep(
             state,
             self._header(outcome, is_ordered=False),
-            tuple(self._recent),
             beside_save=outcome.agreed_memory_level == BESIDE_SAVE,
         )
         self._parts.progress.note(Phase.TRAINING)
@@ -245,6 +244,7 @@ class Loop:
             ),
             rng=f"counter-based, seed {self._parts.config.seed}",
             is_ordered=is_ordered,
+            recent=tuple(self._recent),
         )
 
     def _save_if_cut_off(self) -> None:
@@ -254,23 +254,23 @@ class Loop:
             return
         if header.is_ordered or is_save_due(self._step, self._hyper, self._parts.config):
             data_step = data_step_for(self._step, self._hyper.skipped)
-            header = msgspec.structs.replace(header, hyper=self._hyper, data_step=data_step)
-            self._save(header, None, is_last=False)
+            header = msgspec.structs.replace(
+                header, hyper=self._hyper, data_step=data_step, recent=tuple(self._recent)
+            )
+            self._save(header, to_memory=False, is_last=False)
 
     def _save_after(self, outcome: StepOutcome, *, is_ordered: bool, is_last: bool) -> None:
         # Nobody resumes from the last state, so it need not be in memory.
-        is_for_memory = outcome.agreed_memory_level > 0 and not is_last
-        recent = tuple(self._recent) if is_for_memory else None
-        self._save(self._header(outcome, is_ordered=is_ordered), recent, is_last=is_last)
+        to_memory = outcome.agreed_memory_level > 0 and not is_last
+        header = self._header(outcome, is_ordered=is_ordered)
+        self._save(header, to_memory=to_memory, is_last=is_last)
 
-    def _save(
-        self, header: SaveHeader, recent: tuple[StepSample, ...] | None, *, is_last: bool
-    ) -> None:
+    def _save(self, header: SaveHeader, *, to_memory: bool, is_last: bool) -> None:
         parts = self._parts
         parts.progress.note(Phase.SAVING)
         is_sync = is_last or not parts.config.checkpoint.async_save
         state = parts.train_step.state_dict()
-        handle = parts.saver.save(state, header, sync=is_sync, recent=recent)
+        handle = parts.saver.save(state, header, sync=is_sync, to_memory=to_memory)
         parts.progress.note(Phase.TRAINING)
         if is_last and handle.result().stage != "committed":
             # A run may go on without a save, but it may not end without one.

@@ -58,6 +58,8 @@ def resume(parts: Parts, candidates: Sequence[tuple[str, Opener]], hyper: Hyper 
     loaded = load_first(offered, state, rank=parts.rank)
     header = loaded.header
     if header is not None:
+        if loaded.tier != MemorySource.tier:
+            recent = header.recent
         if hyper is None:
             # A reset of the scaler was meant for the moment it was ordered, not for every resume.
             hyper = msgspec.structs.replace(header.hyper, loss_scale=None)
@@ -74,7 +76,7 @@ def resume(parts: Parts, candidates: Sequence[tuple[str, Opener]], hyper: Hyper 
         tier=loaded.tier,
         repaired=loaded.repaired,
         differs=_differences(loaded.manifest, parts) if parts.rank == 0 else (),
-        recalled=recent if loaded.tier == MemorySource.tier and parts.rank == 0 else (),
+        recalled=recent if parts.rank == 0 else (),
         readback=parts.train_step.readback(parts.progress.step + 1),
     )
     parts.report.send(resumed)

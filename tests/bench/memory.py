@@ -18,13 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from midwatch.logbook.wire import StepSample
 
 from tests.support.memory_nodes import Nodes
 from tests.support.ranks import run_ranks
 
 PER_NODE = 2
-RECENT = 256
+RECENT = 128
 ASKS = 2000
 SHM = Path("/dev/shm")
 HOMES = {rank: f"node-{rank // PER_NODE}" for rank in range(4)}
@@ -73,13 +74,14 @@ def copy(
     order = Nodes(Path(memory), PER_NODE).order(HOMES[rank])
     saver = Saver(models.saver_config(folder, rank, mesh), memory=order)
     saver.prepare(state)
-    assert saver.save(state, models.header(1), recent=()).result(120.0).stage == "committed"
+    assert saver.save(state, models.header(1), to_memory=True).result(120.0).stage == "committed"
     recent = tuple(_sample(step) for step in range(RECENT)) if rank == 0 else ()
     blocked_s: list[float] = []
     took_s: list[float] = []
     for step in range(2, copies + 4):
         begun_s = time.perf_counter()
-        handle = saver.keep(state, models.header(step), recent)
+        header = msgspec.structs.replace(models.header(step), recent=recent)
+        handle = saver.keep(state, header)
         assert handle.result(120.0).stage == "kept"
         if step > 3:  # The first two lay the two buffers out.
             blocked_s.append(handle.blocked_s)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from midwatch.checkpoints.manifest import checkpoint_dir
 from midwatch.checkpoints.store import LocalStore
+from midwatch.logbook import decisions as d
 from midwatch.logbook import events as ev
 from midwatch.logbook.state import RunState, Status
 from midwatch.operator.runtime.session import Session
@@ -106,9 +107,18 @@ def test_without_the_memory_tier_the_newest_checkpoint_on_disk_is_taken(
     off = {"memory": {"mode": "off"}}
     with LiveRun(nano_spec("no-memory", tmp_path, corpus, checkpoints=off), session) as run:
         state = survive(run, undisturbed, ["worker-killed"], strike_worker(2, 12))
+        events = run.events()
     (incident,) = state.incidents.values()
-    assert incident.checkpoint == "step-00000010.a0001"
+    again = [e for e in events if isinstance(e, ev.DecisionMade) and _is_restart(e)]
+    before = events[: events.index(again[0])]
+    committed = [e.checkpoint for e in before if isinstance(e, ev.CheckpointCommitted)]
+    assert incident.checkpoint == max(committed)
     assert resumed_from(run) == ["", "disk"]
+
+
+def _is_restart(event: ev.DecisionMade) -> bool:
+    action = event.decision.action
+    return isinstance(action, d.StartAttempt) and action.plan.attempt > 1
 
 
 def test_a_stopped_worker_is_a_hang_with_stacks(

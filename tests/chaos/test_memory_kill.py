@@ -90,7 +90,7 @@ def keep_beside_saves_until_killed(rank: int, folder: str, seed: int, after_s: f
             assert saver.keep(state, models.header(step)).result(60.0).stage == "kept"
         elif step % SAVE_STEPS == 0:
             # A peer that died fails the copies and the save; the next agreement ends this rank.
-            saver.save(state, models.header(step), recent=())
+            saver.save(state, models.header(step), to_memory=True)
             saved_step = step
         else:
             is_beside = bool(level == BESIDE_SAVE)

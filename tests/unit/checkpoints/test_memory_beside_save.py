@@ -70,7 +70,7 @@ def save_slowly(rank: int, folder: str, last_step: int, is_in_memory: bool) -> l
         level = agreed_level(saver, step)
         set_step(state, step)
         if step == SAVED:
-            handle = saver.save(state, models.header(step), recent=() if is_in_memory else None)
+            handle = saver.save(state, models.header(step), to_memory=is_in_memory)
             assert handle._copied.wait(WAIT_S)
         elif level >= BESIDE_SAVE:
             is_beside = level == BESIDE_SAVE

@@ -144,6 +144,25 @@ def test_another_mesh_takes_over_and_sees_the_same_data(
     assert second.losses() == pytest.approx(whole.losses()[4:], rel=1e-5)
 
 
+def test_a_checkpoint_tells_of_the_steps_before_it_and_so_does_the_next(
+    nursery: Nursery, tmp_path: Path, trainer: dict[str, Any]
+) -> None:
+    """Their reports may have died with their reporter, or come too late to be listened to."""
+    section = {**trainer, "checkpoint": {"interval_steps": 2}}
+    first = run(nursery, tmp_path, section, until_step=4)
+    second = run(
+        nursery, tmp_path, section, until_step=6, attempt=2, checkpoints=(first.committed()[-1],)
+    )
+    third = run(
+        nursery, tmp_path, section, until_step=8, attempt=3, checkpoints=(second.committed()[-1],)
+    )
+    (resumed,) = second.said(Resumed, 0)
+    assert list(resumed.recalled) == first.steps()
+    (resumed,) = third.said(Resumed, 0)
+    assert list(resumed.recalled) == [*first.steps(), *second.steps()]
+    assert all(not said.recalled for rank in (1, 2, 3) for said in third.said(Resumed, rank))
+
+
 def test_a_fork_of_a_warm_process_is_its_own_rank(
     nursery: Nursery, tmp_path: Path, trainer: dict[str, Any]
 ) -> None:
