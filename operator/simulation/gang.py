@@ -24,7 +24,7 @@ from ...logbook.wire import (
     WorkerFailed,
     WorkerMessage,
 )
-from .memory_tier import RECALLED_STEPS, Copy
+from .memory_tier import Copy
 from .pace import Pace
 from .rules import Mailbox
 from .sayings import row_of, stage_of
@@ -81,7 +81,7 @@ class Gang:
         self._num_stopped = 0
         self._memory_step: int | None = None
         self._lives: tuple[str, ...] = ()
-        self._recent: deque[StepSample] = deque(maxlen=RECALLED_STEPS)
+        self._recent: deque[StepSample] = deque(maxlen=world.setting.recalled_steps)
         self._pace = Pace(world, plan)
 
     @property
@@ -158,7 +158,7 @@ class Gang:
             self._resumed("", "", passed_over)
         else:
             self._world.disk.loads_total += 1
-            self._resumed(loaded.id, "disk", passed_over)
+            self._resumed(loaded.id, "disk", passed_over, loaded.recent)
         if loaded is not None and loaded.is_unfit:
             self._fail(self.workers[0], "worker-raised", "no step can be made from this state")
             return
@@ -172,6 +172,7 @@ class Gang:
         passed_over: tuple[tuple[str, str], ...],
         recalled: tuple[StepSample, ...] = (),
     ) -> None:
+        self._recent.extend(recalled)
         load_s = self._world.times.memory_load_s if tier == "memory" else self._world.times.load_s
         step = self.weights.step
 
@@ -233,7 +234,7 @@ class Gang:
                 self.workers[place.first_rank].agent.identity.agent
                 for place in self.plan.placements
             )
-        recent = (*self._recent, sample)[-RECALLED_STEPS:]
+        recent = (*self._recent, sample)[-world.setting.recalled_steps :]
         generation = Generation(sample.step, self.attempt)
         world.memory.lay_down(Copy(generation, self.weights, self._lives, recent))
         self._memory_step = sample.step
@@ -271,7 +272,8 @@ class Gang:
         # A save needs every rank; one whose bytes had all left its ranks lands nevertheless.
         if self.is_broken and not self._world.storage.lands_late():
             return
-        self._world.disk.commit(weights, self.attempt, tags)
+        recent = tuple(sample for sample in self._recent if sample.step <= weights.step)
+        self._world.disk.commit(weights, self.attempt, tags, recent)
         self._say(self.workers[0], self._stage(weights, "committed", tags=tags), even_if_gone=True)
 
     def _stage(

@@ -19,7 +19,6 @@ from .conditions import Times
 from .training import Weights
 
 KEPT = 2
-RECALLED_STEPS = 16
 
 
 class Copy(msgspec.Struct, frozen=True):

@@ -171,7 +171,7 @@ class Saved(msgspec.Struct):
     """A committed checkpoint. is_corrupt: a bit has rotted, which only reading it back shows.
 
     misread_loads: so many loads find a bad copy although there is a sound one. is_unfit: it loads,
-    but no step can be made from what is in it.
+    but no step can be made from what is in it. recent: the last steps before it, oldest first.
     """
 
     id: str
@@ -179,6 +179,7 @@ class Saved(msgspec.Struct):
     attempt: int
     weights: Weights
     tags: CheckpointTags
+    recent: tuple[StepSample, ...] = ()
     is_corrupt: bool = False
     misread_loads: int = 0
     is_unfit: bool = False
@@ -195,10 +196,16 @@ class Disk:
         self.ever: set[str] = set()
         self.loads_total = 0
 
-    def commit(self, weights: Weights, attempt: int, tags: CheckpointTags) -> Saved:
+    def commit(
+        self,
+        weights: Weights,
+        attempt: int,
+        tags: CheckpointTags,
+        recent: tuple[StepSample, ...] = (),
+    ) -> Saved:
         """Make a checkpoint appear."""
         name = checkpoint_id(weights.step, attempt)
-        self.saved[name] = Saved(name, weights.step, attempt, weights, tags)
+        self.saved[name] = Saved(name, weights.step, attempt, weights, tags, recent)
         self.ever.add(name)
         return self.saved[name]
 

@@ -57,6 +57,11 @@ class Setting(msgspec.Struct, frozen=True):
     sizes: Sizes = Sizes()
     keeps_samples: bool = True
 
+    @property
+    def recalled_steps(self) -> int:
+        """How many steps a saved state tells of: all that the trainer's do, where anybody looks."""
+        return 128 if self.keeps_samples else 16
+
 
 class World:
     """Everything outside the controller. cluster: the ports of the controller of the moment."""

@@ -59,11 +59,15 @@ def rate_factor(hyper: Hyper, step: int) -> float:
 
 
 class Checker:
-    """Folds the journal beside the controller and looks at every decision in it."""
+    """Folds the journal beside the controller and looks at every decision in it.
+
+    heard: every step of which the journal has the numbers.
+    """
 
     def __init__(self, spec: RunSpec, world: World | None) -> None:
         self.shadow = RunState()
         self.told: list[tuple[float, d.Decision]] = []
+        self.heard: set[int] = set()
         self.num_looks = 0
         self._spec = spec
         self._world = world
@@ -89,6 +93,10 @@ class Checker:
             self._epoch = record.epoch
             if isinstance(record.event, ev.DecisionMade):
                 self._check(before, record.event.decision, record.time_s)
+            if isinstance(record.event, ev.StepDone):
+                self.heard.add(record.event.sample.step)
+            elif isinstance(record.event, ev.StepsRecalled):
+                self.heard.update(sample.step for sample in record.event.samples)
             self.shadow = evolve(before, record.event, seq=record.seq, time_s=record.time_s)
             self._check_fence(before, record.event)
             assert self.shadow.seq == before.seq + 1, "the journal has a gap"
