@@ -33,8 +33,8 @@ from tests.support.live_run import (
 pytestmark = pytest.mark.chaos
 
 EVERY_STEP = {"memory": {"every_steps": 1}}
-# A step is copied while the next ones are trained: on a busy machine a few nano steps are quicker.
-MEMORY_LAG_STEPS = 5
+# A step is copied while the next one or two are trained: on a busy machine nano steps are quicker.
+MEMORY_LAG_STEPS = 3
 
 
 def survive(
