@@ -35,6 +35,5 @@ def test_the_laggard_is_named_by_the_collective_it_has_not_called(
     assert "has not called gloo:" in incident.decisions[0].reason
     rows = {row.rank: row for hang in hangs for row in hang.rows}
     assert sorted(rows) == [0, 1, 2, 3]
-    # One that is held up for longer than anybody waits for its answer has none.
-    assert sum(bool(row.marks) for row in rows.values()) >= 3
+    assert all(row.marks for row in rows.values())
     assert all("collectives:" in text for text in evidence)
