@@ -27,6 +27,8 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_TEMPORARY = "manifest.json.tmp"
 MANIFEST_DELETING = "manifest.json.deleting"
 CHECKPOINTS_DIR = "checkpoints"
+RECENT_STEPS = 256
+"""Steps told of with a saved state: those whose reports may be lost with their reporter."""
 
 _ID = re.compile(r"step-(\d{8,})\.a(\d{4,})")
 
@@ -64,8 +66,8 @@ class SaveHeader(msgspec.Struct, frozen=True, kw_only=True):
     hyper:     every change in force (skipped data ranges included).
     rng:       how the random state can be had again, e.g. "seed 17, counter-based".
     is_ordered: whether it goes to disk on order, whatever the interval says.
-    recent: samples of the last steps, on the rank that reports them: whoever goes on from here can
-        tell of those that nobody has heard of.
+    recent: samples of the last RECENT_STEPS steps, on the rank that reports them: whoever goes on
+        from here can tell of those that nobody has heard of.
     """
 
     step: int

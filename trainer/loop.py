@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.dcp import BESIDE_SAVE
-from ..checkpoints.manifest import SaveHeader
+from ..checkpoints.manifest import RECENT_STEPS, SaveHeader
 from ..logbook.errors import Fatal
 from ..logbook.hyper import ONCE
 from ..logbook.tiers import TierRefused
@@ -43,9 +43,6 @@ from .resume import Position
 from .step import Ballot, StepOutcome
 from .validation import is_validation_due, validate
 
-RECENT_SAMPLES = 128
-"""Steps told of with a saved state: those whose reports may be lost with their reporter."""
-
 
 class Loop:
     """One rank's run from a position to the last step, or to an agreed stop.
@@ -61,7 +58,7 @@ class Loop:
         self._has_told = False
         # What was measured beyond the position was of weights that are left behind.
         self._validated_step = min(validated_step, position.step)
-        self._recent: deque[StepSample] = deque(position.recent, maxlen=RECENT_SAMPLES)
+        self._recent: deque[StepSample] = deque(position.recent, maxlen=RECENT_STEPS)
         self._unsaved = position.unsaved
 
     def run(self, last_step: int) -> Finished:

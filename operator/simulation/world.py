@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ...checkpoints.manifest import checkpoint_id
+from ...checkpoints.manifest import RECENT_STEPS, checkpoint_id
 from ...health.nodes.lemons import MachineIdentity
 from ...logbook.events import Event
 from ...logbook.findings import Finding
@@ -60,7 +60,7 @@ class Setting(msgspec.Struct, frozen=True):
     @property
     def recalled_steps(self) -> int:
         """How many steps a saved state tells of: all that the trainer's do, where anybody looks."""
-        return 128 if self.keeps_samples else 16
+        return RECENT_STEPS if self.keeps_samples else 16
 
 
 class World:

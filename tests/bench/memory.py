@@ -2,7 +2,7 @@
 
 Four gloo ranks (FSDP2 x TP) on two pretended nodes hold an OPT-like state with float32 master
 weights and Adam moments. Copies go to the own node and over loopback to the other, with the samples
-of the last RECENT steps from rank 0; level_s is what the loop pays at every step to know whether to
+of the RECENT_STEPS last steps; level_s is what the loop pays at every step to know whether to
 copy. A restore is of fresh processes: from memory, from memory with one node lost, and from disk,
 whose bytes come from the page cache.
 Run: python -m tests.bench.memory [--width 256] [--layers 4] [--copies 15]
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from midwatch.checkpoints.manifest import RECENT_STEPS
 from midwatch.logbook.wire import StepSample
 
 from tests.support.memory_nodes import Nodes
 from tests.support.ranks import run_ranks
 
 PER_NODE = 2
-RECENT = 128
 ASKS = 2000
 SHM = Path("/dev/shm")
 HOMES = {rank: f"node-{rank // PER_NODE}" for rank in range(4)}
@@ -75,7 +75,7 @@ def copy(
     saver = Saver(models.saver_config(folder, rank, mesh), memory=order)
     saver.prepare(state)
     assert saver.save(state, models.header(1), to_memory=True).result(120.0).stage == "committed"
-    recent = tuple(_sample(step) for step in range(RECENT)) if rank == 0 else ()
+    recent = tuple(_sample(step) for step in range(RECENT_STEPS)) if rank == 0 else ()
     blocked_s: list[float] = []
     took_s: list[float] = []
     for step in range(2, copies + 4):
