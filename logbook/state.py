@@ -352,9 +352,13 @@ class RunState(msgspec.Struct, frozen=True):
     def is_at_rest(self) -> bool:
         """Whether nothing more will happen by itself: paused, or ended with every incident closed.
 
-        The end is written down before what is left open is closed.
+        The end is written down before what is left open is closed, and who submits a paused run
+        again has asked for it to go on before anything else is done.
         """
-        return self.status is Status.PAUSED or (self.status.is_terminal and not self.open_incidents)
+        if self.status is Status.PAUSED:
+            asked = self.interventions.values()
+            return not any(i.request.action == "resume" and i.stage == "requested" for i in asked)
+        return self.status.is_terminal and not self.open_incidents
 
     def running(self, attempt: int) -> AttemptState | None:
         """Return the current attempt if its number is attempt, else None: the fence."""

@@ -325,3 +325,11 @@ def test_of_thousands_of_echoes_a_few_are_kept_and_a_cause_among_them_always() -
     assert state.attempt is not None
     assert len(state.attempt.exits) <= MAX_EXITS_KEPT + 1
     assert cause in state.attempt.exits
+
+
+def test_a_paused_run_that_is_asked_to_go_on_is_not_at_rest() -> None:
+    before = trained(5)
+    paused = fold([decided(before, d.PauseRun("restart-budget"))], before)
+    assert paused.is_at_rest
+    resume = ev.InterventionRequested(id="r", action="resume", by="ann", reason="submitted again")
+    assert not fold([resume], paused).is_at_rest
